@@ -1,0 +1,1 @@
+"""Hydra configuration tree, reachable as ``pkg://matattn.conf``."""

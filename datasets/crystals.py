@@ -1,0 +1,146 @@
+"""Crystals with properties from a JSON-lines file.
+
+One crystal a line: ``id``, ``lattice`` 3 x 3 (rows, Å), ``Z`` (atomic numbers), ``frac`` (N x 3), any
+number of properties, and optionally ``split`` ("train", "val", "test") and ``formula``. The file may
+be gzipped. ``data=mp2018_subset`` and ``data=crystals data.path=FILE`` read it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matattn.dataset import SPLITS, PropertyDataset, group_split, random_split
+from matattn.errors import DataError, StructureError
+from matattn.structure import tensors_from_arrays, to_data, validate_arrays
+from matattn.units import Property, find_property
+
+
+def load(
+    name: str,
+    path: str,
+    targets: Sequence[str],
+    split: str = "official",
+    split_seed: int = 0,
+    max_sites: int | None = None,
+    units: Mapping[str, str] | None = None,
+    note: str = "",
+) -> PropertyDataset:
+    """Read a JSON-lines file of crystals.
+
+    Args:
+        name: how reports call the data.
+        path: the file, plain or ``.gz``.
+        targets: properties to predict, by matattn's names or the file's; moduli in GPa become
+            log10(GPa), and values that are not positive count as missing.
+        split: "official" (the file's ``split`` column), "random" (seeded 80/10/10 of the rows), or
+            "formula" (80/10/10 of the reduced formulas: no composition stands in two splits).
+        split_seed: seed of the latter two.
+        max_sites: leave out larger cells.
+        units: units of properties that matattn does not know, for example {"tc": "K"}.
+        note: what errors on these rows may be compared with.
+
+    Rows that cannot be used (see ``PropertyDataset.skipped``) are left out. Raises DataError when the
+    file, a target or the split column is missing, or when no usable row is left.
+    """
+    properties = tuple(find_property(target, units) for target in targets)
+    if not properties:
+        raise DataError(f"{name}: no target given (data.targets is empty)")
+    rows, skipped = _read_rows(Path(path))
+    columns = [_column(target, rows, path) for target in properties]
+    items, splits, formulas = [], [], []
+    for where, row in rows:
+        try:
+            if max_sites is not None and len(row["Z"]) > max_sites:
+                continue
+            validate_arrays(row["Z"], row["frac"], row["lattice"], where)
+            labels = [
+                _label(row.get(column), target, column)
+                for column, target in zip(columns, properties, strict=True)
+            ]
+        except StructureError as error:
+            skipped.append(str(error))
+            continue
+        except (KeyError, TypeError, ValueError) as error:
+            skipped.append(f"{where}: bad or missing value: {error}")
+            continue
+        tensors = tensors_from_arrays(row["Z"], row["frac"], row["lattice"])
+        items.append(to_data(tensors, labels, str(row["id"])))
+        splits.append(row.get("split", ""))
+        formulas.append(_formula(row["Z"]))
+    assigned = _split(split, split_seed, splits, formulas, path)
+    return PropertyDataset(name, properties, items, assigned, note, skipped)
+
+
+def _read_rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """(place, row) of every line, and a message for every line that is not a JSON object."""
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; give data.path=FILE, or set MATATTN_DATA to the folder of data sets"
+        )
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    opener = gzip.open if path.suffix == ".gz" else open
+    rows, bad = [], []
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    rows.append((f"{path}:{number} ({row['id']})", row))
+                except (ValueError, KeyError, TypeError):
+                    bad.append(f"{path}:{number}: not a JSON object with an id")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return rows, bad
+
+
+def _column(target: Property, rows: list[tuple[str, dict[str, Any]]], path: str) -> str:
+    """The column of the file that holds a target, or a quantity whose logarithm it is."""
+    present = {key for _, row in rows for key in row}
+    for column in (target.name, *target.columns, *target.log10_of):
+        if column in present:
+            return column
+    numeric = sorted(present - {"id", "formula", "spg", "lattice", "Z", "frac", "split"})
+    raise DataError(
+        f"{path}: no column for target {target.name!r}; columns of the file: {', '.join(numeric)}"
+    )
+
+
+def _label(value: Any, target: Property, column: str) -> float:
+    number = math.nan if value is None else float(value)
+    if column in target.log10_of:
+        return math.log10(number) if number > 0 else math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def _formula(z: Sequence[int]) -> str:
+    """A key of the reduced formula: atomic numbers with their smallest whole-number ratio."""
+    numbers, counts = np.unique(z, return_counts=True)
+    counts = counts // np.gcd.reduce(counts)
+    return " ".join(f"{number}:{count}" for number, count in zip(numbers, counts, strict=True))
+
+
+def _split(
+    scheme: str, seed: int, official: list[str], formulas: list[str], path: str
+) -> np.ndarray:
+    if scheme == "random":
+        return random_split(len(official), seed)
+    if scheme == "formula":
+        return group_split(formulas, seed)
+    if scheme != "official":
+        raise DataError(f"data.split={scheme!r}: choose official, random or formula")
+    split = np.array([name if name in SPLITS else "" for name in official], dtype="<U5")
+    if official and not (split == "train").any():
+        raise DataError(
+            f"{path}: no row says split: train; use data.split=random or data.split=formula"
+        )
+    return split

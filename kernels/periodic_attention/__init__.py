@@ -1,0 +1,202 @@
+r"""Infinitely connected attention over crystals (Crystalformer, arXiv 2403.11686, eq. 3-10).
+
+``periodic_attention`` is the public operator; README.md derives it, ``reference.py`` states it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..dispatch import Backend, choose
+from . import reference, torch_ops
+
+__all__ = ["periodic_attention", "cutoff_for_tolerance"]
+
+_MODULES = {"torch": torch_ops, "reference": reference}
+BACKENDS = {
+    "torch": Backend(torch_ops.forward),
+    "reference": Backend(reference.forward, automatic=False),
+}
+
+
+def cutoff_for_tolerance(sigma: float, tolerance: float) -> float:
+    r"""Distance in Å at which a Gaussian weight :math:`e^{-d^2/2\sigma^2}` has fallen to ``tolerance``."""
+    return sigma * math.sqrt(-2 * math.log(tolerance))
+
+
+def periodic_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    *,
+    spacing: float,
+    width: float,
+    bias: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Attention of every atom to all periodic images in its neighbour list.
+
+    .. math::
+        y_i = \frac{1}{Z_i} \sum_{(j, n)} \exp(q_i \cdot k_j / \sqrt{D} + a_i d_{ijn}^2 + c_{ijn})
+              (v_j + W b(d_{ijn}))
+
+    with Gaussians :math:`b_k(d) = \exp(-(d - k \Delta)^2 / 2 s^2)`, k = 1..K. One softmax runs over
+    all images of all atoms j. Exact gradients for q, k, v, a, weight and distance, and second
+    derivatives of all of them.
+
+    Args:
+        q, k, v: queries, keys, values [N, H, D] of all atoms of a batch (D per head, q unscaled).
+        a: :math:`-1 / (2 \sigma_i^2)` [N, H], 1/Å^2.
+        weight: projection W [H, D, K] of the radial functions; K = 0 leaves them out.
+        distance: :math:`d_{ijn}` [E], Å, sorted by the target atom i.
+        source: atom j of each neighbour [E], int64.
+        row_ptr: neighbours of atom i are ``row_ptr[i]:row_ptr[i + 1]`` [N + 1], int64. Each atom has
+            at least one (its own image at d = 0).
+        spacing, width: :math:`\Delta` and s of the Gaussians, Å.
+        bias: constant :math:`c_{ijn}` [E] or [E, H] added to the logits, not differentiated: the
+            logarithm of a multiplicity, or -inf where a head does not see an image.
+        return_lse: also return :math:`\log Z_i` [N, H], differentiable.
+        backend: "auto", "torch" or "reference" (float64 sums).
+
+    Returns:
+        y [N, H, D], or (y, lse).
+
+    Raises:
+        BackendError: the backend is unknown or refuses the call.
+        ValueError: shapes disagree, or an atom has an empty neighbour list.
+    """
+    atoms, heads, dim = q.shape
+    expected = {
+        "k": (k, (atoms, heads, dim)),
+        "v": (v, (atoms, heads, dim)),
+        "a": (a, (atoms, heads)),
+        "weight": (weight, (heads, dim, weight.shape[-1])),
+        "source": (source, tuple(distance.shape)),
+        "row_ptr": (row_ptr, (atoms + 1,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"periodic_attention: {name} has shape {tuple(tensor.shape)}, expected {shape}"
+            )
+    name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
+    y, lse, _ = _forward_op(
+        q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, name
+    )
+    return (y, lse) if return_lse else y
+
+
+@torch.library.custom_op("matattn::periodic_attention", mutates_args=())
+def _forward_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    spacing: float,
+    width: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    run = _MODULES[backend].forward
+    return run(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
+
+
+@_forward_op.register_fake
+def _(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
+    atoms, heads, _ = q.shape
+    return torch.empty_like(v), q.new_empty(atoms, heads), q.new_empty(atoms, heads, weight.shape[-1])
+
+
+@torch.library.custom_op("matattn::periodic_attention_backward", mutates_args=())
+def _backward_op(
+    grad_y: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    mean_basis: Tensor,
+    spacing: float,
+    width: float,
+    backend: str,
+    distance_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _MODULES[backend].backward(
+        grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
+        y, lse, mean_basis, spacing, width, distance_grad,
+    )  # fmt: skip
+
+
+@_backward_op.register_fake
+def _(
+    grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
+    y, lse, mean_basis, spacing, width, backend, distance_grad,
+):  # fmt: skip
+    grads = tuple(torch.empty_like(t) for t in (q, k, v, a, weight))
+    return *grads, torch.empty_like(distance) if distance_grad else distance.new_empty(0)
+
+
+def _save_forward(ctx, inputs, output):
+    *tensors, ctx.spacing, ctx.width, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _forward_autograd(ctx, grad_y, grad_lse, _grad_mean_basis):
+    q, k, v, a, weight, distance, source, row_ptr, bias, y, lse, mean_basis = ctx.saved_tensors
+    distance_grad = ctx.needs_input_grad[5]
+    grads = _backward_op(
+        grad_y.contiguous(), grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
+        y, lse, mean_basis, ctx.spacing, ctx.width, ctx.backend, distance_grad,
+    )  # fmt: skip
+    grad_distance = grads[5] if distance_grad else None
+    return *grads[:5], grad_distance, None, None, None, None, None, None
+
+
+_forward_op.register_autograd(_forward_autograd, setup_context=_save_forward)
+
+
+def _save_backward(ctx, inputs, output):
+    grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias = inputs[:11]
+    ctx.save_for_backward(grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias)
+    ctx.spacing, ctx.width, _, ctx.distance_grad = inputs[14:]
+
+
+def _backward_autograd(ctx, *grads_of_grads):
+    """Second derivatives, through the reference formula, so that losses on forces train.
+
+    y, lse and the mean basis are functions of the other inputs; their share of the derivative is
+    accounted for there, so they get none of their own.
+    """
+    *inputs, source, row_ptr, bias = ctx.saved_tensors
+    with torch.enable_grad():
+        grad_y, grad_lse, *leaves = inputs = [t.detach().requires_grad_() for t in inputs]
+        outputs = reference.neighbor_attention(
+            *leaves, source, row_ptr, bias, ctx.spacing, ctx.width
+        )
+        grads = torch.autograd.grad(outputs, leaves, (grad_y, grad_lse), create_graph=True)
+        used = slice(None) if ctx.distance_grad else slice(5)
+        second = torch.autograd.grad(grads[used], inputs, grads_of_grads[used], allow_unused=True)
+    return *second, *(None,) * 10
+
+
+_backward_op.register_autograd(_backward_autograd, setup_context=_save_backward)

@@ -1,0 +1,232 @@
+r"""The formulas of infinitely connected attention in plain sight: slow, dense, the oracle.
+
+Taniai et al., "Crystalformer", ICLR 2024 (arXiv 2403.11686), section 3. Atom j of the unit cell has
+an image at :math:`p_j + n L` for every integer triple n, at distance
+:math:`d_{ijn} = |p_j + n L - p_i|` from atom i of the cell. With the weights of atom i and a head
+
+.. math::
+    \phi_{ijn} = a_i d_{ijn}^2, \qquad a_i = -1 / (2 \sigma_i^2), \qquad \psi_{ijn} = W b(d_{ijn})
+
+.. math::
+    y_i = \frac{1}{Z_i} \sum_j \sum_n e^{q_i \cdot k_j / \sqrt{D} + \phi_{ijn}} (v_j + \psi_{ijn})
+        = \sum_j \mathrm{softmax}_j (q_i \cdot k_j / \sqrt{D} + \alpha_{ij}) (v_j + W \beta_{ij})
+
+.. math::
+    \alpha_{ij} = \log \sum_n e^{\phi_{ijn}}, \qquad
+    \beta_{ij} = \frac{\sum_n e^{\phi_{ijn}} b(d_{ijn})}{\sum_n e^{\phi_{ijn}}}
+
+Two independent routes are given. ``image_sums`` + ``pair_attention`` sum over images first, as the
+paper writes it; ``neighbor_attention`` is one softmax over a flat list of (j, n), as every fast
+backend does it. Autograd differentiates both, to any order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def radial_basis(distance: Tensor, spacing: float, width: float, count: int) -> Tensor:
+    r"""Gaussians :math:`b_k(d) = \exp(-(d - \mu_k)^2 / 2 s^2)` at :math:`\mu_k = k \cdot` spacing, k = 1..count.
+
+    distance [...] Å, spacing and width s in Å; returns [..., count]. The first centre is one spacing
+    away from zero, as in the published code.
+    """
+    centers = torch.arange(1, count + 1, dtype=distance.dtype, device=distance.device) * spacing
+    return torch.exp(-0.5 * ((distance[..., None] - centers) / width) ** 2)
+
+
+def safe_distance(vector: Tensor) -> Tensor:
+    """Length of ``vector`` [..., 3] Å, with gradient zero (not NaN) at length zero: the self pair."""
+    squared = vector.square().sum(-1)
+    zero = squared == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+
+
+def adaptive_range(sigma: Tensor, cell: Tensor, margin: float = 0.01) -> Tensor:
+    r"""Half-widths :math:`R_t = \max(\lceil (3.5 \sigma + margin) |b_t| / 2\pi \rceil, 2)` of the published box.
+
+    sigma [..., H] Å of each atom and head, cell [..., 3, 3] Å (rows are lattice vectors) of the same
+    leading shape; returns integers [..., H, 3]. The published kernels add the margin of 0.01 Å, the
+    paper does not.
+    """
+    planes = torch.linalg.inv(cell).norm(dim=-2)  # |b_t| / 2 pi = 1 / spacing of lattice planes t
+    reach = torch.ceil((3.5 * sigma[..., None] + margin) * planes[..., None, :])
+    return reach.clamp_min(2).long()
+
+
+def box_images(half_widths: Tensor) -> Tensor:
+    """All integer triples with |n_t| <= half_widths[t]: [M, 3]."""
+    ranges = [torch.arange(-int(r), int(r) + 1) for r in half_widths]
+    return torch.cartesian_prod(*ranges)
+
+
+def sphere_images(pos: Tensor, cell: Tensor, cutoff: float) -> Tensor:
+    """A box of images [M, 3] that holds every image within ``cutoff`` Å of any atom of the cell."""
+    inverse = torch.linalg.inv(cell)
+    frac = pos @ inverse
+    spread = (frac.amax(0) - frac.amin(0)).abs()
+    return box_images(torch.ceil(cutoff * inverse.norm(dim=0) + spread))
+
+
+def image_sums(
+    pos: Tensor,
+    cell: Tensor,
+    a: Tensor,
+    images: Tensor,
+    *,
+    spacing: float,
+    width: float,
+    count: int,
+    half_widths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The sums over images, alpha [N, N, H] and beta [N, N, H, K], of one crystal.
+
+    pos [N, 3] Å, cell [3, 3] Å, a [N, H] 1/Å^2, images [M, 3]; half_widths [N, H, 3] limits each
+    atom and head i to its own box |n_t| <= half_widths (the published rule). Index order is
+    [query i, key j, head].
+    """
+    offsets = images.to(pos.dtype) @ cell
+    distance = safe_distance(pos[None, :, None] + offsets - pos[:, None, None])  # [i, j, n]
+    phi = a[:, None, None, :] * distance.square()[..., None]  # [i, j, n, h]
+    if half_widths is not None:
+        outside = (images.abs()[:, None] > half_widths[:, None]).any(-1)  # [i, n, h]
+        phi = phi.masked_fill(outside[:, None], -math.inf)
+    alpha = torch.logsumexp(phi, dim=2)
+    basis = radial_basis(distance, spacing, width, count)
+    beta = torch.einsum("ijnh,ijnk->ijhk", torch.exp(phi - alpha[:, :, None]), basis)
+    return alpha, beta
+
+
+def pair_attention(
+    q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """y [N, H, D] and the log-sum-exp [N, H] of the logits from the image sums of one crystal.
+
+    q, k, v [N, H, D]; alpha [N, N, H], beta [N, N, H, K] from ``image_sums``; weight W [H, D, K].
+    """
+    logits = torch.einsum("ihd,jhd->ijh", q, k) / math.sqrt(q.shape[-1]) + alpha
+    attention = logits.softmax(dim=1)
+    values = v[None] + torch.einsum("ijhk,hdk->ijhd", beta, weight)
+    return torch.einsum("ijh,ijhd->ihd", attention, values), logits.logsumexp(dim=1)
+
+
+def neighbor_weights(
+    q: Tensor,
+    k: Tensor,
+    a: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Target atom [E], softmax weights [E, H] over each atom's (j, n) and their log-sum-exp [N, H]."""
+    atoms, heads, dim = q.shape
+    target = torch.repeat_interleave(torch.arange(atoms, device=q.device), row_ptr.diff())
+    logits = (q[target] * k[source]).sum(-1) / math.sqrt(dim)
+    logits = logits + a[target] * distance.square()[:, None]
+    if bias is not None:
+        logits = logits + (bias[:, None] if bias.dim() == 1 else bias)
+    largest = logits.new_full((atoms, heads), -math.inf).scatter_reduce(
+        0, target[:, None].expand(-1, heads), logits.detach(), "amax"
+    )
+    weights = torch.exp(logits - largest[target])
+    total = torch.zeros_like(largest).index_add(0, target, weights)
+    return target, weights / total[target], largest + total.log()
+
+
+def neighbor_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    spacing: float,
+    width: float,
+) -> tuple[Tensor, Tensor]:
+    """y and log-sum-exp from a flat list of neighbours: the operator as ``__init__`` documents it."""
+    target, weights, lse = neighbor_weights(q, k, a, distance, source, row_ptr, bias)
+    basis = radial_basis(distance, spacing, width, weight.shape[-1])
+    values = v[source] + torch.einsum("ek,hdk->ehd", basis, weight)
+    return torch.zeros_like(q).index_add(0, target, weights[..., None] * values), lse
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    spacing: float,
+    width: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``reference`` backend: y, lse and the mean basis c [N, H, K], summed in float64."""
+    double = [t.double() for t in (q, k, v, a, weight, distance)]
+    bias = None if bias is None else bias.double()
+    y, lse = neighbor_attention(*double, source, row_ptr, bias, spacing, width)
+    target, weights, _ = neighbor_weights(
+        double[0], double[1], double[3], double[5], source, row_ptr, bias
+    )
+    basis = radial_basis(double[5], spacing, width, weight.shape[-1])
+    mean = y.new_zeros(*q.shape[:2], weight.shape[-1])
+    mean = mean.index_add(0, target, weights[..., None] * basis[:, None])
+    return y.to(q), lse.to(q), mean.to(q)
+
+
+def backward(
+    grad_y: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    mean_basis: Tensor,
+    spacing: float,
+    width: float,
+    distance_grad: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients for q, k, v, a, weight and distance in closed form (README.md section 3), in float64."""
+    dtype = q.dtype
+    grad_y, grad_lse, q, k, v, a, weight, distance = (
+        t.double() for t in (grad_y, grad_lse, q, k, v, a, weight, distance)
+    )
+    bias = None if bias is None else bias.double()
+    target, p, _ = neighbor_weights(q, k, a, distance, source, row_ptr, bias)
+    count = weight.shape[-1]
+    basis = radial_basis(distance, spacing, width, count)
+    values = v[source] + torch.einsum("ek,hdk->ehd", basis, weight)
+    y_exact = torch.zeros_like(q).index_add(0, target, p[..., None] * values)
+    d_weights = (grad_y[target] * (values - y_exact[target])).sum(-1) + grad_lse[target]
+    d_logits = p * d_weights
+    scaled = d_logits[..., None] / math.sqrt(q.shape[-1])
+    received = p[..., None] * grad_y[target]  # gradient of each image's value v_j + W b
+    centers = torch.arange(1, count + 1, dtype=q.dtype, device=q.device) * spacing
+    slope = basis * (centers - distance[:, None]) / width**2  # b'(d)
+    grad_distance = (2 * a[target] * distance[:, None] * d_logits).sum(-1)
+    grad_distance = grad_distance + torch.einsum("ehd,hdk,ek->e", received, weight, slope)
+    grads = (
+        torch.zeros_like(q).index_add(0, target, scaled * k[source]),
+        torch.zeros_like(k).index_add(0, source, scaled * q[target]),
+        torch.zeros_like(v).index_add(0, source, received),
+        torch.zeros_like(a).index_add(0, target, d_logits * distance.square()[:, None]),
+        torch.einsum("ehd,ek->hdk", received, basis),
+        grad_distance if distance_grad else grad_distance.new_empty(0),
+    )
+    return tuple(grad.to(dtype) for grad in grads)

@@ -1,0 +1,36 @@
+"""matattn: attention models of matter.
+
+Importing this module is cheap: it loads no array library. Import what you need from the
+submodules, for example ``from matattn.models.crystalformer import Crystalformer``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matattn.workflows.prediction import Predictor
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+# matattn/models and its siblings are symlinks to the folders beside this package. A checkout
+# without symlinks (Windows, some archives) finds those folders through the parent instead.
+if not (Path(__file__).parent / "models").is_dir():
+    __path__.append(str(Path(__file__).resolve().parent.parent))
+
+
+def load(path: str | Path) -> Predictor:
+    """Load a trained model for prediction.
+
+    Args:
+        path: a bundle folder, the ``model/`` folder that every finished run writes.
+
+    Returns:
+        A :class:`matattn.workflows.prediction.Predictor`. Loading verifies checksums and
+        never unpickles.
+    """
+    from matattn.workflows.prediction import Predictor
+
+    return Predictor.load(path)

@@ -1,0 +1,42 @@
+"""The ``matattn`` command: one file per subcommand, heavy imports inside the functions."""
+
+from __future__ import annotations
+
+import typer
+
+from matattn import __version__
+from matattn.cli.predict import predict
+from matattn.cli.train import train
+
+app = typer.Typer(
+    name="matattn",
+    help="Attention models of matter: train them, predict with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)(train)
+app.command()(predict)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"matattn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the ``matattn`` command."""
+    app()

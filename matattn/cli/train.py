@@ -1,0 +1,80 @@
+"""``matattn train`` and ``train.py``: Hydra's command line, with errors in one line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def train(context: typer.Context) -> None:
+    """Train a model: matattn train model=crystalformer (matattn train --help lists all choices)."""
+    sys.argv = [f"{sys.argv[0]} train", *context.args]
+    main()
+
+
+def main() -> None:
+    """Train as the command line says; a user's mistake ends with one line and exit status 2."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from matattn.conf.schema import register
+    from matattn.errors import MatattnError
+
+    full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the lines below instead of Hydra's printer
+    register()
+
+    def stop(error: Exception) -> NoReturn:
+        if full_traceback:
+            raise error
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+    @hydra.main(version_base="1.3", config_path="pkg://matattn.conf", config_name="train")
+    def job(cfg: DictConfig) -> None:
+        from matattn.workflows.training import run
+
+        try:
+            run(cfg)
+        except (MatattnError, OmegaConfBaseException) as error:
+            stop(error)
+        except KeyboardInterrupt:
+            print("interrupted; the same command resumes from the last epoch", file=sys.stderr)
+            sys.exit(130)
+
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        stop(error)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    misspelt = re.search(r"Key '(\w+)' is not in struct full_key: (\S+)", text) or re.search(
+        r"Key '(\w+)' not in 'TrainConfig' full_key: (\S+)", text
+    )
+    if misspelt is None:
+        return text
+    key, place = misspelt.groups()
+    near = difflib.get_close_matches(key, _known_keys(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{place}: there is no such key{hint} (python train.py --help lists all)"
+
+
+def _known_keys() -> list[str]:
+    """Every key of every YAML file of the configuration."""
+    from importlib.resources import files
+    from pathlib import Path
+
+    folder = Path(str(files("matattn.conf")))
+    text = "\n".join(path.read_text() for path in folder.rglob("*.yaml"))
+    return sorted({*re.findall(r"^\s*(\w+):", text, flags=re.MULTILINE), "seed", "overwrite"})

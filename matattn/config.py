@@ -1,0 +1,55 @@
+"""From configuration to objects, with a closed list of what may be built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from matattn.errors import ConfigError
+
+ALLOWED = ("matattn.", "torch.", "lightning.", "torch_geometric.")
+
+
+def check_targets(config: Any, place: str = "") -> None:
+    """Raise ConfigError if any ``_target_`` in a (nested) plain config is not on the allow-list."""
+    if isinstance(config, Mapping):
+        target = config.get("_target_")
+        if target is not None and not str(target).startswith(ALLOWED):
+            raise ConfigError(
+                f"{place or 'config'}._target_: {target!r} is not allowed; it must begin with one of "
+                f"{', '.join(ALLOWED)}"
+            )
+        for key, value in config.items():
+            check_targets(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(config, list | tuple):
+        for index, value in enumerate(config):
+            check_targets(value, f"{place}[{index}]")
+
+
+def build(config: Mapping[str, Any], place: str, **arguments: Any) -> Any:
+    """The object that ``config`` (with a ``_target_``) describes; ``place`` is its name in errors.
+
+    Raises ConfigError when the target is not allowed or refuses its arguments.
+    """
+    import hydra
+    from hydra.errors import InstantiationException
+
+    check_targets(config, place)
+    try:
+        return hydra.utils.instantiate(dict(config), **arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if type(cause).__module__ == "matattn.errors":
+            raise cause from None
+        if isinstance(cause, TypeError | ValueError | InstantiationException):
+            reason = " ".join(str(cause).split())
+            raise ConfigError(f"{place}: {reason}") from error
+        raise cause from None
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for a resolved configuration."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

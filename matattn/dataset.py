@@ -1,0 +1,95 @@
+"""Crystals with properties: what every crystal data set gives to training and evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matattn.errors import DataError
+from matattn.units import Property
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class PropertyDataset:
+    """Crystals as PyG ``Data`` (z, pos Å, cell Å, y [1, T] with NaN = no label, id) and their split.
+
+    Labels are in the units of ``targets``. ``note`` says what errors on these rows may be compared
+    with; ``skipped`` holds one message per row of the source that could not be used.
+    """
+
+    name: str
+    targets: tuple[Property, ...]
+    items: list[Data]
+    split: np.ndarray  # [n] of "train", "val", "test" or "" (unused)
+    note: str
+    skipped: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            reason = f"; first problem: {self.skipped[0]}" if self.skipped else ""
+            raise DataError(f"{self.name}: no usable crystal{reason}")
+        labels = self.labels()
+        for column, target in enumerate(self.targets):
+            known = ~np.isnan(labels[:, column])
+            if not known.any():
+                raise DataError(f"{self.name}: every label of {target.name} is missing (NaN)")
+            if not known[self.rows("train")].any():
+                raise DataError(f"{self.name}: no training row has a label of {target.name}")
+
+    def rows(self, split: str) -> np.ndarray:
+        """Indices of the items of ``split``."""
+        return np.flatnonzero(self.split == split)
+
+    def labels(self) -> np.ndarray:
+        """All labels [n, T] in physical units."""
+        return np.concatenate([item.y.numpy() for item in self.items])
+
+    def elements(self, split: str = "train") -> list[int]:
+        """Atomic numbers that occur in ``split``, sorted."""
+        found = {int(z) for row in self.rows(split) for z in self.items[row].z}
+        return sorted(found)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of ids, atoms, geometry, labels and split, to tell data sets apart."""
+        digest = hashlib.sha256()
+        for item, split in zip(self.items, self.split, strict=True):
+            digest.update(f"{item.id}:{split}".encode())
+            for key in ("z", "pos", "cell", "y"):
+                digest.update(item[key].numpy().tobytes())
+        return digest.hexdigest()
+
+
+def random_split(count: int, seed: int, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> np.ndarray:
+    """A seeded split of ``count`` rows into exact fractions of train, val and test."""
+    order = np.random.default_rng(seed).permutation(count)
+    bounds = np.round(np.cumsum(fractions) * count).astype(int)
+    split = np.full(count, SPLITS[-1], dtype="<U5")
+    split[order[: bounds[0]]] = SPLITS[0]
+    split[order[bounds[0] : bounds[1]]] = SPLITS[1]
+    return split
+
+
+def group_split(
+    groups: Sequence[str], seed: int = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)
+) -> np.ndarray:
+    """A split that keeps rows of one group together, by a hash of seed and group.
+
+    With the reduced formula as group, no composition stands in two splits. The hash keeps a row's
+    place when other rows are added.
+    """
+    edges = np.cumsum(fractions)[:2]
+    names = []
+    for group in groups:
+        digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        names.append(SPLITS[int(np.searchsorted(edges, place, side="right"))])
+    return np.array(names, dtype="<U5")

@@ -1,0 +1,30 @@
+"""Errors that a user can act on. Each message says what is wrong, where, and what to do.
+
+docs/errors.md has a section for each.
+"""
+
+from __future__ import annotations
+
+
+class MatattnError(Exception):
+    """Base of all errors that the command line prints as one line, without a traceback."""
+
+
+class StructureError(MatattnError):
+    """A crystal structure cannot be read or is not physical."""
+
+
+class DataError(MatattnError):
+    """A data file, a target column or a split cannot be used."""
+
+
+class ConfigError(MatattnError):
+    """The configuration is inconsistent."""
+
+
+class BundleError(MatattnError):
+    """A saved model is missing, damaged or not one of matattn's."""
+
+
+class TrainingError(MatattnError):
+    """Training cannot go on, for example because the loss is not finite."""

@@ -1,0 +1,52 @@
+"""Stochastic weight averaging over the last epochs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
+
+
+class LastEpochsAveraging(WeightAveraging):
+    """Average of the weights after every step of the last ``epochs`` epochs.
+
+    Validation sees the averaged weights as soon as there are any, and the trained network ends with
+    them. Frozen statistics (buffers) are copied, not averaged.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__(use_buffers=False)
+        self.epochs = epochs
+        self._begin = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._trainer = trainer
+        self._begin = (trainer.max_epochs or 0) - self.epochs
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and self._trainer.current_epoch >= self._begin
+
+    @property
+    def _started(self) -> bool:
+        return self._average_model is not None and int(self._average_model.n_averaged) > 0
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._started:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._started:
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._started:
+            super().on_train_end(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if not self._started:  # until then the network itself is the best there is
+            checkpoint["state_dict"] = checkpoint["current_model_state"]

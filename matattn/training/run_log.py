@@ -1,0 +1,90 @@
+"""What a run shows while it trains, and the table it keeps of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from matattn.files import write_text
+
+
+class RunLog(L.Callback):
+    """Keeps the metrics of every epoch in ``metrics.csv`` and shows the progress of the run.
+
+    On a terminal a progress bar; elsewhere a line for about every tenth of the run. Its rows and the
+    training time travel with the checkpoint, so a resumed run continues the same table.
+    """
+
+    def __init__(self, path: Path, show: tuple[str, ...]) -> None:
+        self.path, self.show = path, show
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._console = Console(file=sys.stderr)
+        self._bar: Progress | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.seconds = list(state_dict["rows"]), state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._resumed_from = self.seconds
+        self._start = time.perf_counter()
+        if not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=self._console,
+        )
+        steps = int(trainer.estimated_stepping_batches)
+        self._task = self._bar.add_task(
+            "", total=steps, completed=trainer.global_step, epoch=trainer.current_epoch + 1,
+            epochs=trainer.max_epochs, metrics="",
+        )  # fmt: skip
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._bar:
+            epoch = trainer.current_epoch + 1
+            self._bar.update(self._task, completed=trainer.global_step, epoch=epoch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds = self._resumed_from + time.perf_counter() - self._start
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        epoch = trainer.current_epoch + 1
+        self.rows = [row for row in self.rows if row["epoch"] < epoch]
+        self.rows.append({"epoch": epoch, "seconds": round(self.seconds, 2), **metrics})
+        write_text(self.path, self._csv())
+        shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in self.show if name in metrics)
+        epochs = trainer.max_epochs or 1
+        if self._bar:
+            self._bar.update(self._task, metrics=shown)
+        elif epoch == epochs or epoch == 1 or epoch % max(1, epochs // 10) == 0:
+            print(f"epoch {epoch}/{epochs}  {self.seconds:.0f} s  {shown}", file=sys.stderr)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def _csv(self) -> str:
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()

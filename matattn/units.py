@@ -1,0 +1,56 @@
+"""Names and units of the properties that matattn predicts: the one place that knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from matattn.errors import DataError
+
+
+@dataclass(frozen=True)
+class Property:
+    """A predicted property.
+
+    ``columns`` are its names in data files. ``log10_of`` are columns that hold the property before
+    the logarithm: a value that is not positive has no logarithm and counts as missing.
+    """
+
+    name: str
+    unit: str
+    columns: tuple[str, ...] = ()
+    log10_of: tuple[str, ...] = ()
+
+
+_PROPERTIES = (
+    Property("formation_energy_per_atom", "eV/atom", ("e_form",)),
+    Property("total_energy_per_atom", "eV/atom", ("e_total_per_atom",)),
+    Property("energy_above_hull", "eV/atom", ("e_hull",)),
+    Property("band_gap", "eV", ("gap",)),
+    Property("band_gap_opt", "eV", ("gap_opt",)),
+    Property("band_gap_mbj", "eV", ("gap_mbj",)),
+    Property(
+        "log10_bulk_modulus", "log10(GPa)", log10_of=("k_vrh", "k_voigt", "bulk_modulus")
+    ),
+    Property("log10_shear_modulus", "log10(GPa)", log10_of=("g_vrh", "g_voigt", "shear_modulus")),
+    Property("volume_per_atom", "Å^3/atom"),
+    Property("last_phdos_peak", "1/cm"),
+)
+PROPERTIES: Mapping[str, Property] = {p.name: p for p in _PROPERTIES}
+_BY_ALIAS = {alias: p for p in _PROPERTIES for alias in (p.name, *p.columns)}
+
+
+def find_property(name: str, units: Mapping[str, str] | None = None) -> Property:
+    """The property called ``name`` (its own name or a data file's short name).
+
+    ``units`` gives the units of properties that matattn does not know.
+    Raises DataError when neither knows the property.
+    """
+    if name in _BY_ALIAS:
+        return _BY_ALIAS[name]
+    if units and name in units:
+        return Property(name, units[name], (name,))
+    raise DataError(
+        f"target {name!r} has no known unit; use one of {', '.join(PROPERTIES)}, "
+        f"or give its unit: data.units='{{{name}: UNIT}}'"
+    )

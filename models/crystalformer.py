@@ -1,0 +1,338 @@
+r"""Crystalformer: a Transformer whose atoms attend to all periodic images of all atoms.
+
+Taniai, Igarashi, Suzuki, Chiba, Saito, Ushiku, Ono: "Crystalformer: Infinitely Connected Attention
+for Periodic Structure Encoding", ICLR 2024, arXiv 2403.11686.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from matattn.kernels.periodic_attention import cutoff_for_tolerance, periodic_attention
+from matattn.kernels.periodic_attention.reference import adaptive_range, safe_distance
+from matattn.models.element_features import element_features as element_table
+from matattn.neighbors import ImageRule
+
+SUMMATIONS = ("converged", "published_adaptive", "published_r2")
+
+
+class Crystals(Protocol):
+    """What a batch must have: ``matattn.batch.CrystalBatch`` or a PyG ``Batch`` with these keys."""
+
+    z: Tensor
+    pos: Tensor
+    cell: Tensor
+    batch: Tensor
+    edge_index: Tensor
+    image: Tensor
+    num_graphs: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What attention needs to know of the batch's geometry, once for all layers."""
+
+    distance: Float[Tensor, "edges"]  # Å
+    source: Int[Tensor, "edges"]
+    row_ptr: Int[Tensor, "atoms_plus_one"]
+    target: Int[Tensor, "edges"]
+    image: Int[Tensor, "edges 3"]
+    log_multiplicity: Float[Tensor, "edges"] | None
+    atom_cell: Float[Tensor, "atoms 3 3"]  # Å
+
+
+class InfinitelyConnectedAttention(nn.Module):
+    r"""Multi-head attention over all images, with a Gaussian distance decay of learned width.
+
+    Per head, with :math:`q_i, k_j, v_j \in \mathbb{R}^D` and :math:`w \in \mathbb{R}^D`,
+
+    .. math::
+        y_i = \frac{1}{Z_i} \sum_j \sum_{n \in \mathbb{Z}^3}
+              \exp(q_i \cdot k_j / \sqrt{D} - d_{ijn}^2 / 2 \sigma_i^2) (v_j + W b(d_{ijn}))
+
+    .. math::
+        \sigma_i^{-2} = r_0^{-2} \rho((q_i \cdot w - m) / s), \qquad
+        \rho(t) = (1 - b)\, \mathrm{ELU}(a t / (1 - b)) + 1
+
+    so that :math:`\sigma_i < r_0 / \sqrt b` = 1.98 Å. m and s are the mean and the (unbiased)
+    standard deviation of :math:`q_i \cdot w` over the atoms and heads of the first training batch;
+    they are frozen then and saved with the weights. Before any training they are recomputed for
+    every batch and not stored.
+
+    Shapes: x [N, dim] -> [N, dim]. Units: Å.
+    """
+
+    R0, SLOPE, FLOOR = 1.4, 0.1, 0.5  # r_0 in Å, a and b
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_radial: int,
+        radial_max: float,
+        radial_width: float,
+        summation: str,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        self.num_heads, self.summation = num_heads, summation
+        self.head_dim = dim // num_heads
+        self.spacing = radial_max / max(num_radial, 1)
+        self.width = self.spacing * radial_width
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.sigma_weight = nn.Parameter(torch.empty(num_heads, self.head_dim))
+        self.radial_weight = nn.Parameter(torch.empty(num_heads, self.head_dim, num_radial))
+        self.register_buffer("sigma_mean", torch.zeros(()))
+        self.register_buffer("sigma_std", torch.ones(()))
+        self.register_buffer("sigma_fitted", torch.zeros((), dtype=torch.bool))
+
+    def inverse_square_sigma(self, q: Float[Tensor, "atoms heads d"]) -> Float[Tensor, "atoms heads"]:
+        """:math:`\\sigma_i^{-2}` of every atom and head, 1/Å^2, from the unscaled queries."""
+        projected = torch.einsum("nhd,hd->nh", q, self.sigma_weight)
+        mean, std = self.sigma_mean, self.sigma_std
+        if not self.sigma_fitted:
+            mean = projected.detach().mean()
+            std = projected.detach().std() if projected.numel() > 1 else torch.ones_like(mean)
+            if self.training:
+                self.sigma_mean.copy_(mean)
+                self.sigma_std.copy_(std)
+                self.sigma_fitted.fill_(True)
+        t = (projected - mean) / std
+        rise = 1 - self.FLOOR
+        rho = rise * nn.functional.elu(self.SLOPE * t / rise) + 1
+        return rho / self.R0**2
+
+    def mix(self, x: Float[Tensor, "atoms dim"], geometry: Geometry) -> Float[Tensor, "atoms dim"]:
+        """The mixing operator: what every atom gathers from all images."""
+        shape = (len(x), self.num_heads, self.head_dim)
+        q, k, v = (p(x).view(shape) for p in (self.q_proj, self.k_proj, self.v_proj))
+        inverse = self.inverse_square_sigma(q)
+        bias = geometry.log_multiplicity
+        if self.summation == "published_adaptive":
+            bias = self._outside_box(inverse, geometry)
+        y = periodic_attention(
+            q, k, v, -0.5 * inverse, self.radial_weight,
+            geometry.distance, geometry.source, geometry.row_ptr,
+            spacing=self.spacing, width=self.width, bias=bias,
+        )  # fmt: skip
+        return self.out_proj(y.flatten(1))
+
+    forward = mix
+
+    def _outside_box(self, inverse: Tensor, geometry: Geometry) -> Tensor:
+        """-inf [E, H] for images beyond the published range of each atom and head, else 0."""
+        sigma = inverse.detach().rsqrt()
+        half_widths = adaptive_range(sigma, geometry.atom_cell)[geometry.target]
+        outside = (geometry.image.abs()[:, None] > half_widths).any(-1)
+        return torch.zeros_like(sigma[geometry.target]).masked_fill(outside, -math.inf)
+
+
+class CrystalformerBlock(nn.Module):
+    """x + attention(x), then x + MLP(x). No normalisation: T-Fixup initialisation stands for it."""
+
+    def __init__(self, attention: InfinitelyConnectedAttention, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+
+    def forward(self, x: Float[Tensor, "atoms dim"], geometry: Geometry) -> Float[Tensor, "atoms dim"]:
+        x = x + self.attention.mix(x, geometry)
+        return x + self.linear2(torch.relu(self.linear1(x)))
+
+
+class Crystalformer(nn.Module):
+    r"""Properties of a crystal from its periodic structure.
+
+    Embedding of the elements, ``num_blocks`` of (infinitely connected attention, MLP), mean over the
+    atoms of the cell, MLP. The defaults are the published network (853,505 trainable parameters).
+
+    Args:
+        num_targets: T, number of predicted properties.
+        dim, num_heads, num_blocks, ffn_dim: sizes.
+        num_radial: K Gaussians of the distance in the values; 0 leaves them out ("without psi").
+        radial_max: centre of the last Gaussian, Å. The first stands at radial_max / K.
+        radial_width: width of the Gaussians in units of their spacing.
+        element_features: "one_hot" (published) or "properties" (for small data sets).
+        summation: "converged" sums all images whose weight is above a tolerance;
+            "published_adaptive" and "published_r2" sum the boxes of the published CUDA kernels and
+            PyTorch path, for weights that were trained with them.
+
+    Shapes: batch of B crystals -> [B, T], in whatever units the targets were normalised to.
+
+    Deviations from the paper: in ``converged`` mode the sum does not depend on how the unit cell was
+    chosen (the published boxes leave errors up to 1e-3 in skewed cells); element properties.
+    """
+
+    def __init__(
+        self,
+        num_targets: int = 1,
+        dim: int = 128,
+        num_heads: int = 8,
+        num_blocks: int = 4,
+        ffn_dim: int = 512,
+        num_radial: int = 64,
+        radial_max: float = 14.0,
+        radial_width: float = 1.0,
+        element_features: str = "one_hot",
+        summation: str = "converged",
+    ) -> None:
+        super().__init__()
+        if summation not in SUMMATIONS:
+            raise ValueError(f"summation={summation!r}: choose one of {', '.join(SUMMATIONS)}")
+        self.summation = summation
+        table = element_table(element_features)
+        self.register_buffer("elements", table)
+        self.embedding = nn.Linear(table.shape[1], dim, bias=False)
+        self.blocks = nn.ModuleList(
+            CrystalformerBlock(
+                InfinitelyConnectedAttention(
+                    dim, num_heads, num_radial, radial_max, radial_width, summation
+                ),
+                dim,
+                ffn_dim,
+            )
+            for _ in range(num_blocks)
+        )
+        self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, num_targets))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """T-Fixup (Huang et al. 2020) as published: scales v, out and MLP, not q, k and W."""
+        depth = len(self.blocks)
+        scale = 0.67 * depth**-0.25
+        nn.init.normal_(
+            self.embedding.weight, std=self.embedding.out_features**-0.5 * (9 * depth) ** -0.25
+        )
+        for block in self.blocks:
+            attention = block.attention
+            for linear in (attention.q_proj, attention.k_proj):
+                nn.init.xavier_uniform_(linear.weight)
+            for linear in (attention.v_proj, attention.out_proj, block.linear1, block.linear2):
+                nn.init.xavier_uniform_(linear.weight, gain=scale)
+            for module in block.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.zeros_(module.bias)
+            nn.init.normal_(attention.sigma_weight, std=attention.head_dim**-0.5)
+            if count := attention.radial_weight.shape[-1]:
+                nn.init.xavier_uniform_(attention.radial_weight.flatten(0, 1), gain=count**-0.5)
+
+    @property
+    def sigma_max(self) -> float:
+        """Upper bound of all Gaussian widths, Å."""
+        return InfinitelyConnectedAttention.R0 / math.sqrt(InfinitelyConnectedAttention.FLOOR)
+
+    def cutoff(self, tolerance: float) -> float:
+        """Distance in Å beyond which an image's Gaussian weight is below ``tolerance``."""
+        return cutoff_for_tolerance(self.sigma_max, tolerance)
+
+    def image_rule(self, tolerance: float, merge: float = 0.0) -> ImageRule:
+        """The neighbour list that this network needs (``tolerance`` counts in converged mode only)."""
+        if self.summation == "published_r2":
+            return ImageRule(cutoff=0.0, box=True)
+        if self.summation == "published_adaptive":
+            return ImageRule(cutoff=3.5 * self.sigma_max + 0.01, box=True)
+        return ImageRule(self.cutoff(tolerance), merge=merge)
+
+    def geometry(self, batch: Crystals) -> Geometry:
+        """Distances (differentiable by pos and cell) and neighbour pointers of a batch."""
+        source, target = batch.edge_index
+        shift = torch.einsum("et,etx->ex", batch.image.to(batch.pos), batch.cell[batch.batch[target]])
+        multiplicity = getattr(batch, "multiplicity", None)
+        return Geometry(
+            distance=safe_distance(batch.pos[source] + shift - batch.pos[target]),
+            source=source,
+            row_ptr=torch.searchsorted(
+                target, torch.arange(len(batch.z) + 1, device=target.device)
+            ),
+            target=target,
+            image=batch.image,
+            log_multiplicity=None if multiplicity is None else multiplicity.log(),
+            atom_cell=batch.cell[batch.batch],
+        )
+
+    def embed(self, batch: Crystals) -> Float[Tensor, "atoms dim"]:
+        """Features of every atom after the last block."""
+        geometry = self.geometry(batch)
+        x = self.embedding(self.elements[batch.z - 1])
+        for block in self.blocks:
+            x = block(x, geometry)
+        return x
+
+    def forward(self, batch: Crystals) -> Float[Tensor, "crystals targets"]:
+        x = self.embed(batch)
+        total = x.new_zeros(batch.num_graphs, x.shape[1]).index_add(0, batch.batch, x)
+        atoms = torch.bincount(batch.batch, minlength=batch.num_graphs)
+        return self.head(total / atoms[:, None])
+
+
+_REFERENCE_NAMES = {
+    "self_attn.q_proj_weight": "attention.q_proj.weight",
+    "self_attn.k_proj_weight": "attention.k_proj.weight",
+    "self_attn.v_proj_weight": "attention.v_proj.weight",
+    "self_attn.out_proj.weight": "attention.out_proj.weight",
+    "self_attn.out_proj.bias": "attention.out_proj.bias",
+    "linear1.weight": "linear1.weight",
+    "linear1.bias": "linear1.bias",
+    "linear2.weight": "linear2.weight",
+    "linear2.bias": "linear2.bias",
+}
+
+
+def from_reference_state(
+    state: Mapping[str, Tensor], summation: str = "published_adaptive"
+) -> Crystalformer:
+    """A network with weights in the naming of the authors' code (omron-sinicx/crystalformer).
+
+    Sizes are read from the tensors; the Gaussians are the published ones (64 or K up to 14 Å).
+    ``summation`` is the box that the weights were trained with: ``published_adaptive`` for the CUDA
+    kernels, ``published_r2`` for the PyTorch path. Raises KeyError naming a missing tensor.
+    """
+    state = dict(state)
+    layers = "encoder.layers."
+    depth = 1 + max((int(n.split(".")[2]) for n in state if n.startswith(layers)), default=-1)
+    embedding = state["input_embeddings.weight"]
+    ffn_dim = state[f"{layers}0.linear1.weight"].shape[0]
+    converted = {"embedding.weight": embedding}
+    for number, place in ((0, 0), (3, 2)):
+        for kind in ("weight", "bias"):
+            converted[f"head.{place}.{kind}"] = state[f"mlp.{number}.{kind}"]
+    heads, head_dim, radial = state[f"{layers}0.self_attn.pe_dist_proj"].shape[-3:]
+    for layer in range(depth):
+        source, to = f"{layers}{layer}.", f"blocks.{layer}."
+        for theirs, ours in _REFERENCE_NAMES.items():
+            converted[to + ours] = state[source + theirs]
+        biases = state[source + "self_attn.in_proj_bias"].chunk(3)
+        for name, bias in zip("qkv", biases, strict=True):
+            converted[f"{to}attention.{name}_proj.bias"] = bias
+        inverse_std, minus_mean = state[source + "self_attn.gauss_scale"]
+        widths = state[source + "self_attn.lattice_pos_weights"]
+        converted |= {
+            to + "attention.sigma_weight": widths.view(heads, head_dim),
+            to + "attention.radial_weight": state[source + "self_attn.pe_dist_proj"].squeeze(0),
+            to + "attention.sigma_mean": -minus_mean,
+            to + "attention.sigma_std": 1 / inverse_std,
+            to + "attention.sigma_fitted": torch.tensor(True),
+        }
+    network = Crystalformer(
+        num_targets=len(state["mlp.3.bias"]),
+        dim=heads * head_dim,
+        num_heads=heads,
+        num_blocks=depth,
+        ffn_dim=ffn_dim,
+        num_radial=radial,
+        summation=summation,
+    ).to(embedding.dtype)
+    network.load_state_dict(converted | {"elements": network.elements})
+    return network

@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests. tests/kernels must run with only torch, numpy and pytest."""
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+def _poisoned(allocate):
+    """``allocate``, with NaN in place of whatever the memory held before."""
+
+    @functools.wraps(allocate)
+    def allocate_poisoned(*args, **kwargs):
+        if torch.compiler.is_compiling():
+            return allocate(*args, **kwargs)
+        tensor = allocate(*args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if (tensor.is_floating_point() or tensor.is_complex()) and not caller.startswith("torch."):
+            with torch.no_grad():
+                tensor.fill_(float("nan"))
+        return tensor
+
+    return allocate_poisoned
+
+
+@pytest.fixture(autouse=True)
+def poison_uninitialised_memory(request, monkeypatch):
+    """In tests/kernels, an output element that a kernel forgets to write is NaN, never luck."""
+    if request.path.is_relative_to(Path(__file__).parent / "kernels"):
+        for name in ("empty", "empty_like", "empty_strided"):
+            # torch.compile lists torch's functions late, and would not know the hidden original.
+            allocate = torch.compiler.allow_in_graph(getattr(torch, name))
+            monkeypatch.setattr(torch, name, _poisoned(allocate))
+        for name in ("new_empty", "new_empty_strided"):
+            allocate = getattr(torch.Tensor, name)
+            monkeypatch.setattr(torch.Tensor, name, _poisoned(allocate))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of published data sets, $MATATTN_DATA; skips the test when it is unset."""
+    folder = os.environ.get("MATATTN_DATA")
+    if not folder:
+        pytest.skip("MATATTN_DATA is unset; set it to the folder of published data sets")
+    if not Path(folder).is_dir():
+        pytest.fail(f"MATATTN_DATA={folder} is not a folder")
+    return Path(folder)

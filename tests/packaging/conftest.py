@@ -1,0 +1,57 @@
+"""A copy of the source tree to build, break and move without touching the checkout."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("conf", "datasets", "kernels", "models", "workflows")
+FILES = (
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "LICENSE",
+    "constraints.txt",
+    "train.py",
+)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def folders() -> tuple[str, ...]:
+    """The top-level folders that matattn/ links to."""
+    return FOLDERS
+
+
+def copy_sources(target: Path) -> Path:
+    ignore = shutil.ignore_patterns("__pycache__", "*.so")
+    for folder in ("matattn", *FOLDERS):
+        shutil.copytree(ROOT / folder, target / folder, symlinks=True, ignore=ignore)
+    for file in FILES:
+        shutil.copy(ROOT / file, target)
+    return target
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A fresh copy of everything that is packaged."""
+    return copy_sources(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the sdist, and the wheel that was built from it."""
+    target = copy_sources(tmp_path_factory.mktemp("build"))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", "."]
+    run = subprocess.run(command, cwd=target, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return target / "dist"

@@ -1,0 +1,79 @@
+"""The sdist and the wheel hold everything, and work from any folder."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+# Imports each module named on stdin and prints {name: error}. A missing third-party package is an
+# extra that is not installed here; a missing module of ours never is.
+IMPORT_ALL = """
+import importlib, json, sys, traceback
+errors = {}
+for name in json.load(sys.stdin):
+    try:
+        module = importlib.import_module(name)
+        assert module.__file__.startswith(sys.argv[1]), module.__file__
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] in OURS:
+            errors[name] = traceback.format_exc()
+    except BaseException:
+        errors[name] = traceback.format_exc()
+print(json.dumps(errors))
+"""
+
+
+def packaged(root, folders, *suffixes):
+    """Archive names of our files with these suffixes: matattn/models/flare.py, ..."""
+    names = set()
+    for top in ("matattn", *folders):
+        for folder, _, files in os.walk(root / top):  # stops at the links
+            inside = os.path.relpath(folder, root if top == "matattn" else root / top)
+            place = os.path.normpath(inside if top == "matattn" else f"matattn/{top}/{inside}")
+            names |= {f"{place}/{file}" for file in files if file.endswith(suffixes)}
+    return names
+
+
+def test_wheel_is_complete(root, folders, built):
+    (wheel,) = built.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert packaged(root, folders, ".py", ".yaml", ".csv", ".json", ".c") <= names
+    strangers = {n for n in names if not n.startswith(("matattn/", "matattn-"))}
+    assert not strangers and not any("__pycache__" in n for n in names)
+
+
+def test_sdist_is_complete(root, folders, built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert packaged(root, folders, ".py", ".yaml", ".csv", ".json", ".c") <= names
+    assert {"train.py", "constraints.txt", "LICENSE", "README.md", "pyproject.toml"} <= names
+
+
+@pytest.mark.slow
+def test_every_module_imports_from_the_wheel(root, folders, built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True)
+    modules = sorted(
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in packaged(root, folders, ".py")
+    )
+    code = IMPORT_ALL.replace("OURS", repr(("matattn", *folders)))
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(target)],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        input=json.dumps(modules),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    errors = json.loads(run.stdout.splitlines()[-1])
+    assert not errors, "\n".join(errors.values())

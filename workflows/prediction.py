@@ -1,0 +1,122 @@
+"""Predict properties of crystals with a saved model.
+
+Imports neither Lightning nor PyTorch Geometric, so that a first prediction takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pymatgen.core import Structure
+from torch import nn
+
+from matattn import bundle
+from matattn.batch import by_atom_budget, collate
+from matattn.errors import StructureError
+from matattn.structure import to_tensors, validate
+
+TOLERANCE = 1e-6  # smallest weight of an image that is still summed
+
+
+def predict_items(
+    network: nn.Module,
+    items: Sequence[Mapping[str, Any]],
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    atoms_per_batch: int = 1000,
+    advance: Callable[[int], Any] = lambda crystals: None,
+) -> np.ndarray:
+    """Predictions [n, T] in physical units for items with z, pos and cell.
+
+    ``advance`` is called with the number of crystals done after each batch.
+    """
+    was_training = network.training
+    network.eval()
+    device = next(network.parameters()).device
+    images = network.image_rule(TOLERANCE)
+    order = sorted(range(len(items)), key=lambda row: len(items[row]["z"]))
+    sizes = [len(items[row]["z"]) for row in order]
+    result = np.empty((len(items), len(mean)))
+    with torch.no_grad():
+        for positions in by_atom_budget(sizes, atoms_per_batch):
+            rows = [order[position] for position in positions]
+            batch = collate([items[row] for row in rows], images).to(device)
+            output = network(batch).cpu().double()
+            result[rows] = (output * std.double() + mean.double()).numpy()
+            advance(len(rows))
+    network.train(was_training)
+    return result
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network with what is needed to use it: ``Predictor.load(folder).predict(structures)``."""
+
+    network: nn.Module
+    config: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Predictor:
+        """Load a model bundle; raises BundleError (see ``matattn.bundle.load``)."""
+        return cls(*bundle.load(folder))
+
+    @property
+    def targets(self) -> list[dict[str, str]]:
+        """Name and unit of each predicted property."""
+        return self.config["targets"]
+
+    def predict(
+        self,
+        structures: Structure | Iterable[Structure | StructureError],
+        places: Sequence[str] | None = None,
+        advance: Callable[[int], Any] = lambda crystals: None,
+    ) -> list[dict[str, Any]]:
+        """One row per structure: formula, natoms, each target and its unit, status, message.
+
+        ``status`` is "ok" or the name of the error, and ``message`` says what is wrong or worth
+        knowing; a bad structure (or a StructureError in its place) gives a row without values and
+        does not stop the others. ``places`` are what messages call the structures.
+        """
+        given = [structures] if isinstance(structures, Structure) else list(structures)
+        places = places or [f"structure {number + 1}" for number in range(len(given))]
+        rows, items, usable = [], [], []
+        for number, structure in enumerate(given):
+            row: dict[str, Any] = {"formula": "", "natoms": None}
+            row |= {target["name"]: None for target in self.targets}
+            row |= {f"{target['name']}_unit": target["unit"] for target in self.targets}
+            try:
+                if isinstance(structure, StructureError):
+                    raise structure
+                row["formula"], row["natoms"] = structure.composition.reduced_formula, len(structure)
+                remarks = validate(structure, places[number])
+                remarks += self._unseen_elements(structure)
+                row |= {"status": "ok", "message": "; ".join(remarks)}
+                items.append(to_tensors(structure))
+                usable.append(row)
+            except StructureError as error:
+                row |= {"status": type(error).__name__, "message": str(error)}
+                advance(1)
+            rows.append(row)
+        normaliser = self.config["normaliser"]
+        values = predict_items(
+            self.network,
+            items,
+            torch.tensor(normaliser["mean"]),
+            torch.tensor(normaliser["std"]),
+            advance=advance,
+        )
+        for row, value in zip(usable, values, strict=True):
+            row |= {t["name"]: float(v) for t, v in zip(self.targets, value, strict=True)}
+        return rows
+
+    def _unseen_elements(self, structure: Structure) -> list[str]:
+        known = set(self.config["elements"])
+        unseen = sorted({site.specie.symbol for site in structure if site.specie.Z not in known})
+        if not unseen:
+            return []
+        return [f"no training crystal contains {', '.join(unseen)}: do not trust this value"]

@@ -1,0 +1,141 @@
+"""What a finished run shows to people: table, plots, report, model card."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import matattn
+from matattn.dataset import SPLITS, PropertyDataset
+from matattn.files import atomic_path, write_text
+
+_BASELINES = {"linear_composition": "linear in composition", "mean": "mean of training labels"}
+_COLORS = {"train": "0.7", "val": "tab:blue", "test": "tab:red"}
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+
+
+def results_table(metrics: dict[str, Any]) -> Table:
+    """The final table: error of every split and target beside its baselines."""
+    table = Table(title="Mean absolute errors")
+    for column in ("split", "target", "MAE", "RMSE", *_BASELINES.values(), "unit", "rows"):
+        table.add_column(column, justify="left" if column in ("split", "target", "unit") else "right")
+    for row in _result_rows(metrics):
+        table.add_row(*row)
+    return table
+
+
+def _result_rows(metrics: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for split in reversed(SPLITS):
+        for target, result in metrics.get(split, {}).items():
+            errors = [result["mae"], result["rmse"]]
+            errors += [result["baselines"][name] for name in _BASELINES]
+            texts = [f"{error:.4f}" for error in errors]
+            rows.append([split, target, *texts, result["unit"], str(result["n"])])
+    return rows
+
+
+def parity_plot(
+    path: Path, dataset: PropertyDataset, predicted: np.ndarray, metrics: dict[str, Any]
+) -> None:
+    """Predicted against true values of every target, training rows behind the held-out ones."""
+    labels, count = dataset.labels(), len(dataset.targets)
+    figure = Figure(figsize=(5 * count, 4.6), layout="constrained")
+    for column, target in enumerate(dataset.targets):
+        axes = figure.add_subplot(1, count, column + 1)
+        known = labels[~np.isnan(labels[:, column]), column]
+        low, high = float(known.min()), float(known.max())
+        axes.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=3)
+        for split in SPLITS:
+            result = metrics.get(split, {}).get(target.name)
+            if result:
+                rows = dataset.rows(split)
+                label = f"{split}: MAE {result['mae']:.3f} ({result['n']} rows)"
+                axes.scatter(
+                    labels[rows, column], predicted[rows, column], s=4,
+                    color=_COLORS[split], label=label, rasterized=True,
+                )  # fmt: skip
+        name = target.name.replace("_", " ")
+        axes.set(xlabel=f"true {name} / {target.unit}", ylabel=f"predicted / {target.unit}")
+        axes.legend(loc="upper left", fontsize=8, markerscale=2)
+    _save(figure, path)
+
+
+def loss_plot(path: Path, rows: list[dict[str, float]], dataset: PropertyDataset) -> None:
+    """Training loss and validation errors over the epochs."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [row["epoch"] for row in rows]
+    named = {"train/loss": "training L1 (units of the labels' spread)"}
+    named |= {f"val/mae/{t.name}": f"validation MAE, {t.name} / {t.unit}" for t in dataset.targets}
+    for key, label in named.items():
+        values = [row.get(key, np.nan) for row in rows]
+        if not np.isnan(values).all():
+            axes.plot(epochs, values, label=label)
+    axes.set(xlabel="epoch", yscale="log")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def report_text(
+    config: dict[str, Any], dataset: PropertyDataset, metrics: dict[str, Any], folder: Path
+) -> str:
+    """report.md: errors beside baselines, comparability, data, settings, how to use the model."""
+    header = ["split", "target", "MAE", "RMSE", *_BASELINES.values(), "unit", "rows"]
+    lines = [
+        f"# {config['model']['_target_'].rsplit('.', 1)[-1]} on {dataset.name}, seed {config['seed']}",
+        "",
+        "Errors beside those of baselines that see the composition only, fitted on the same training"
+        " rows (columns 5 and 6, mean absolute errors):",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in _result_rows(metrics)),
+        "",
+        f"Comparability: {dataset.note or 'the data set says nothing about comparability.'}",
+    ]
+    if "test" not in metrics:
+        lines.append("This data set has no test rows; nothing was selected on the validation rows."
+                     if config["task"]["select"] == "final" else
+                     "This data set has no test rows, and the checkpoint was selected on the"
+                     " validation rows: the validation error is optimistic.")
+    lines += [
+        "One seed: differences to another model need at least three.",
+        "",
+        "![predicted against true](parity.png)",
+        "![loss](loss.png)",
+        "",
+        "## Run",
+        "",
+        f"- {metrics['parameters']:,} trainable parameters, {metrics['train_time_s']:.0f} s of training, "
+        f"{config['trainer']['max_epochs']} epochs, batches of {config['task']['batch_size']} crystals",
+        f"- rows: {', '.join(f'{split} {count}' for split, count in metrics['rows'].items())}; "
+        f"left out of the source: {len(dataset.skipped)}",
+        *(f"  - {message}" for message in dataset.skipped[:10]),
+        f"- matattn {matattn.__version__}; configuration: config.yaml; every prediction: predictions.csv",
+        "",
+        "## Use",
+        "",
+        "```",
+        f"matattn predict {os.path.relpath(folder / 'model')} *.cif",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def card_text(report: str) -> str:
+    """The model card: the report without the pictures, which stay in the run folder."""
+    return "\n".join(line for line in report.splitlines() if not line.startswith("![")) + "\n"
