@@ -20,11 +20,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pymatgen.core import Structure
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from matattn.datasets.prototypes import TABLE_COLUMNS, TABLE_PATH, Row
 from matattn.datasets.prototypes_candidates import Candidate, candidates
 from matattn.datasets.prototypes_labels import Fit, candidate_id, label_all, load_calculator
+from matattn.datasets.prototypes_references import relaxed_reference_energies
 from matattn.datasets.prototypes_registry import PROTOTYPES
 
 # Same composition, nearly same energy and volume, and still two different crystals.
@@ -51,13 +52,11 @@ def build_table(output: Path, limit: int | None = None) -> None:
     elemental = [candidate for candidate in candidates() if len(candidate[1]) == 1]
     compounds = [candidate for candidate in candidates() if len(candidate[1]) > 1][:limit]
     chosen = elemental + compounds
-    checkpoint = output.with_suffix(".checkpoint.json")
+    checkpoint = output.with_suffix(".checkpoint")
     state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"fits": {}}
 
     calculate = load_calculator()
     if "relaxed" not in state:
-        from .prototypes_references import relaxed_reference_energies
-
         print("relaxing the elemental reference crystals", flush=True)
         state["relaxed"] = relaxed_reference_energies()
         _write_atomically(checkpoint, json.dumps(state))
@@ -80,7 +79,7 @@ def reference_energies(
     fits: Iterable[tuple[Candidate, Fit]], relaxed: dict[str, dict[str, float]]
 ) -> dict[str, float]:
     """CHGNet energy (eV/atom) of each element's lowest crystal, labelled or relaxed apart."""
-    energies = defaultdict(list)
+    energies: dict[str, list[float]] = defaultdict(list)
     for element, crystals in relaxed.items():
         energies[element] += crystals.values()
     for (_, elements), fit in fits:
@@ -91,7 +90,8 @@ def reference_energies(
 
 def filter_rows(fits: Iterable[tuple[Candidate, Fit]], references: dict[str, float]) -> list[Row]:
     """Turn fits into rows, drop the unsound ones, and print how many each filter dropped."""
-    rows, dropped = [], Counter()
+    rows: list[Row] = []
+    dropped: Counter[str] = Counter()
     for candidate, fit in fits:
         reason = fit.failure
         if not reason:
@@ -138,15 +138,10 @@ def _objection(row: Row, fit: Fit) -> str:
             return "shape parameter at its bound"
     if not -5 <= row.formation_energy_per_atom <= 1:
         return "formation energy outside -5..1 eV/atom"
-    if _space_group(row.structure) != PROTOTYPES[row.prototype].space_group:
+    analyzer = SpacegroupAnalyzer(row.structure, symprec=0.01)
+    if analyzer.get_space_group_number() != PROTOTYPES[row.prototype].space_group:
         return "space group is not the structure type's"
     return ""
-
-
-def _space_group(structure: Structure) -> int:
-    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
-
-    return SpacegroupAnalyzer(structure, symprec=0.01).get_space_group_number()
 
 
 def _drop_duplicates(rows: Iterable[Row]) -> list[Row]:
@@ -187,7 +182,7 @@ def _to_record(row: Row) -> Iterator[str]:
     yield " ".join(row.elements)
     yield f"{row.volume:.4f}"
     yield " ".join(f"{value:.5f}" for value in row.shape)
-    yield f"{row.formation_energy_per_atom:.4f}"
+    yield f"{row.formation_energy_per_atom:z.4f}"
     yield f"{row.bulk_modulus:.2f}"
 
 

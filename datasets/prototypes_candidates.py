@@ -114,7 +114,7 @@ def _binaries() -> Iterator[Candidate]:
     trioxides = _combine("W Mo Re", "O S")
     yield from _place(
         _sample("AB3", trihalides + trioxides, 50, "Re-O W-O Al-F Sc-F Bi-F La-F"),
-        *("rhenium_oxide", "bismuth_fluoride", "copper3_gold"),
+        *("rhenium_oxide", "bismuth_fluoride"),
     )
     pnictides = _combine(ALKALI + " Cu", PNICTOGENS + " Bi")
     yield from _place(
@@ -159,7 +159,7 @@ def _binary_metals() -> Iterator[Candidate]:
     )
     yield from _place(
         _sample("A15", _combine("Al Ga In Si Ge Sn Pt Os Ir Au", EARLY_METALS), 34, "Sn-Nb Si-Cr"),
-        *("chromium3_silicon", "copper3_gold"),
+        "chromium3_silicon",
     )
     yield from _place(_combine("Ca Sr Ba La Ce Nd", "Al Ga Zn In"), "barium_aluminide")
     cacu5 = _combine("Ca Sr Y La Ce Nd Gd", "Ni Co Cu Zn Pt Rh Pd Ag")
@@ -197,7 +197,7 @@ def _ternary_metals() -> Iterator[Candidate]:
     lithium = _combine("Li Na K", "F Cl Br I", "O S")
     antiperovskites = _sample("anti", metallic + salts, 34, "Ca-Sn-O Mn-Ga-N Fe-Al-C Ca-As-N")
     antiperovskites += _sample("anti Li", lithium, 12, "Li-Cl-O Li-Br-O")
-    yield from _place(antiperovskites, "perovskite:BCA", "perovskite:CBA")
+    yield from _place(antiperovskites, "perovskite:BCA")
 
 
 def _ternary_salts() -> Iterator[Candidate]:
@@ -264,7 +264,7 @@ def _ternary_salts() -> Iterator[Candidate]:
 def _layered() -> Iterator[Candidate]:
     fluorides = _combine("Ca Sr Ba Pb Cd", "F", "Cl Br I")
     oxyhalides = _combine("Bi La Ce Nd Gd Y", "O", "F Cl Br I")
-    yield from _place(fluorides + oxyhalides, "matlockite", "half_heusler")
+    yield from _place(fluorides + oxyhalides, "matlockite")
     anchors = "Ba-Fe-As Ca-Fe-As La-Co-Si Sr-Ni-P Ca-Al-Si Ca-Mg-Bi K-Fe-Se"
     pnictides = _combine(
         "Ca Sr Ba La Ce Nd Y",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pymatgen.core import Element, Structure
@@ -93,7 +94,7 @@ def load_calculator() -> Callable[[Sequence[Structure]], np.ndarray]:
     return calculate
 
 
-def _is_connected(graph) -> bool:
+def _is_connected(graph: Any) -> bool:
     if graph is None:
         return False
     bonded = graph.atom_graph.reshape(-1, 2)[:, 0]  # shape (0,) where there is no bond at all
@@ -160,17 +161,18 @@ def guess_volume(prototype: Prototype, elements: Sequence[str]) -> float:
     Slater's radii add up to bond lengths in salts and covalent crystals, metallic radii in metals.
     Contacts between two cations of a salt do not count.
     """
-    species = [Element(symbol) for symbol in elements]
-    has_anion = any(not element.is_metal for element in species)
+    is_metal = {symbol: bool(Element(symbol).is_metal) for symbol in elements}
+    radius_kind = "Metallic radius" if all(is_metal.values()) else "Atomic radius"
+    # pymatgen knows no metallic radius of Sn, Pb and Bi
+    radius = {symbol: float(Element(symbol).data.get(radius_kind) or 1.5) for symbol in elements}
     structure = prototype.build(elements, 20.0, prototype.ideal_shape)
+    symbols = [site.specie.symbol for site in structure]
     first, second, _, distances = structure.get_neighbor_list(6.0)
-    scales = []
-    for i, j, distance in zip(first, second, distances, strict=True):
-        pair = structure[i].specie, structure[j].specie
-        if has_anion and pair[0].is_metal and pair[1].is_metal:
-            continue
-        radii = [(e.atomic_radius if has_anion else e.metallic_radius) or 1.5 for e in pair]
-        scales.append(sum(radii) / distance)
+    scales = [
+        (radius[symbols[i]] + radius[symbols[j]]) / distance
+        for i, j, distance in zip(first, second, distances, strict=True)
+        if all(is_metal.values()) or not (is_metal[symbols[i]] and is_metal[symbols[j]])
+    ]
     return 20.0 * max(scales) ** 3
 
 
@@ -187,7 +189,8 @@ def scan_volume(
     while True:
         lowest = int(np.argmin(energies))
         if 0 < lowest < len(grid) - 1:
-            offset = _parabola_step(*energies[lowest - 1 : lowest + 2], SCAN_STEP)
+            left, middle, right = energies[lowest - 1 : lowest + 2]
+            offset = _parabola_step(left, middle, right, SCAN_STEP)
             return float(np.exp(grid[lowest] + offset))
         direction = -1 if lowest == 0 else 1
         further = grid[lowest] + direction * SCAN_STEP * np.arange(1, 3)

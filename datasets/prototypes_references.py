@@ -10,6 +10,8 @@ Starting structures are the experimental ones (see J. Donohue, The Structures of
 
 from __future__ import annotations
 
+from typing import Any
+
 from pymatgen.core import Lattice, Structure
 
 # Space group, cell (a, b, c in Å, alpha, beta, gamma in degrees), sites (fractional coordinates).
@@ -93,6 +95,7 @@ def relaxed_reference_energies() -> dict[str, dict[str, float]]:
     energies: dict[str, dict[str, float]] = {}
     for name, crystal in reference_crystals().items():
         result = optimizer.relax(crystal, fmax=0.01, steps=500, verbose=False)
-        energy = float(result["trajectory"].energies[-1]) / len(crystal)
+        trajectory: Any = result["trajectory"]
+        energy = float(trajectory.energies[-1]) / len(crystal)
         energies.setdefault(crystal[0].specie.symbol, {})[name] = energy
     return energies

@@ -42,6 +42,7 @@ def save(folder: str | Path, network: nn.Module, arguments: dict[str, Any], conf
     partial.mkdir(parents=True)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     save_file(state, partial / "model.safetensors")
+    (partial / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only
     content = {"format": FORMAT, "network": name, "arguments": arguments, **config}
     write_json(partial / "config.json", content)
     write_text(partial / "card.md", card)

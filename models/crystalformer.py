@@ -258,7 +258,7 @@ class Crystalformer(nn.Module):
             ),
             target=target,
             image=batch.image,
-            log_multiplicity=None if multiplicity is None else multiplicity.log(),
+            log_multiplicity=None if multiplicity is None else multiplicity.to(batch.pos).log(),
             atom_cell=batch.cell[batch.batch],
         )
 

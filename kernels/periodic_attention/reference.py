@@ -64,11 +64,13 @@ def box_images(half_widths: Tensor) -> Tensor:
 
 
 def sphere_images(pos: Tensor, cell: Tensor, cutoff: float) -> Tensor:
-    """A box of images [M, 3] that holds every image within ``cutoff`` Å of any atom of the cell."""
+    """The images [M, 3] that bring some atom within ``cutoff`` Å of another one."""
     inverse = torch.linalg.inv(cell)
     frac = pos @ inverse
-    spread = (frac.amax(0) - frac.amin(0)).abs()
-    return box_images(torch.ceil(cutoff * inverse.norm(dim=0) + spread))
+    spread = frac.amax(0) - frac.amin(0)
+    images = box_images(torch.ceil(cutoff * inverse.norm(dim=0) + spread))
+    vectors = (pos[None] - pos[:, None]).flatten(0, 1) + (images.to(pos) @ cell)[:, None]
+    return images[(vectors.square().sum(-1) <= cutoff**2).any(1)]
 
 
 def image_sums(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +43,7 @@ class Group:
 class Plan:
     """What the operator needs of the geometry of one batch."""
 
-    key: tuple
-    keep_alive: tuple[Tensor, ...]
+    made_from: tuple  # copies of the arguments, to see whether they are still the same
     target: Tensor  # [P] atoms i of the distinct pairs (i, j) in the list
     source: Tensor  # [P] atoms j
     groups: list[Group]
@@ -52,40 +52,31 @@ class Plan:
 _last_plan: Plan | None = None
 
 
-def _plan(
-    distance: Tensor,
-    source: Tensor,
-    row_ptr: Tensor,
-    bias: Tensor | None,
-    spacing: float,
-    width: float,
-    count: int,
-) -> Plan:
-    """The plan of this geometry; the last one is reused while its tensors are unchanged.
+def _plan(*arguments: Any) -> Plan:
+    """The plan of this geometry; the last one serves as long as its arguments have equal content.
 
-    The plan holds on to the tensors it was made from, so their addresses cannot be taken by others,
-    and PyTorch counts in-place changes in ``_version``; inference tensors have no such count and
-    are never reused.
+    Comparing them costs little beside the work on them, and cannot be fooled by changes in place.
     """
     global _last_plan
-    tensors = tuple(t for t in (distance, source, row_ptr, bias) if t is not None)
-    reusable = not any(t.is_inference() for t in tensors)
-    key: tuple = ()
-    if reusable:
-        identity = tuple((t.data_ptr(), t._version, t.shape, t.stride(), t.dtype) for t in tensors)
-        key = (identity, spacing, width, count)
-        last = _last_plan
-        if last is not None and last.key == key:
-            return last
-    plan = _make_plan(key, tensors, distance, source, row_ptr, bias, spacing, width, count)
-    if reusable:
-        _last_plan = plan
+    plan = _last_plan
+    if plan is None or not _same(plan.made_from, arguments):
+        copies = tuple(x.clone() if isinstance(x, Tensor) else x for x in arguments)
+        _last_plan = plan = _make_plan(copies, *arguments)
     return plan
 
 
+def _same(old: tuple, new: tuple) -> bool:
+    for a, b in zip(old, new, strict=True):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            if a is not b and (isinstance(a, Tensor) or isinstance(b, Tensor) or a != b):
+                return False
+        elif a.device != b.device or a.dtype != b.dtype or not torch.equal(a, b):
+            return False
+    return True
+
+
 def _make_plan(
-    key: tuple,
-    tensors: tuple[Tensor, ...],
+    made_from: tuple,
     distance: Tensor,
     source: Tensor,
     row_ptr: Tensor,
@@ -135,7 +126,7 @@ def _make_plan(
         )
         done += len(pairs)
     pairs = torch.cat(pair_lists) if pair_lists else target
-    return Plan(key, tensors, pairs // atoms, pairs % atoms, groups)
+    return Plan(made_from, pairs // atoms, pairs % atoms, groups)
 
 
 def _similar_sizes(sizes: list[int], waste: float = 0.2) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,25 @@ def root() -> Path:
 def folders() -> tuple[str, ...]:
     """The top-level folders that matattn/ links to."""
     return FOLDERS
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Callable[..., set[str]]:
+    """Archive names of our files with the given suffixes: matattn/models/flare.py, ..."""
+
+    def names(*suffixes: str) -> set[str]:
+        files = {p.relative_to(ROOT / "matattn") for p in (ROOT / "matattn").rglob("*")}
+        files |= {p.relative_to(ROOT) for folder in FOLDERS for p in (ROOT / folder).rglob("*")}
+        return {f"matattn/{file.as_posix()}" for file in files if file.suffix in suffixes}
+
+    return names
+
+
+@pytest.fixture(scope="session")
+def modules(packaged) -> set[str]:
+    """Every module by its import name."""
+    names = (name.removesuffix(".py").removesuffix("/__init__") for name in packaged(".py"))
+    return {name.replace("/", ".") for name in names}
 
 
 def copy_sources(target: Path) -> Path:

@@ -3,9 +3,18 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
+
+
+def test_contract_sees_every_module(root, modules):
+    """A folder of modules without an __init__.py would escape, the linked folders apart."""
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
+    graph = grimp.build_graph(*settings["root_packages"], cache_dir=None)
+    assert modules <= graph.modules
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess:

@@ -1,0 +1,214 @@
+"""Contracts that every network passes. A new network is one file and one test class:
+
+.. code-block:: python
+
+    class TestMyNetwork(CrystalContract):
+        network_class = MyNetwork
+        arguments = {"num_targets": 2, "dim": 16}
+
+All comparisons run in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from matattn import bundle
+from matattn.batch import CrystalBatch, collate
+from matattn.structure import tensors_from_arrays
+
+TOLERANCE = 1e-12  # smallest weight of an image that the contracts sum
+EXACT = 1e-9
+
+
+class ModelContract:
+    """What holds for every network whose input is a list of samples and whose output is [B, T].
+
+    Subclasses set ``network_class`` and ``arguments``, and give ``samples`` and ``batch``.
+    """
+
+    network_class: type[nn.Module]
+    arguments: dict[str, Any]
+
+    def samples(self) -> list[dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def batch(self, network: nn.Module, samples: list[dict[str, Tensor]]) -> Any:
+        raise NotImplementedError
+
+    def network(self) -> nn.Module:
+        """A float64 network as it is after some training: no parameter is at its initial value."""
+        torch.manual_seed(0)
+        network = self.network_class(**self.arguments).double()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            network.train()(self.batch(network, self.samples()))
+        return network.eval()
+
+    def output(self, network: nn.Module, samples: list[dict[str, Tensor]]) -> Tensor:
+        with torch.no_grad():
+            return network(self.batch(network, samples))
+
+    def test_output_has_a_row_per_sample(self) -> None:
+        output = self.output(self.network(), self.samples())
+        assert output.shape == (len(self.samples()), self.arguments.get("num_targets", 1))
+        assert output.isfinite().all()
+
+    def test_outputs_differ_between_samples(self) -> None:
+        output = self.output(self.network(), self.samples())
+        assert output.std(0).min() > 1e-3
+
+    def test_batch_equals_loop(self) -> None:
+        network, samples = self.network(), self.samples()
+        single = torch.cat([self.output(network, [sample]) for sample in samples])
+        assert_close(self.output(network, samples), single)
+
+    def test_order_of_samples_does_not_matter(self) -> None:
+        network, samples = self.network(), self.samples()
+        backwards = self.output(network, samples[::-1]).flip(0)
+        assert_close(self.output(network, samples), backwards)
+
+    def test_same_input_gives_the_same_bits(self) -> None:
+        network, samples = self.network(), self.samples()
+        assert torch.equal(self.output(network, samples), self.output(network, samples))
+
+    def test_every_parameter_gets_a_finite_gradient(self) -> None:
+        network = self.network().train()
+        network(self.batch(network, self.samples())).square().sum().backward()
+        for name, parameter in network.named_parameters():
+            if parameter.numel():
+                assert parameter.grad is not None, name
+                assert parameter.grad.isfinite().all(), name
+                assert parameter.grad.abs().max() > 0, name
+
+    def test_arguments_survive_json(self) -> None:
+        rebuilt = self.network_class(**json.loads(json.dumps(self.arguments)))
+        shapes = {name: tensor.shape for name, tensor in self.network().state_dict().items()}
+        assert {name: tensor.shape for name, tensor in rebuilt.state_dict().items()} == shapes
+
+    def test_bundle_is_bit_equal(self, tmp_path: Path) -> None:
+        network = self.network().float()
+        bundle.save(tmp_path / "model", network, self.arguments, {}, "card")
+        loaded, _ = bundle.load(tmp_path / "model")
+        ours, theirs = network.state_dict(), loaded.state_dict()
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert torch.equal(ours[name], theirs[name]), name
+
+    def test_a_copy_is_independent(self) -> None:
+        network = self.network()
+        twin = copy.deepcopy(network)
+        with torch.no_grad():
+            next(twin.parameters()).zero_()
+        assert next(network.parameters()).abs().max() > 0
+
+    def test_compiles(self) -> None:
+        network, samples = self.network(), self.samples()
+        compiled = torch.compile(network, backend="aot_eager")
+        assert_close(self.output(compiled, samples), self.output(network, samples))
+        torch.compiler.reset()
+
+
+class CrystalContract(ModelContract):
+    """What also holds for networks of crystals: the output depends on the infinite crystal alone,
+    not on how it was cut, numbered, placed or turned."""
+
+    def samples(self) -> list[dict[str, Tensor]]:
+        generator = np.random.default_rng(7)
+        return [random_crystal(generator, atoms) for atoms in (1, 2, 5, 3)]
+
+    def batch(self, network: nn.Module, samples: list[dict[str, Tensor]]) -> CrystalBatch:
+        return collate(samples, network.image_rule(TOLERANCE))
+
+    def assert_same(self, change: Any) -> None:
+        network, samples = self.network(), self.samples()
+        changed = [change(dict(sample)) for sample in samples]
+        assert_close(self.output(network, changed), self.output(network, samples))
+
+    def test_rotation(self) -> None:
+        rotation = random_rotation()
+
+        def rotate(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+            turned = {key: sample[key] @ rotation.T for key in ("pos", "cell")}
+            return sample | turned
+
+        self.assert_same(rotate)
+
+    def test_translation(self) -> None:
+        shift = torch.tensor([0.3, -1.7, 2.9], dtype=torch.float64)
+        self.assert_same(lambda sample: sample | {"pos": sample["pos"] + shift})
+
+    def test_atoms_may_stand_in_any_cell(self) -> None:
+        def move(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+            number = torch.arange(len(sample["z"]), dtype=torch.float64)
+            images = torch.stack([number % 3 - 1, -(number % 2), number % 4], 1)
+            return sample | {"pos": sample["pos"] + images @ sample["cell"][0]}
+
+        self.assert_same(move)
+
+    def test_permutation_of_atoms(self) -> None:
+        def permute(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+            order = torch.arange(len(sample["z"]) - 1, -1, -1)
+            return sample | {"z": sample["z"][order], "pos": sample["pos"][order]}
+
+        self.assert_same(permute)
+
+    def test_supercell(self) -> None:
+        def repeat(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+            cell = sample["cell"].clone()
+            pos = torch.cat([sample["pos"], sample["pos"] + cell[0, 1]])
+            cell[0, 1] *= 2
+            return {"z": sample["z"].repeat(2), "pos": pos, "cell": cell}
+
+        self.assert_same(repeat)
+
+    def test_other_basis_of_the_same_lattice(self) -> None:
+        basis = torch.tensor([[1, 1, 0], [0, 1, -1], [0, 0, 1]], dtype=torch.float64)
+
+        def change(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+            cell = basis @ sample["cell"][0]
+            frac = sample["pos"] @ torch.linalg.inv(cell)
+            return sample | {"pos": (frac - frac.floor()) @ cell, "cell": cell[None]}
+
+        self.assert_same(change)
+
+    def test_one_atom_sees_its_lattice(self) -> None:
+        network = self.network()
+        sample = self.samples()[0]
+        stretched = sample | {"cell": sample["cell"] * 1.05}
+        difference = self.output(network, [stretched]) - self.output(network, [sample])
+        assert difference.abs().max() > 1e-4
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = EXACT) -> None:
+    difference = (actual - expected).abs().max().item()
+    assert difference <= tolerance, f"differs by {difference:.2e} (tolerance {tolerance:.0e})"
+
+
+def random_crystal(generator: np.random.Generator, atoms: int) -> dict[str, Tensor]:
+    """A triclinic crystal in float64 with about 15 Å^3 per atom and no close contacts."""
+    while True:
+        cell = np.eye(3) + 0.25 * generator.standard_normal((3, 3))
+        cell *= np.cbrt(15 * atoms / abs(np.linalg.det(cell)))
+        frac = generator.random((atoms, 3))
+        difference = frac[:, None] - frac[None]
+        difference = (difference - np.round(difference)) @ cell
+        distance = np.linalg.norm(difference, axis=-1) + 9 * np.eye(atoms)
+        if distance.min() > 1.2:
+            break
+    z = generator.integers(1, 60, atoms)
+    return tensors_from_arrays(z, frac, cell, torch.float64)
+
+
+def random_rotation() -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    q, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))
+    return q * torch.linalg.det(q)

@@ -1,0 +1,307 @@
+"""The periodic attention operator against golden numbers, brute-force sums and its own reference.
+
+Needs torch, numpy and pytest only.
+"""
+
+import math
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from matattn.kernels.dispatch import BackendError
+from matattn.kernels.periodic_attention import BACKENDS, periodic_attention, reference, torch_ops
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "crystalformer"
+CRYSTALS = ("po_sc", "nacl_conv", "zno_wurtzite", "triclinic6", "skew_elongated10")
+RADIAL = {"spacing": 14 / 64, "width": 14 / 64}
+MODES = ("converged", "adaptive", "R2")
+INPUTS = ("q", "k", "v", "a", "weight", "distance")
+
+
+@cache
+def golden(crystal):
+    with np.load(GOLDEN / f"core_{crystal}.npz") as arrays:
+        return {name: torch.as_tensor(arrays[name]) for name in arrays.files}
+
+
+def images_of(data, mode):
+    """Images that a mode sums, and the box of each atom and head (None: all images)."""
+    if mode == "R2":
+        return reference.box_images(torch.tensor([2, 2, 2])), None
+    if mode == "adaptive":
+        half_widths = data["range_code"]
+        return reference.box_images(half_widths.amax((0, 1))), half_widths
+    # 9 sigma beyond the nearest image of the farthest pair: every pair's own sum has converged.
+    nearest = neighbor_list(data["pos"], data["lattice"], reference.box_images(torch.tensor([2, 2, 2])))
+    farthest = nearest[0].view(len(data["pos"]) ** 2, -1).amin(1).max().item()
+    cutoff = math.hypot(9 * data["sigma"].max().item(), farthest)
+    return reference.sphere_images(data["pos"], data["lattice"], cutoff), None
+
+
+def neighbor_list(pos, cell, images):
+    """Every image of every atom: distance (differentiable), source, row_ptr, image."""
+    atoms, count = len(pos), len(images)
+    vectors = pos[None, :, None] + images.to(pos) @ cell - pos[:, None, None]
+    distance = reference.safe_distance(vectors).flatten()
+    source = torch.arange(atoms).repeat_interleave(count).repeat(atoms)
+    row_ptr = torch.arange(atoms + 1) * atoms * count
+    return distance, source, row_ptr, images.repeat(atoms * atoms, 1)
+
+
+def golden_arguments(data, mode, dtype=torch.float64):
+    pos = data["pos"].to(dtype).requires_grad_()
+    cell = data["lattice"].to(dtype).requires_grad_()
+    images, half_widths = images_of(data, mode)
+    distance, source, row_ptr, image = neighbor_list(pos, cell, images)
+    bias = None
+    if half_widths is not None:
+        target = torch.arange(len(pos)).repeat_interleave(row_ptr.diff())
+        outside = (image.abs()[:, None] > half_widths[target]).any(-1)
+        bias = torch.zeros(outside.shape, dtype=dtype).masked_fill(outside, -math.inf)
+    leaves = [data[name].to(dtype).requires_grad_() for name in ("q", "k", "v", "a", "W_E")]
+    return leaves, pos, cell, (distance, source, row_ptr), bias
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("crystal", CRYSTALS)
+def test_golden_output(crystal, mode, backend):
+    data = golden(crystal)
+    leaves, _, _, neighbors, bias = golden_arguments(data, mode)
+    y, lse = periodic_attention(
+        *leaves, *neighbors, **RADIAL, bias=bias, return_lse=True, backend=backend
+    )
+    assert (y - data[f"y_{mode}"]).abs().max() <= 1e-10
+    if mode == "converged":
+        assert (lse - data["lse"]).abs().max() <= 1e-10
+    if mode == "R2":
+        assert (y - data["y_R2_refcode"]).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("crystal", CRYSTALS)
+def test_golden_gradients(crystal, backend):
+    data = golden(crystal)
+    leaves, pos, cell, neighbors, _ = golden_arguments(data, "converged")
+    y = periodic_attention(*leaves, *neighbors, **RADIAL, backend=backend)
+    gradients = torch.autograd.grad((data["gy"] * y).sum(), (*leaves, pos, cell))
+    names = ("q", "k", "v", "a", "W_E", "pos", "lattice")
+    for name, gradient in zip(names, gradients, strict=True):
+        difference = (gradient - data[f"ygrad_{name}"]).abs().max()
+        assert difference <= 1e-10, f"{name}: {difference:.1e}"
+
+
+@pytest.mark.parametrize("crystal", CRYSTALS)
+def test_golden_single_precision(crystal):
+    data = golden(crystal)
+    leaves, _, _, neighbors, _ = golden_arguments(data, "converged", torch.float32)
+    y = periodic_attention(*leaves, *neighbors, **RADIAL)
+    assert (y - data["y_converged"]).abs().max() <= 2e-6
+    gradients = torch.autograd.grad((data["gy"].float() * y).sum(), leaves)
+    for name, gradient in zip(("q", "k", "v", "a", "W_E"), gradients, strict=True):
+        expected = data[f"ygrad_{name}"]
+        error = (gradient - expected).abs().max() / expected.abs().max().clamp(min=1)
+        bound = 3e-5 if name == "a" else 5e-6  # the terms of a's gradient grow with d^2 and cancel
+        assert error <= bound, f"{name}: {error:.1e} of the largest element"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("crystal", CRYSTALS)
+def test_golden_image_sums(crystal, mode):
+    data = golden(crystal)
+    images, half_widths = images_of(data, mode)
+    alpha, beta = reference.image_sums(
+        data["pos"], data["lattice"], data["a"], images, count=64, half_widths=half_widths, **RADIAL
+    )
+    assert (alpha - data[f"alpha_{mode}"]).abs().max() <= 1e-10
+    assert (beta - data[f"beta_{mode}"]).abs().max() <= 1e-10
+    y, lse = reference.pair_attention(data["q"], data["k"], data["v"], alpha, beta, data["W_E"])
+    assert (y - data[f"y_{mode}"]).abs().max() <= 1e-10
+    if mode == "converged":
+        assert (lse - data["lse"]).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("crystal", CRYSTALS)
+def test_golden_gradients_of_image_sums(crystal):
+    """d/d(a, W, pos, lattice) of sum(gz alpha) + sum(gv W beta)."""
+    data = golden(crystal)
+    leaves = [data[name].clone().requires_grad_() for name in ("a", "W_E", "pos", "lattice")]
+    a, weight, pos, cell = leaves
+    images, _ = images_of(data, "converged")
+    alpha, beta = reference.image_sums(pos, cell, a, images, count=64, **RADIAL)
+    projected = torch.einsum("ijhk,hdk->ijhd", beta, weight)
+    loss = (data["gz"] * alpha).sum() + (data["gv"] * projected).sum()
+    for name, gradient in zip(
+        ("a", "W_E", "pos", "lattice"), torch.autograd.grad(loss, leaves), strict=True
+    ):
+        difference = (gradient - data[f"grad_{name}"]).abs().max()
+        assert difference <= 1e-10, f"{name}: {difference:.1e}"
+
+
+@pytest.mark.parametrize("crystal", CRYSTALS)
+def test_golden_range_of_the_published_box(crystal):
+    data = golden(crystal)
+    cell = data["lattice"].expand(len(data["pos"]), 3, 3)
+    with_margin = reference.adaptive_range(data["sigma"], cell)
+    assert torch.equal(with_margin, data["range_code"].long())
+    in_paper = reference.adaptive_range(data["sigma"], cell, margin=0.0)
+    assert torch.equal(in_paper, data["range_paper"].long())
+
+
+def random_arguments(counts, heads, dim, radial, dtype=torch.float64, seed=0):
+    """Arguments with ``counts[i]`` neighbours of atom i, the first at distance zero."""
+    generator = torch.Generator().manual_seed(seed)
+    atoms, edges = len(counts), sum(counts)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    row_ptr = torch.tensor([0, *counts]).cumsum(0)
+    source = torch.randint(atoms, (edges,), generator=generator)
+    distance = 6 * torch.rand(edges, generator=generator, dtype=dtype)
+    distance[row_ptr[:-1]] = 0
+    a = -0.1 - torch.rand(atoms, heads, generator=generator, dtype=dtype)
+    q, k, v = (normal(atoms, heads, dim) for _ in range(3))
+    return [q, k, v, a, normal(heads, dim, radial), distance, source, row_ptr]
+
+
+SIZES = [
+    ([1], 1, 1, 1),
+    ([1, 2, 3], 2, 5, 7),
+    ([40, 3, 3, 17, 1, 90], 3, 4, 11),
+    ([5] * 7, 8, 16, 64),
+    ([13, 1, 29], 2, 3, 0),
+]
+
+
+@pytest.mark.parametrize("bias_shape", [None, "edges", "heads"])
+@pytest.mark.parametrize("counts, heads, dim, radial", SIZES)
+def test_backends_agree_in_output_and_every_gradient(counts, heads, dim, radial, bias_shape):
+    arguments = random_arguments(counts, heads, dim, radial)
+    edges = sum(counts)
+    bias = None
+    if bias_shape == "edges":
+        bias = torch.rand(edges, dtype=torch.float64)
+    elif bias_shape == "heads":
+        bias = torch.zeros(edges, heads, dtype=torch.float64)
+        bias[torch.rand(edges, heads) < 0.3] = -math.inf
+        bias[arguments[-1][:-1]] = 0  # the atom itself stays visible
+    results = {}
+    for backend in BACKENDS:
+        leaves = [tensor.clone().requires_grad_() for tensor in arguments[:6]]
+        y, lse = periodic_attention(
+            *leaves, *arguments[6:], spacing=0.5, width=0.4, bias=bias, return_lse=True, backend=backend
+        )
+        weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        loss = (weights * y).sum() + lse.sin().sum()
+        gradients = torch.autograd.grad(loss, leaves)
+        results[backend] = {"y": y, "lse": lse, **dict(zip(INPUTS, gradients, strict=True))}
+    for backend, result in results.items():
+        for name, value in result.items():
+            expected = results["reference"][name]
+            error = (value - expected).abs().max() if value.numel() else torch.tensor(0.0)
+            assert error <= 1e-12 * max(1, len(arguments[5])), f"{backend}, {name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend):
+    arguments = random_arguments([3, 1, 6], 2, 3, 5)
+    arguments[5] += 0.1  # away from d = 0, where the derivative is one-sided
+    leaves = [tensor.requires_grad_() for tensor in arguments[:6]]
+    bias = torch.rand(10, dtype=torch.float64)
+
+    def function(*inputs):
+        return periodic_attention(
+            *inputs, *arguments[6:], spacing=0.5, width=0.4, bias=bias, return_lse=True,
+            backend=backend,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend):
+    arguments = random_arguments([3, 1, 6], 2, 3, 5)
+    for tensor in arguments[:6]:
+        tensor.requires_grad_()
+    forward = torch.ops.matattn.periodic_attention.default
+    torch.library.opcheck(forward, (*arguments, None, 0.5, 0.4, backend))
+    detached = [tensor.detach() for tensor in arguments]
+    y, lse, mean_basis = forward(*detached, None, 0.5, 0.4, backend)
+    backward = torch.ops.matattn.periodic_attention_backward.default
+    for distance_grad in (False, True):
+        rest = (None, y, lse, mean_basis, 0.5, 0.4, backend, distance_grad)
+        torch.library.opcheck(backward, (torch.ones_like(y), torch.ones_like(lse), *detached, *rest))
+
+
+def test_very_unequal_logits_do_not_overflow():
+    arguments = random_arguments([30, 2, 8], 2, 4, 6, torch.float32)
+    arguments[0] *= 200
+    y, lse = periodic_attention(*arguments, spacing=0.5, width=0.4, return_lse=True)
+    expected, _ = reference.neighbor_attention(
+        *(t.double() for t in arguments[:6]), *arguments[6:], None, 0.5, 0.4
+    )
+    assert lse.abs().max() > 100 and y.isfinite().all()
+    assert (y - expected).abs().max() < 1e-4
+
+
+def test_kept_geometry_notices_every_change():
+    """The torch backend keeps the last geometry; a change in place or a new tensor must be seen."""
+    arguments = random_arguments([5, 9, 2], 2, 3, 4)
+
+    def both():
+        options = {"spacing": 0.5, "width": 0.4}
+        return (
+            periodic_attention(*arguments, **options, backend="torch"),
+            periodic_attention(*arguments, **options, backend="reference"),
+        )
+
+    def check():
+        ours, expected = both()
+        assert (ours - expected).abs().max() < 1e-12
+        return ours
+
+    first = check()
+    plan = torch_ops._last_plan
+    assert torch.equal(check(), first) and torch_ops._last_plan is plan
+    arguments[5].mul_(1.3)  # distances, in place
+    changed = check()
+    assert (changed - first).abs().max() > 1e-6
+    arguments[6].copy_(arguments[6].flip(0))  # sources, in place
+    check()
+    arguments[5] = arguments[5] / 1.7  # another tensor of the same shape
+    check()
+    arguments[5].data.mul_(1.1)  # a change that PyTorch does not count
+    check()
+
+
+def test_requested_backend(monkeypatch):
+    arguments = random_arguments([2, 2], 1, 2, 3)
+    options = {"spacing": 0.5, "width": 0.4}
+    with pytest.raises(BackendError, match="no backend named 'cuda'; choose one of auto, torch"):
+        periodic_attention(*arguments, **options, backend="cuda")
+    monkeypatch.setenv("MATATTN_BACKEND", "tpu")
+    with pytest.raises(BackendError, match="'tpu'"):
+        periodic_attention(*arguments, **options)
+    monkeypatch.setenv("MATATTN_BACKEND", "reference")
+    plan = torch_ops._last_plan
+    periodic_attention(*arguments, **options)
+    assert torch_ops._last_plan is plan  # the torch backend was not used
+
+
+def test_wrong_shapes_are_named():
+    arguments = random_arguments([2, 2], 1, 2, 3)
+    arguments[3] = arguments[3].expand(2, 4)
+    with pytest.raises(ValueError, match=r"a has shape \(2, 4\), expected \(2, 1\)"):
+        periodic_attention(*arguments, spacing=0.5, width=0.4)
+
+
+def test_an_atom_without_neighbours_is_refused():
+    arguments = random_arguments([2, 0, 1], 1, 2, 3)
+    arguments[5] = torch.ones(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="no neighbour"):
+        periodic_attention(*arguments, spacing=0.5, width=0.4, backend="torch")

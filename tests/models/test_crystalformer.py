@@ -1,0 +1,245 @@
+"""Crystalformer: contract, published sizes, initialisation, and the golden network."""
+
+import math
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from matattn.batch import collate
+from matattn.models.crystalformer import SUMMATIONS, Crystalformer, from_reference_state
+from matattn.models.element_features import element_features
+from matattn.testing import CrystalContract
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "crystalformer" / "model_small.npz"
+MODES = {"published_r2": "R2", "published_adaptive": "adaptive", "converged": "converged"}
+
+
+class TestCrystalformer(CrystalContract):
+    network_class = Crystalformer
+    arguments = {
+        "num_targets": 2,
+        "dim": 16,
+        "num_heads": 2,
+        "num_blocks": 2,
+        "ffn_dim": 24,
+        "num_radial": 12,
+    }
+
+
+class TestWithElementProperties(CrystalContract):
+    network_class = Crystalformer
+    arguments = {
+        "dim": 12,
+        "num_heads": 3,
+        "num_blocks": 1,
+        "ffn_dim": 24,
+        "num_radial": 20,
+        "radial_max": 8.0,
+        "element_features": "properties",
+    }
+
+
+class TestWithoutPsi(CrystalContract):
+    network_class = Crystalformer
+    arguments = {"dim": 16, "num_heads": 2, "num_blocks": 2, "ffn_dim": 24, "num_radial": 0}
+
+    def test_one_atom_sees_its_lattice(self) -> None:
+        """Without psi a crystal of one atom has only one value to average: it is lattice-blind."""
+        network, sample = self.network(), self.samples()[0]
+        stretched = sample | {"cell": sample["cell"] * 1.05}
+        difference = self.output(network, [stretched]) - self.output(network, [sample])
+        assert difference.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "arguments, count",
+    [({}, 853_505), ({"num_radial": 0}, 820_737), ({"num_blocks": 7}, 1_471_745)],
+)
+def test_published_number_of_parameters(arguments, count):
+    """The published 853,517 / 820,749 / 1,471,766 count three frozen scalars per block as well."""
+    network = Crystalformer(**arguments)
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert trainable == count
+    assert trainable + 3 * len(network.blocks) in (853_517, 820_749, 1_471_766)
+
+
+def test_initialisation_is_t_fixup():
+    torch.manual_seed(0)
+    network = Crystalformer()
+    block = network.blocks[1]
+    attention = block.attention
+    xavier = math.sqrt(6 / 256)
+    scale = 0.67 * 4**-0.25
+    for linear, bound in (
+        (attention.q_proj, xavier),
+        (attention.k_proj, xavier),
+        (attention.v_proj, xavier * scale),
+        (attention.out_proj, xavier * scale),
+        (block.linear1, math.sqrt(6 / 640) * scale),
+        (block.linear2, math.sqrt(6 / 640) * scale),
+    ):
+        assert 0.98 * bound < linear.weight.abs().max() <= bound
+        assert linear.bias.abs().max() == 0
+    assert 0.98 * 0.0221 < attention.radial_weight.abs().max() <= 0.02210
+    assert attention.sigma_weight.std().item() == pytest.approx(0.25, rel=0.2)
+    assert network.embedding.weight.std().item() == pytest.approx(128**-0.5 * 36**-0.25, rel=0.02)
+
+
+def test_sigma_statistics_are_fitted_once_in_training():
+    contract = TestCrystalformer()
+    samples = contract.samples()
+    torch.manual_seed(0)
+    network = Crystalformer(**contract.arguments).double().eval()
+    network(contract.batch(network, samples))
+    attention = network.blocks[1].attention
+    assert not attention.sigma_fitted
+    network.train()(contract.batch(network, samples))
+    mean, std = attention.sigma_mean.clone(), attention.sigma_std.clone()
+    assert attention.sigma_fitted and std != 1
+    network(contract.batch(network, samples[:2]))
+    assert torch.equal(attention.sigma_mean, mean) and torch.equal(attention.sigma_std, std)
+
+
+def test_widths_stay_below_their_bound():
+    contract = TestCrystalformer()
+    network = contract.network()
+    attention = network.blocks[0].attention
+    q = 100 * torch.randn(50, 2, 8, dtype=torch.float64)
+    sigma = attention.inverse_square_sigma(q).rsqrt()
+    assert sigma.max().item() <= network.sigma_max + 1e-9
+    assert network.sigma_max == pytest.approx(1.98, abs=0.001)
+    assert network.cutoff(1e-6) == pytest.approx(10.4, abs=0.01)
+
+
+def test_merging_equal_distances_changes_nothing():
+    """A cubic cell, where many images of one atom stand at one distance."""
+    network = TestCrystalformer().network()
+    cell = 4.2 * torch.eye(3, dtype=torch.float64)[None]
+    pos = torch.tensor([[0, 0, 0], [2.1, 2.1, 2.1]], dtype=torch.float64)
+    sample = {"z": torch.tensor([55, 17]), "pos": pos, "cell": cell}
+    full = collate([sample], network.image_rule(1e-12))
+    merged = collate([sample], network.image_rule(1e-12, merge=1e-6))
+    assert merged.edge_index.shape[1] < full.edge_index.shape[1] / 5
+    assert merged.multiplicity.sum() == full.edge_index.shape[1]
+    assert (network(merged) - network(full)).abs().max() < 1e-12
+
+
+def test_gradients_reach_positions_and_cell():
+    contract = TestCrystalformer()
+    network = contract.network()
+    batch = contract.batch(network, contract.samples())
+    batch.pos.requires_grad_()
+    batch.cell.requires_grad_()
+    forces, stress = torch.autograd.grad(network(batch)[:, 0].sum(), (batch.pos, batch.cell))
+    assert forces.abs().max() > 1e-6 and stress.abs().max() > 1e-6
+    total = torch.zeros(batch.num_graphs, 3, dtype=torch.float64).index_add(0, batch.batch, forces)
+    assert total.abs().max() < 1e-12  # translation invariance: the forces of a crystal sum to zero
+
+
+def test_unknown_choices_are_refused():
+    with pytest.raises(ValueError, match="published_r2"):
+        Crystalformer(summation="exact")
+    with pytest.raises(ValueError, match="one_hot, properties"):
+        Crystalformer(element_features="magpie")
+    with pytest.raises(ValueError, match="multiple of num_heads"):
+        Crystalformer(dim=10, num_heads=4)
+
+
+def test_element_properties_are_finite_and_distinct():
+    table = element_features("properties")
+    assert table.shape[0] == 98 and table.isfinite().all()
+    assert torch.cdist(table, table).add(torch.eye(98)).min() > 1e-3
+    assert table.square().sum(-1).mean() == pytest.approx(1)
+
+
+@cache
+def golden():
+    return {name: torch.as_tensor(array) for name, array in np.load(GOLDEN).items()}
+
+
+def golden_batch(network):
+    data = golden()
+    ends = data["sizes"].cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    items = [
+        {"z": data["Z"][a:b], "pos": data["pos"][a:b], "cell": data["lattice"][n : n + 1]}
+        for n, (a, b) in enumerate(zip(starts, ends, strict=True))
+    ]
+    return collate(items, network.image_rule(1e-17))
+
+
+def golden_network(mode):
+    state = {name[2:]: tensor for name, tensor in golden().items() if name.startswith("w/")}
+    return from_reference_state(state, mode).eval()
+
+
+@pytest.mark.parametrize("mode", SUMMATIONS)
+def test_golden_outputs(mode):
+    network = golden_network(mode)
+    output = network(golden_batch(network))[:, 0]
+    assert (output - golden()[f"out_{MODES[mode]}"]).abs().max() <= 1e-10
+    if mode == "published_r2":
+        assert (output - golden()["out_R2_refcode"]).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("mode", ["published_r2", "converged"])
+def test_golden_captures(mode):
+    network, data = golden_network(mode), golden()
+    captured = {}
+    for layer, block in enumerate(network.blocks):
+        attention = block.attention
+        attention.out_proj.register_forward_pre_hook(
+            lambda _, args, layer=layer: captured.update({f"attn_y_l{layer}": args[0]})
+        )
+        attention.q_proj.register_forward_hook(
+            lambda module, _, q, layer=layer, attention=attention: captured.update(
+                {f"sigma_l{layer}": attention.inverse_square_sigma(q.view(-1, 4, 8)).rsqrt()}
+            )
+        )
+        block.register_forward_hook(
+            lambda _, __, x, layer=layer: captured.update({f"x_l{layer}": x})
+        )
+    network.embedding.register_forward_hook(lambda _, __, x: captured.update(x0=x))
+    network.head.register_forward_pre_hook(lambda _, args: captured.update(pooled=args[0]))
+    network(golden_batch(network))
+    assert len(captured) == 8
+    for name, value in captured.items():
+        expected = data[f"cap_{MODES[mode]}/{name}"]
+        assert (value - expected).abs().max() <= 1e-10, name
+
+
+def test_golden_gradients():
+    """Every parameter gradient of the mean absolute error, fixed range R = 2."""
+    network, data = golden_network("published_r2"), golden()
+    loss = (network(golden_batch(network))[:, 0] - data["target"]).abs().mean()
+    assert (loss - data["loss_R2_refcode"]).abs() <= 1e-10
+    loss.backward()
+    gradients = {name[8:]: g for name, g in data.items() if name.startswith("grad_R2/")}
+    # The gradients in the reference's naming go through the importer as if they were weights.
+    filler = {name: w for name, w in golden_named("w/").items() if name not in gradients}
+    expected = dict(from_reference_state(gradients | filler).named_parameters())
+    checked = 0
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad - expected[name]).abs().max() <= 1e-10, name
+        checked += parameter.numel()
+    assert checked == sum(p.numel() for p in network.parameters())
+
+
+def golden_named(prefix):
+    return {name[len(prefix) :]: t for name, t in golden().items() if name.startswith(prefix)}
+
+
+def test_golden_in_single_precision():
+    network = golden_network("converged").float()
+    output = network(golden_batch(network).to(dtype=torch.float32))[:, 0]
+    assert (output - golden()["out_converged"]).abs().max() <= 2e-6
+
+
+def test_reference_weights_that_lack_a_tensor_are_refused():
+    state = golden_named("w/")
+    del state["mlp.0.weight"]
+    with pytest.raises(KeyError, match="mlp.0.weight"):
+        from_reference_state(state)
