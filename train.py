@@ -1,4 +1,4 @@
-"""Train a model: ``python train.py model=crystalformer``. ``python train.py --help`` lists the choices."""
+"""Train a model: ``python train.py model=crystalformer``; ``--help`` lists the choices."""
 
 from matattn.cli.train import main
 

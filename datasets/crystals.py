@@ -1,8 +1,8 @@
 """Crystals with properties from a JSON-lines file.
 
-One crystal a line: ``id``, ``lattice`` 3 x 3 (rows, Å), ``Z`` (atomic numbers), ``frac`` (N x 3), any
-number of properties, and optionally ``split`` ("train", "val", "test") and ``formula``. The file may
-be gzipped. ``data=mp2018_subset`` and ``data=crystals data.path=FILE`` read it.
+One crystal a line: ``id``, ``lattice`` 3 x 3 (rows, Å), ``Z`` (atomic numbers), ``frac`` (N x 3),
+any number of properties, and optionally ``split`` ("train", "val", "test") and ``formula``. The
+file may be gzipped. ``data=mp2018_subset`` and ``data=crystals data.path=FILE`` read it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,11 @@ from matattn.errors import DataError, StructureError
 from matattn.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.units import Property, find_property
 
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+Row = dict[str, Any]
+
 
 def load(
     name: str,
@@ -28,6 +33,7 @@ def load(
     targets: Sequence[str],
     split: str = "official",
     split_seed: int = 0,
+    sizes: Sequence[int] | None = None,
     max_sites: int | None = None,
     units: Mapping[str, str] | None = None,
     note: str = "",
@@ -42,19 +48,40 @@ def load(
         split: "official" (the file's ``split`` column), "random" (seeded 80/10/10 of the rows), or
             "formula" (80/10/10 of the reduced formulas: no composition stands in two splits).
         split_seed: seed of the latter two.
+        sizes: rows that train, val and test must have, for published benchmarks.
         max_sites: leave out larger cells.
         units: units of properties that matattn does not know, for example {"tc": "K"}.
         note: what errors on these rows may be compared with.
 
-    Rows that cannot be used (see ``PropertyDataset.skipped``) are left out. Raises DataError when the
-    file, a target or the split column is missing, or when no usable row is left.
+    Rows that cannot be used (see ``PropertyDataset.skipped``) are left out. Raises DataError when
+    the file, a target or the split column is missing, when the sizes differ, or when no usable row
+    is left.
+    """
+    rows, skipped = _read_rows(Path(path))
+    items, kept, properties = from_rows(path, rows, skipped, targets, units, max_sites)
+    assigned = _split(split, split_seed, kept, path)
+    check_sizes(path, assigned, sizes)
+    return PropertyDataset(name, properties, items, assigned, note, skipped)
+
+
+def from_rows(
+    source: str,
+    rows: Sequence[tuple[str, Row]],
+    skipped: list[str],
+    targets: Sequence[str],
+    units: Mapping[str, str] | None = None,
+    max_sites: int | None = None,
+) -> tuple[list[Data], list[Row], tuple[Property, ...]]:
+    """Items with labels, the rows they came from, and the properties, of (place, row) pairs.
+
+    A row that cannot be used adds its reason to ``skipped``. Raises DataError when a target is
+    unknown or has no column.
     """
     properties = tuple(find_property(target, units) for target in targets)
     if not properties:
-        raise DataError(f"{name}: no target given (data.targets is empty)")
-    rows, skipped = _read_rows(Path(path))
-    columns = [_column(target, rows, path) for target in properties]
-    items, splits, formulas = [], [], []
+        raise DataError(f"{source}: no target given (data.targets is empty)")
+    columns = [_column(target, rows, source) for target in properties]
+    items, kept = [], []
     for where, row in rows:
         try:
             if max_sites is not None and len(row["Z"]) > max_sites:
@@ -72,17 +99,26 @@ def load(
             continue
         tensors = tensors_from_arrays(row["Z"], row["frac"], row["lattice"])
         items.append(to_data(tensors, labels, str(row["id"])))
-        splits.append(row.get("split", ""))
-        formulas.append(_formula(row["Z"]))
-    assigned = _split(split, split_seed, splits, formulas, path)
-    return PropertyDataset(name, properties, items, assigned, note, skipped)
+        kept.append(row)
+    return items, kept, properties
 
 
-def _read_rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+def check_sizes(source: str, split: np.ndarray, sizes: Sequence[int] | None) -> None:
+    """Raise DataError unless train, val and test have the given numbers of rows."""
+    found = [int((split == name).sum()) for name in SPLITS]
+    if sizes is not None and found != list(sizes):
+        raise DataError(
+            f"{source}: train/val/test have {found} rows, the benchmark has {list(sizes)}: another "
+            "version of the data, or rows that could not be used"
+        )
+
+
+def _read_rows(path: Path) -> tuple[list[tuple[str, Row]], list[str]]:
     """(place, row) of every line, and a message for every line that is not a JSON object."""
     if not path.is_file():
         raise DataError(
-            f"{path}: no such file; give data.path=FILE, or set MATATTN_DATA to the folder of data sets"
+            f"{path}: no such file; give data.path=FILE, or set MATATTN_DATA to the folder of"
+            " data sets"
         )
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
@@ -103,7 +139,7 @@ def _read_rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]
     return rows, bad
 
 
-def _column(target: Property, rows: list[tuple[str, dict[str, Any]]], path: str) -> str:
+def _column(target: Property, rows: Sequence[tuple[str, Row]], path: str) -> str:
     """The column of the file that holds a target, or a quantity whose logarithm it is."""
     present = {key for _, row in rows for key in row}
     for column in (target.name, *target.columns, *target.log10_of):
@@ -129,17 +165,16 @@ def _formula(z: Sequence[int]) -> str:
     return " ".join(f"{number}:{count}" for number, count in zip(numbers, counts, strict=True))
 
 
-def _split(
-    scheme: str, seed: int, official: list[str], formulas: list[str], path: str
-) -> np.ndarray:
+def _split(scheme: str, seed: int, rows: list[Row], path: str) -> np.ndarray:
     if scheme == "random":
-        return random_split(len(official), seed)
+        return random_split(len(rows), seed)
     if scheme == "formula":
-        return group_split(formulas, seed)
+        return group_split([_formula(row["Z"]) for row in rows], seed)
     if scheme != "official":
         raise DataError(f"data.split={scheme!r}: choose official, random or formula")
+    official = [row.get("split", "") for row in rows]
     split = np.array([name if name in SPLITS else "" for name in official], dtype="<U5")
-    if official and not (split == "train").any():
+    if rows and not (split == "train").any():
         raise DataError(
             f"{path}: no row says split: train; use data.split=random or data.split=formula"
         )

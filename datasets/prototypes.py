@@ -1,5 +1,4 @@
-"""The embedded data set ``prototypes``: about 5,000 small inorganic crystals in 67 structure
-types.
+"""The embedded data set ``prototypes``: 5,464 small inorganic crystals in 67 structure types.
 
 Each row of ``prototypes.csv`` names a structure type, the elements on its sites, a volume and the
 free shape parameters, so that a crystal is rebuilt from one line of text. The labels (formation
@@ -17,10 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pymatgen.core import Structure
 
+from matattn.dataset import PropertyDataset, random_split
 from matattn.datasets.prototypes_registry import PROTOTYPES, Parameter, Prototype
 from matattn.errors import DataError
+from matattn.structure import to_data, to_tensors
+from matattn.units import find_property
 
 __all__ = [
     "PROTOTYPES",
@@ -31,6 +34,7 @@ __all__ = [
     "Row",
     "build_structure",
     "composition_split",
+    "load",
     "read_table",
     "reduced_formula",
 ]
@@ -44,6 +48,12 @@ TABLE_COLUMNS = (
     "shape",
     "formation_energy_per_atom",
     "bulk_modulus",
+)
+
+NOTE = (
+    "the labels are predictions of the machine-learned potential CHGNet 0.3.0, not of"
+    " density-functional theory: errors here are not comparable with any on Materials Project or"
+    " JARVIS data. The default split holds out whole compositions."
 )
 
 
@@ -72,6 +82,47 @@ def read_table(path: str | Path = TABLE_PATH) -> list[Row]:
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(f"{path}, line {reader.line_num}: {error}") from error
     return rows
+
+
+def load(
+    name: str,
+    targets: Sequence[str] = ("formation_energy_per_atom", "log10_bulk_modulus"),
+    split: str = "composition",
+    split_seed: int = 0,
+) -> PropertyDataset:
+    """The crystals as training data.
+
+    Args:
+        name: how reports call the data.
+        targets: of formation_energy_per_atom (eV/atom), log10_bulk_modulus (log10(GPa)) and
+            volume_per_atom (Å^3/atom).
+        split: "composition" (80/10/10, no composition in two splits) or "random" (seeded).
+        split_seed: seed of the random split.
+
+    Raises DataError for an unknown target or split.
+    """
+    rows = read_table()
+    properties = tuple(find_property(target) for target in targets)
+    columns = {
+        "formation_energy_per_atom": [row.formation_energy_per_atom for row in rows],
+        "log10_bulk_modulus": [math.log10(row.bulk_modulus) for row in rows],
+        "volume_per_atom": [row.volume for row in rows],
+    }
+    for target in properties:
+        if target.name not in columns:
+            raise DataError(
+                f"prototypes has no target {target.name!r}; it has {', '.join(columns)}"
+            )
+    if split not in ("composition", "random"):
+        raise DataError(f"data.split={split!r}: choose composition or random")
+    labels = zip(*(columns[target.name] for target in properties), strict=True)
+    items = [
+        to_data(to_tensors(row.structure), label, row.id)
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    by_composition = np.array([row.split for row in rows])
+    assigned = by_composition if split == "composition" else random_split(len(rows), split_seed)
+    return PropertyDataset(name, properties, items, assigned, NOTE)
 
 
 def build_structure(

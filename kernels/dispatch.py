@@ -37,7 +37,11 @@ class Backend:
 
 
 def choose(
-    operator: str, table: Mapping[str, Backend], requested: str, device: torch.device, dtype: torch.dtype
+    operator: str,
+    table: Mapping[str, Backend],
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> str:
     """Name of the backend in ``table`` (best first) that takes this call.
 

@@ -1,7 +1,7 @@
 """A trained model as a folder that can be published: weights, description, checksums.
 
-``model.safetensors`` holds tensors only, ``config.json`` plain values, ``card.md`` is for people and
-``SHA256SUMS`` covers all of them. Loading checks the sums, never unpickles, and builds only
+``model.safetensors`` holds tensors only, ``config.json`` plain values, ``card.md`` is for people
+and ``SHA256SUMS`` covers all of them. Loading checks the sums, never unpickles, and builds only
 networks named in ``NETWORKS``.
 """
 
@@ -25,7 +25,13 @@ FORMAT = 1
 _FILES = ("model.safetensors", "config.json", "card.md")
 
 
-def save(folder: str | Path, network: nn.Module, arguments: dict[str, Any], config: dict[str, Any], card: str) -> None:
+def save(
+    folder: str | Path,
+    network: nn.Module,
+    arguments: dict[str, Any],
+    config: dict[str, Any],
+    card: str,
+) -> None:
     """Write a bundle; ``folder`` is replaced only when everything is written.
 
     ``arguments`` are the constructor arguments of ``network`` (plain values); ``config`` describes
@@ -40,7 +46,9 @@ def save(folder: str | Path, network: nn.Module, arguments: dict[str, Any], conf
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+    state = {
+        key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
+    }
     save_file(state, partial / "model.safetensors")
     (partial / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only
     content = {"format": FORMAT, "network": name, "arguments": arguments, **config}
@@ -94,7 +102,9 @@ def _verify(folder: Path) -> None:
         if name not in expected or not (folder / name).is_file():
             raise BundleError(f"{folder}/{name}: missing; copy the whole folder again")
         if _sha256(folder / name) != expected[name]:
-            raise BundleError(f"{folder}/{name}: checksum differs from SHA256SUMS; the file is damaged")
+            raise BundleError(
+                f"{folder}/{name}: checksum differs from SHA256SUMS; the file is damaged"
+            )
 
 
 def _sha256(path: Path) -> str:

@@ -18,8 +18,8 @@ def check_targets(config: Any, place: str = "") -> None:
         target = config.get("_target_")
         if target is not None and not str(target).startswith(ALLOWED):
             raise ConfigError(
-                f"{place or 'config'}._target_: {target!r} is not allowed; it must begin with one of "
-                f"{', '.join(ALLOWED)}"
+                f"{place or 'config'}._target_: {target!r} is not allowed; it must begin with one "
+                f"of {', '.join(ALLOWED)}"
             )
         for key, value in config.items():
             check_targets(value, f"{place}.{key}" if place else str(key))

@@ -20,7 +20,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class PropertyDataset:
-    """Crystals as PyG ``Data`` (z, pos Å, cell Å, y [1, T] with NaN = no label, id) and their split.
+    """Crystals as PyG ``Data`` (z, pos Å, cell Å, y [1, T] with NaN = no label, id) and the split.
 
     Labels are in the units of ``targets``. ``note`` says what errors on these rows may be compared
     with; ``skipped`` holds one message per row of the source that could not be used.

@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A ``.partial`` path to write to; it is renamed to ``path`` if the block ends without error."""
+    """A ``.partial`` path to write to, renamed to ``path`` if the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

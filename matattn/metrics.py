@@ -19,7 +19,11 @@ def mean_absolute_error(true: np.ndarray, predicted: np.ndarray) -> float:
 def root_mean_square_error(true: np.ndarray, predicted: np.ndarray) -> float:
     """Root mean square error over the rows that have a label."""
     known = ~np.isnan(true)
-    return float(np.sqrt(np.square(predicted[known] - true[known]).mean())) if known.any() else float("nan")
+    return (
+        float(np.sqrt(np.square(predicted[known] - true[known]).mean()))
+        if known.any()
+        else float("nan")
+    )
 
 
 def element_fractions(dataset: PropertyDataset) -> np.ndarray:

@@ -7,6 +7,7 @@ A list is sorted by target atom i, then by source atom j. Source j of an edge si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from pymatgen.optimization.neighbors import find_points_in_spheres
@@ -52,10 +53,19 @@ class ImageRule:
         return Neighbors(edge_index, image[order], np.ones(len(order), dtype=np.float32))
 
 
+class HasImageRule(Protocol):
+    """What every network of crystals offers beside ``forward``: the images that it needs."""
+
+    def image_rule(self, tolerance: float, merge: float = 0.0) -> ImageRule: ...
+
+
 def periodic_neighbors(
     pos: np.ndarray, cell: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Target i [E], source j [E], image [E, 3] and distance [E] Å of all images within ``cutoff`` Å."""
+    """Target i, source j, image and distance of all images within ``cutoff`` Å.
+
+    Shapes [E], [E], [E, 3] and [E] (Å).
+    """
     pos, cell = np.ascontiguousarray(pos), np.ascontiguousarray(cell)
     periodic = np.ones(3, dtype=np.int64)
     target, source, image, distance = find_points_in_spheres(
@@ -87,9 +97,7 @@ def _merged(
     order = np.lexsort((distance, source, target))
     target, source, distance = target[order], source[order], distance[order]
     new = np.ones(len(order), dtype=bool)
-    new[1:] = (
-        (np.diff(target) != 0) | (np.diff(source) != 0) | (np.diff(distance) > tolerance)
-    )
+    new[1:] = (np.diff(target) != 0) | (np.diff(source) != 0) | (np.diff(distance) > tolerance)
     first = np.flatnonzero(new)
     size = np.diff(np.append(first, len(order)))
     middle = first + size // 2  # the median distance stands for its group

@@ -9,8 +9,8 @@ import platform
 def tune_malloc() -> None:
     """Let glibc keep freed memory instead of returning it to the kernel.
 
-    PyTorch on CPUs allocates and frees large buffers at every step; with glibc's defaults up to half
-    of the time goes into page faults. Does nothing elsewhere than on Linux with glibc.
+    PyTorch on CPUs allocates and frees large buffers at every step; with glibc's defaults up to
+    half of the time goes into page faults. Does nothing elsewhere than on Linux with glibc.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return

@@ -79,7 +79,8 @@ def _parse(path: Path) -> list[Structure]:
     if kind == "CIF":
         from pymatgen.io.cif import CifParser
 
-        # A site occupancy a little over 1 is rounding and is accepted; less than 1 is kept for validate().
+        # A site occupancy a little over 1 is rounding and is accepted; less than 1 is kept for
+        # validate().
         parser = CifParser(path, occupancy_tolerance=1.01)
         return parser.parse_structures(primitive=False, check_occu=True)
     if kind == "POSCAR":
@@ -112,14 +113,15 @@ def validate(structure: Structure, where: str = "structure") -> list[str]:
     """Check that a structure is a physical crystal of whole, known atoms.
 
     Returns warnings (atoms closer than 0.5 Å). Raises StructureError, beginning with ``where`` and
-    naming the site, for partial occupancy, unknown elements, and all that ``validate_arrays`` refuses.
+    naming the site, for partial occupancy, unknown elements, and all that ``validate_arrays``
+    refuses.
     """
     for index, site in enumerate(structure):
         name = f"site {index + 1} ({site.species_string})"
         if not site.is_ordered:
             raise StructureError(
-                f"{where}: {name} has partial occupancy; order it first, for example with pymatgen's "
-                "OrderDisorderedStructureTransformation"
+                f"{where}: {name} has partial occupancy; order it first, for example with "
+                "pymatgen's OrderDisorderedStructureTransformation"
             )
         if isinstance(site.specie, DummySpecies):
             raise StructureError(f"{where}: {name} is not a chemical element")
@@ -154,8 +156,8 @@ def validate_arrays(z: Sequence[int], frac: Any, cell: Any, where: str) -> list[
         raise StructureError(f"{where}: the cell has a volume of {volume:.3g} Å^3 (zero or nearly)")
     if (bad := np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))).size:
         raise StructureError(
-            f"{where}: site {bad[0] + 1} has atomic number {numbers[bad[0]]}; the networks know 1 to "
-            f"{MAX_ATOMIC_NUMBER}"
+            f"{where}: site {bad[0] + 1} has atomic number {numbers[bad[0]]}; the networks know 1 "
+            f"to {MAX_ATOMIC_NUMBER}"
         )
     return _check_distances(frac, cell, where)
 
@@ -183,12 +185,12 @@ def to_tensors(structure: Structure, dtype: torch.dtype | None = None) -> dict[s
 
 
 def tensors_from_arrays(
-    z: Sequence[int], frac: Any, cell: Any, dtype: torch.dtype | None = None
+    z: Sequence[int] | np.ndarray, frac: Any, cell: Any, dtype: torch.dtype | None = None
 ) -> dict[str, Any]:
-    """As ``to_tensors``, from atomic numbers [N], fractional coordinates [N, 3] and cell [3, 3] Å."""
+    """As ``to_tensors``, from atomic numbers [N], fractional coordinates [N, 3], cell [3, 3] Å."""
     import torch
 
-    cell = np.asarray(cell, dtype=np.float64)
+    cell = np.array(cell, dtype=np.float64)  # a copy: PyTorch wants memory that may be written
     frac = np.asarray(frac, dtype=np.float64)
     frac = frac - np.floor(frac)
     return {

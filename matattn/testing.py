@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from matattn import bundle
 from matattn.batch import CrystalBatch, collate
+from matattn.neighbors import HasImageRule
 from matattn.structure import tensors_from_arrays
 
 TOLERANCE = 1e-12  # smallest weight of an image that the contracts sum
@@ -112,7 +113,7 @@ class ModelContract:
 
     def test_compiles(self) -> None:
         network, samples = self.network(), self.samples()
-        compiled = torch.compile(network, backend="aot_eager")
+        compiled = cast(nn.Module, torch.compile(network, backend="aot_eager"))
         assert_close(self.output(compiled, samples), self.output(network, samples))
         torch.compiler.reset()
 
@@ -126,7 +127,7 @@ class CrystalContract(ModelContract):
         return [random_crystal(generator, atoms) for atoms in (1, 2, 5, 3)]
 
     def batch(self, network: nn.Module, samples: list[dict[str, Tensor]]) -> CrystalBatch:
-        return collate(samples, network.image_rule(TOLERANCE))
+        return collate(samples, cast(HasImageRule, network).image_rule(TOLERANCE))
 
     def assert_same(self, change: Any) -> None:
         network, samples = self.network(), self.samples()

@@ -22,22 +22,23 @@ class Property:
     log10_of: tuple[str, ...] = ()
 
 
+# Short names are those of JSON-lines files; the longer ones are those of the JARVIS data sets.
 _PROPERTIES = (
-    Property("formation_energy_per_atom", "eV/atom", ("e_form",)),
-    Property("total_energy_per_atom", "eV/atom", ("e_total_per_atom",)),
-    Property("energy_above_hull", "eV/atom", ("e_hull",)),
-    Property("band_gap", "eV", ("gap",)),
-    Property("band_gap_opt", "eV", ("gap_opt",)),
-    Property("band_gap_mbj", "eV", ("gap_mbj",)),
+    Property("formation_energy_per_atom", "eV/atom", ("e_form", "formation_energy_peratom")),
+    Property("total_energy_per_atom", "eV/atom", ("e_total_per_atom", "optb88vdw_total_energy")),
+    Property("energy_above_hull", "eV/atom", ("e_hull", "ehull")),
+    Property("band_gap", "eV", ("gap", "gap pbe")),
+    Property("band_gap_opt", "eV", ("gap_opt", "optb88vdw_bandgap")),
+    Property("band_gap_mbj", "eV", ("gap_mbj", "mbj_bandgap")),
+    Property("log10_bulk_modulus", "log10(GPa)", log10_of=("k_vrh", "k_voigt", "bulk_modulus_kv")),
     Property(
-        "log10_bulk_modulus", "log10(GPa)", log10_of=("k_vrh", "k_voigt", "bulk_modulus")
+        "log10_shear_modulus", "log10(GPa)", log10_of=("g_vrh", "g_voigt", "shear_modulus_gv")
     ),
-    Property("log10_shear_modulus", "log10(GPa)", log10_of=("g_vrh", "g_voigt", "shear_modulus")),
     Property("volume_per_atom", "Å^3/atom"),
     Property("last_phdos_peak", "1/cm"),
 )
 PROPERTIES: Mapping[str, Property] = {p.name: p for p in _PROPERTIES}
-_BY_ALIAS = {alias: p for p in _PROPERTIES for alias in (p.name, *p.columns)}
+_BY_ALIAS = {name: p for p in _PROPERTIES for name in (p.name, *p.columns, *p.log10_of)}
 
 
 def find_property(name: str, units: Mapping[str, str] | None = None) -> Property:

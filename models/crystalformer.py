@@ -7,9 +7,9 @@ for Periodic Structure Encoding", ICLR 2024, arXiv 2403.11686.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -39,12 +39,12 @@ class Crystals(Protocol):
 class Geometry:
     """What attention needs to know of the batch's geometry, once for all layers."""
 
-    distance: Float[Tensor, "edges"]  # Å
-    source: Int[Tensor, "edges"]
-    row_ptr: Int[Tensor, "atoms_plus_one"]
-    target: Int[Tensor, "edges"]
+    distance: Float[Tensor, " edges"]  # Å
+    source: Int[Tensor, " edges"]
+    row_ptr: Int[Tensor, " atoms_plus_one"]
+    target: Int[Tensor, " edges"]
     image: Int[Tensor, "edges 3"]
-    log_multiplicity: Float[Tensor, "edges"] | None
+    log_multiplicity: Float[Tensor, " edges"] | None
     atom_cell: Float[Tensor, "atoms 3 3"]  # Å
 
 
@@ -70,6 +70,9 @@ class InfinitelyConnectedAttention(nn.Module):
     """
 
     R0, SLOPE, FLOOR = 1.4, 0.1, 0.5  # r_0 in Å, a and b
+    sigma_mean: Tensor
+    sigma_std: Tensor
+    sigma_fitted: Tensor
 
     def __init__(
         self,
@@ -97,7 +100,9 @@ class InfinitelyConnectedAttention(nn.Module):
         self.register_buffer("sigma_std", torch.ones(()))
         self.register_buffer("sigma_fitted", torch.zeros((), dtype=torch.bool))
 
-    def inverse_square_sigma(self, q: Float[Tensor, "atoms heads d"]) -> Float[Tensor, "atoms heads"]:
+    def inverse_square_sigma(
+        self, q: Float[Tensor, "atoms heads d"]
+    ) -> Float[Tensor, "atoms heads"]:
         """:math:`\\sigma_i^{-2}` of every atom and head, 1/Å^2, from the unscaled queries."""
         projected = torch.einsum("nhd,hd->nh", q, self.sigma_weight)
         mean, std = self.sigma_mean, self.sigma_std
@@ -126,7 +131,7 @@ class InfinitelyConnectedAttention(nn.Module):
             geometry.distance, geometry.source, geometry.row_ptr,
             spacing=self.spacing, width=self.width, bias=bias,
         )  # fmt: skip
-        return self.out_proj(y.flatten(1))
+        return self.out_proj(cast(Tensor, y).flatten(1))  # (y, lse) only with return_lse
 
     forward = mix
 
@@ -147,7 +152,9 @@ class CrystalformerBlock(nn.Module):
         self.linear1 = nn.Linear(dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, dim)
 
-    def forward(self, x: Float[Tensor, "atoms dim"], geometry: Geometry) -> Float[Tensor, "atoms dim"]:
+    def forward(
+        self, x: Float[Tensor, "atoms dim"], geometry: Geometry
+    ) -> Float[Tensor, "atoms dim"]:
         x = x + self.attention.mix(x, geometry)
         return x + self.linear2(torch.relu(self.linear1(x)))
 
@@ -155,8 +162,9 @@ class CrystalformerBlock(nn.Module):
 class Crystalformer(nn.Module):
     r"""Properties of a crystal from its periodic structure.
 
-    Embedding of the elements, ``num_blocks`` of (infinitely connected attention, MLP), mean over the
-    atoms of the cell, MLP. The defaults are the published network (853,505 trainable parameters).
+    Embedding of the elements, ``num_blocks`` of (infinitely connected attention, MLP), mean over
+    the atoms of the cell, MLP. The defaults are the published network (853,505 trainable
+    parameters).
 
     Args:
         num_targets: T, number of predicted properties.
@@ -171,9 +179,11 @@ class Crystalformer(nn.Module):
 
     Shapes: batch of B crystals -> [B, T], in whatever units the targets were normalised to.
 
-    Deviations from the paper: in ``converged`` mode the sum does not depend on how the unit cell was
-    chosen (the published boxes leave errors up to 1e-3 in skewed cells); element properties.
+    Deviations from the paper: in ``converged`` mode the sum does not depend on how the unit cell
+    was chosen (the published boxes leave errors up to 1e-3 in skewed cells); element properties.
     """
+
+    elements: Tensor
 
     def __init__(
         self,
@@ -215,7 +225,7 @@ class Crystalformer(nn.Module):
         nn.init.normal_(
             self.embedding.weight, std=self.embedding.out_features**-0.5 * (9 * depth) ** -0.25
         )
-        for block in self.blocks:
+        for block in cast(Iterable[CrystalformerBlock], self.blocks):
             attention = block.attention
             for linear in (attention.q_proj, attention.k_proj):
                 nn.init.xavier_uniform_(linear.weight)
@@ -238,7 +248,7 @@ class Crystalformer(nn.Module):
         return cutoff_for_tolerance(self.sigma_max, tolerance)
 
     def image_rule(self, tolerance: float, merge: float = 0.0) -> ImageRule:
-        """The neighbour list that this network needs (``tolerance`` counts in converged mode only)."""
+        """The neighbour list this network needs (``tolerance`` counts in converged mode only)."""
         if self.summation == "published_r2":
             return ImageRule(cutoff=0.0, box=True)
         if self.summation == "published_adaptive":
@@ -248,7 +258,9 @@ class Crystalformer(nn.Module):
     def geometry(self, batch: Crystals) -> Geometry:
         """Distances (differentiable by pos and cell) and neighbour pointers of a batch."""
         source, target = batch.edge_index
-        shift = torch.einsum("et,etx->ex", batch.image.to(batch.pos), batch.cell[batch.batch[target]])
+        shift = torch.einsum(
+            "et,etx->ex", batch.image.to(batch.pos), batch.cell[batch.batch[target]]
+        )
         multiplicity = getattr(batch, "multiplicity", None)
         return Geometry(
             distance=safe_distance(batch.pos[source] + shift - batch.pos[target]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from matattn import bundle
 from matattn.batch import by_atom_budget, collate
 from matattn.errors import StructureError
+from matattn.neighbors import HasImageRule
 from matattn.structure import to_tensors, validate
 
 TOLERANCE = 1e-6  # smallest weight of an image that is still summed
@@ -38,7 +39,7 @@ def predict_items(
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
-    images = network.image_rule(TOLERANCE)
+    images = cast(HasImageRule, network).image_rule(TOLERANCE)
     order = sorted(range(len(items)), key=lambda row: len(items[row]["z"]))
     sizes = [len(items[row]["z"]) for row in order]
     result = np.empty((len(items), len(mean)))
@@ -55,7 +56,7 @@ def predict_items(
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network with what is needed to use it: ``Predictor.load(folder).predict(structures)``."""
+    """A trained network with all it needs: ``Predictor.load(folder).predict(structures)``."""
 
     network: nn.Module
     config: dict[str, Any]
@@ -92,7 +93,10 @@ class Predictor:
             try:
                 if isinstance(structure, StructureError):
                     raise structure
-                row["formula"], row["natoms"] = structure.composition.reduced_formula, len(structure)
+                row["formula"], row["natoms"] = (
+                    structure.composition.reduced_formula,
+                    len(structure),
+                )
                 remarks = validate(structure, places[number])
                 remarks += self._unseen_elements(structure)
                 row |= {"status": "ok", "message": "; ".join(remarks)}

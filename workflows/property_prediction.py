@@ -9,17 +9,18 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from matattn import bundle
 from matattn.batch import CrystalBatch, collate
@@ -28,6 +29,7 @@ from matattn.dataset import SPLITS, PropertyDataset
 from matattn.errors import ConfigError, TrainingError
 from matattn.files import write_json, write_text
 from matattn.metrics import evaluate
+from matattn.neighbors import HasImageRule
 from matattn.training.averaging import LastEpochsAveraging
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
@@ -37,6 +39,14 @@ from matattn.workflows.prediction import predict_items
 from matattn.workflows.report import results_table
 
 __all__ = ["PropertyPrediction", "results_table", "run"]
+
+# Remarks of Lightning that tell a user nothing.
+_LIGHTNING_REMARKS = (
+    ".*does not have many workers.*",
+    ".*is smaller than the logging interval.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
 
 
 class PropertyPrediction(L.LightningModule):
@@ -48,8 +58,12 @@ class PropertyPrediction(L.LightningModule):
         targets: names of the T properties, for metrics.
         optimizer: lr, betas, weight_decay, and ``schedule`` (a ``matattn.training.schedules``).
         averaging_epochs: the learning rate stays frozen over that many last epochs.
+        ids: of the crystals, by row of the data set.
         folder: where the ids of a batch with a non-finite loss are written.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -59,6 +73,7 @@ class PropertyPrediction(L.LightningModule):
         targets: tuple[str, ...],
         optimizer: Mapping[str, Any],
         averaging_epochs: int,
+        ids: Sequence[str],
         folder: Path,
     ) -> None:
         super().__init__()
@@ -66,7 +81,7 @@ class PropertyPrediction(L.LightningModule):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.targets, self.settings = targets, dict(optimizer)
-        self.averaging_epochs, self.folder = averaging_epochs, folder
+        self.averaging_epochs, self.ids, self.folder = averaging_epochs, ids, folder
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         known = ~batch.y.isnan()
@@ -74,12 +89,13 @@ class PropertyPrediction(L.LightningModule):
         error = (self.network(batch) - target).abs()
         loss = error[known].sum() / known.sum().clamp(min=1)
         if not torch.isfinite(loss):
-            rows = batch.row.tolist()
+            ids = [self.ids[row] for row in batch.row.tolist()]
             place = self.folder / "nonfinite_batch.json"
-            write_json(place, {"epoch": self.current_epoch, "step": self.global_step, "rows": rows})
+            write_json(place, {"epoch": self.current_epoch, "step": self.global_step, "ids": ids})
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.global_step} (epoch "
-                f"{self.current_epoch + 1}); the batch's rows are in {place}; try a lower optimizer.lr"
+                f"{self.current_epoch + 1}); its crystals are listed in {place}; try a lower "
+                "optimizer.lr"
             )
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.y))
         return loss
@@ -101,11 +117,9 @@ class PropertyPrediction(L.LightningModule):
         for name, value in zip(self.targets, mae, strict=True):
             self.log(f"val/mae/{name}", value)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings = self.settings
-        optimizer = adamw(
-            self.network, settings["lr"], settings["betas"], settings["weight_decay"]
-        )
+        optimizer = adamw(self.network, settings["lr"], settings["betas"], settings["weight_decay"])
         total = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1
         frozen_from = total * (epochs - self.averaging_epochs) // epochs
@@ -119,6 +133,8 @@ class PropertyPrediction(L.LightningModule):
 def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
     task = config["task"]
+    if task["select"] not in ("final", "best"):
+        raise ConfigError(f"task.select={task['select']!r}: choose final or best")
     dataset: PropertyDataset = build(config["data"], "data")
     L.seed_everything(config["seed"], workers=True, verbose=False)
     targets = tuple(target.name for target in dataset.targets)
@@ -127,8 +143,9 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     optimizer = dict(config["optimizer"])
     optimizer["schedule"] = build(optimizer["schedule"], "optimizer.schedule")
     averaging_epochs = task["averaging_epochs"]
+    ids = [item.id for item in dataset.items]
     module = PropertyPrediction(
-        network, mean, std, targets, optimizer, averaging_epochs, folder
+        network, mean, std, targets, optimizer, averaging_epochs, ids, folder
     )
     loaders = _loaders(dataset, network, task, config["seed"])
     log = RunLog(folder / "metrics.csv", ("train/loss", *(f"val/mae/{name}" for name in targets)))
@@ -145,8 +162,8 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         callbacks.append(LastEpochsAveraging(averaging_epochs))
     logger = build(config["logger"], "logger", save_dir=folder) if config["logger"] else False
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+        for message in _LIGHTNING_REMARKS:
+            warnings.filterwarnings("ignore", message=message)
         trainer = build(
             config["trainer"],
             "trainer",
@@ -156,7 +173,8 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            inference_mode=False,  # its tensors have no version counter, which kernels use for reuse
+            # inference mode's tensors have no version counter, which kernels use for reuse
+            inference_mode=False,
         )
         last = folder / "checkpoints" / "last.ckpt"
         trainer.fit(
@@ -184,12 +202,12 @@ def _normaliser(dataset: PropertyDataset) -> tuple[Tensor, Tensor]:
 
 
 def _loaders(
-    dataset: PropertyDataset, network: nn.Module, task: Mapping[str, Any], seed: int
+    dataset: PropertyDataset, network: HasImageRule, task: Mapping[str, Any], seed: int
 ) -> dict[str, DataLoader]:
     for row, item in enumerate(dataset.items):
         item.row = row
     images = network.image_rule(task["tolerance"], task["merge"])
-    loaders = {}
+    loaders: dict[str, DataLoader] = {}
     for split in ("train", "val"):
         items = [dataset.items[row] for row in dataset.rows(split)]
         if not items:
@@ -197,7 +215,7 @@ def _loaders(
         batch_size = min(task["batch_size"], len(items))
         train = split == "train"
         loaders[split] = DataLoader(
-            items,
+            cast(Dataset, items),  # any sequence will do
             batch_size=batch_size,
             sampler=EpochShuffle(len(items), seed) if train else None,
             drop_last=train,

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from rich.table import Table
 
 import matattn
 from matattn.dataset import SPLITS, PropertyDataset
-from matattn.files import atomic_path, write_text
+from matattn.files import atomic_path
 
 _BASELINES = {"linear_composition": "linear in composition", "mean": "mean of training labels"}
 _COLORS = {"train": "0.7", "val": "tab:blue", "test": "tab:red"}
@@ -30,7 +29,9 @@ def results_table(metrics: dict[str, Any]) -> Table:
     """The final table: error of every split and target beside its baselines."""
     table = Table(title="Mean absolute errors")
     for column in ("split", "target", "MAE", "RMSE", *_BASELINES.values(), "unit", "rows"):
-        table.add_column(column, justify="left" if column in ("split", "target", "unit") else "right")
+        table.add_column(
+            column, justify="left" if column in ("split", "target", "unit") else "right"
+        )
     for row in _result_rows(metrics):
         table.add_row(*row)
     return table
@@ -93,12 +94,13 @@ def report_text(
     config: dict[str, Any], dataset: PropertyDataset, metrics: dict[str, Any], folder: Path
 ) -> str:
     """report.md: errors beside baselines, comparability, data, settings, how to use the model."""
+    network = config["model"]["_target_"].rsplit(".", 1)[-1]
     header = ["split", "target", "MAE", "RMSE", *_BASELINES.values(), "unit", "rows"]
     lines = [
-        f"# {config['model']['_target_'].rsplit('.', 1)[-1]} on {dataset.name}, seed {config['seed']}",
+        f"# {network} on {dataset.name}, seed {config['seed']}",
         "",
-        "Errors beside those of baselines that see the composition only, fitted on the same training"
-        " rows (columns 5 and 6, mean absolute errors):",
+        "Errors beside those of baselines that see the composition only, fitted on the same"
+        " training rows (columns 5 and 6, mean absolute errors):",
         "",
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),
@@ -106,11 +108,14 @@ def report_text(
         "",
         f"Comparability: {dataset.note or 'the data set says nothing about comparability.'}",
     ]
+    if config["task"]["select"] == "best":
+        lines.append(
+            "The checkpoint was selected on the validation rows: their error is optimistic."
+        )
+    else:
+        lines.append("Nothing was selected on the validation rows: this is the last epoch.")
     if "test" not in metrics:
-        lines.append("This data set has no test rows; nothing was selected on the validation rows."
-                     if config["task"]["select"] == "final" else
-                     "This data set has no test rows, and the checkpoint was selected on the"
-                     " validation rows: the validation error is optimistic.")
+        lines.append("This data set has no test rows.")
     lines += [
         "One seed: differences to another model need at least three.",
         "",
@@ -119,12 +124,14 @@ def report_text(
         "",
         "## Run",
         "",
-        f"- {metrics['parameters']:,} trainable parameters, {metrics['train_time_s']:.0f} s of training, "
-        f"{config['trainer']['max_epochs']} epochs, batches of {config['task']['batch_size']} crystals",
+        f"- {metrics['parameters']:,} trainable parameters, "
+        f"{metrics['train_time_s']:.0f} s of training, {config['trainer']['max_epochs']} epochs, "
+        f"batches of {config['task']['batch_size']} crystals",
         f"- rows: {', '.join(f'{split} {count}' for split, count in metrics['rows'].items())}; "
         f"left out of the source: {len(dataset.skipped)}",
         *(f"  - {message}" for message in dataset.skipped[:10]),
-        f"- matattn {matattn.__version__}; configuration: config.yaml; every prediction: predictions.csv",
+        f"- matattn {matattn.__version__}; configuration: config.yaml; "
+        "every prediction: predictions.csv",
         "",
         "## Use",
         "",

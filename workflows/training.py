@@ -25,12 +25,12 @@ _NOT_HASHED = ("paths", "overwrite", "seed", "logger")
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Run one configuration (``conf/train.yaml``) and return its metrics.
 
-    A finished run is not repeated unless ``overwrite=true``; an unfinished one resumes from its last
-    checkpoint. Raises ConfigError when model and data do not fit together.
+    A finished run is not repeated unless ``overwrite=true``; an unfinished one resumes from its
+    last checkpoint. Raises ConfigError when model and data do not fit together.
     """
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(config, dict)
-    config = {str(key): value for key, value in config.items()}
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    config = {str(key): value for key, value in container.items()}
     check_targets(config)
     names = {"model": config["model"].pop("name"), "data": config["data"]["name"]}
     folder = run_folder(config, names)
@@ -69,7 +69,8 @@ def _check_pairing(config: dict[str, Any], names: dict[str, str]) -> None:
     given, wanted = config["data"].pop("kind"), config["task"].pop("data_kind")
     if given != wanted:
         raise ConfigError(
-            f"model={names['model']} needs data of kind {wanted!r}, but data={names['data']} gives {given!r}"
+            f"model={names['model']} needs data of kind {wanted!r}, but "
+            f"data={names['data']} gives {given!r}"
         )
 
 
@@ -78,4 +79,3 @@ def _clear(folder: Path) -> None:
     (folder / "metrics.json").unlink(missing_ok=True)
     for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
         checkpoint.unlink()
-

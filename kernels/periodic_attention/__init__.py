@@ -23,7 +23,7 @@ BACKENDS = {
 
 
 def cutoff_for_tolerance(sigma: float, tolerance: float) -> float:
-    r"""Distance in Å at which a Gaussian weight :math:`e^{-d^2/2\sigma^2}` has fallen to ``tolerance``."""
+    r"""Distance in Å where a Gaussian weight :math:`e^{-d^2/2\sigma^2}` falls to ``tolerance``."""
     return sigma * math.sqrt(-2 * math.log(tolerance))
 
 
@@ -59,8 +59,8 @@ def periodic_attention(
         weight: projection W [H, D, K] of the radial functions; K = 0 leaves them out.
         distance: :math:`d_{ijn}` [E], Å, sorted by the target atom i.
         source: atom j of each neighbour [E], int64.
-        row_ptr: neighbours of atom i are ``row_ptr[i]:row_ptr[i + 1]`` [N + 1], int64. Each atom has
-            at least one (its own image at d = 0).
+        row_ptr: neighbours of atom i are ``row_ptr[i]:row_ptr[i + 1]`` [N + 1], int64. Each atom
+            has at least one (its own image at d = 0).
         spacing, width: :math:`\Delta` and s of the Gaussians, Å.
         bias: constant :math:`c_{ijn}` [E] or [E, H] added to the logits, not differentiated: the
             logarithm of a multiplicity, or -inf where a head does not see an image.
@@ -117,7 +117,11 @@ def _forward_op(
 @_forward_op.register_fake
 def _(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
     atoms, heads, _ = q.shape
-    return torch.empty_like(v), q.new_empty(atoms, heads), q.new_empty(atoms, heads, weight.shape[-1])
+    return (
+        torch.empty_like(v),
+        q.new_empty(atoms, heads),
+        q.new_empty(atoms, heads, weight.shape[-1]),
+    )
 
 
 @torch.library.custom_op("matattn::periodic_attention_backward", mutates_args=())
@@ -190,8 +194,9 @@ def _backward_autograd(ctx, *grads_of_grads):
     *inputs, source, row_ptr, bias = ctx.saved_tensors
     with torch.enable_grad():
         grad_y, grad_lse, *leaves = inputs = [t.detach().requires_grad_() for t in inputs]
+        q, k, v, a, weight, distance = leaves
         outputs = reference.neighbor_attention(
-            *leaves, source, row_ptr, bias, ctx.spacing, ctx.width
+            q, k, v, a, weight, distance, source, row_ptr, bias, ctx.spacing, ctx.width
         )
         grads = torch.autograd.grad(outputs, leaves, (grad_y, grad_lse), create_graph=True)
         used = slice(None) if ctx.distance_grad else slice(5)

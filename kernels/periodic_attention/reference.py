@@ -29,28 +29,29 @@ from torch import Tensor
 
 
 def radial_basis(distance: Tensor, spacing: float, width: float, count: int) -> Tensor:
-    r"""Gaussians :math:`b_k(d) = \exp(-(d - \mu_k)^2 / 2 s^2)` at :math:`\mu_k = k \cdot` spacing, k = 1..count.
+    r"""Gaussians :math:`b_k(d) = \exp(-(d - \mu_k)^2 / 2 s^2)` of the distance, k = 1..count.
 
-    distance [...] Å, spacing and width s in Å; returns [..., count]. The first centre is one spacing
-    away from zero, as in the published code.
+    They stand at :math:`\mu_k = k \cdot` spacing, the first one spacing away from zero, as in the
+    published code. distance [...] Å, spacing and width s in Å; returns [..., count].
     """
     centers = torch.arange(1, count + 1, dtype=distance.dtype, device=distance.device) * spacing
     return torch.exp(-0.5 * ((distance[..., None] - centers) / width) ** 2)
 
 
 def safe_distance(vector: Tensor) -> Tensor:
-    """Length of ``vector`` [..., 3] Å, with gradient zero (not NaN) at length zero: the self pair."""
+    """Length of ``vector`` [..., 3] Å, with gradient 0 (not NaN) at length 0: the self pair."""
     squared = vector.square().sum(-1)
     zero = squared == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
 
 def adaptive_range(sigma: Tensor, cell: Tensor, margin: float = 0.01) -> Tensor:
-    r"""Half-widths :math:`R_t = \max(\lceil (3.5 \sigma + margin) |b_t| / 2\pi \rceil, 2)` of the published box.
+    r"""Half-widths :math:`R_t` of the published box of images |n_t| <= R_t.
 
-    sigma [..., H] Å of each atom and head, cell [..., 3, 3] Å (rows are lattice vectors) of the same
-    leading shape; returns integers [..., H, 3]. The published kernels add the margin of 0.01 Å, the
-    paper does not.
+    :math:`R_t = \max(\lceil (3.5 \sigma + margin) |b_t| / 2\pi \rceil, 2)` with sigma [..., H] Å of
+    each atom and head, and cell [..., 3, 3] Å (rows are lattice vectors) of the same leading shape;
+    returns integers [..., H, 3]. The published kernels add the margin of 0.01 Å, the paper does
+    not.
     """
     planes = torch.linalg.inv(cell).norm(dim=-2)  # |b_t| / 2 pi = 1 / spacing of lattice planes t
     reach = torch.ceil((3.5 * sigma[..., None] + margin) * planes[..., None, :])
@@ -124,7 +125,7 @@ def neighbor_weights(
     row_ptr: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Target atom [E], softmax weights [E, H] over each atom's (j, n) and their log-sum-exp [N, H]."""
+    """Target atom [E], softmax weights [E, H] over each atom's (j, n), their log-sum-exp [N, H]."""
     atoms, heads, dim = q.shape
     target = torch.repeat_interleave(torch.arange(atoms, device=q.device), row_ptr.diff())
     logits = (q[target] * k[source]).sum(-1) / math.sqrt(dim)
@@ -152,7 +153,7 @@ def neighbor_attention(
     spacing: float,
     width: float,
 ) -> tuple[Tensor, Tensor]:
-    """y and log-sum-exp from a flat list of neighbours: the operator as ``__init__`` documents it."""
+    """y and log-sum-exp from a flat neighbour list: the operator as ``__init__`` documents it."""
     target, weights, lse = neighbor_weights(q, k, a, distance, source, row_ptr, bias)
     basis = radial_basis(distance, spacing, width, weight.shape[-1])
     values = v[source] + torch.einsum("ek,hdk->ehd", basis, weight)
@@ -173,16 +174,15 @@ def forward(
     width: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ``reference`` backend: y, lse and the mean basis c [N, H, K], summed in float64."""
-    double = [t.double() for t in (q, k, v, a, weight, distance)]
+    dtype = q.dtype
+    q, k, v, a, weight, distance = (t.double() for t in (q, k, v, a, weight, distance))
     bias = None if bias is None else bias.double()
-    y, lse = neighbor_attention(*double, source, row_ptr, bias, spacing, width)
-    target, weights, _ = neighbor_weights(
-        double[0], double[1], double[3], double[5], source, row_ptr, bias
-    )
-    basis = radial_basis(double[5], spacing, width, weight.shape[-1])
+    y, lse = neighbor_attention(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
+    target, weights, _ = neighbor_weights(q, k, a, distance, source, row_ptr, bias)
+    basis = radial_basis(distance, spacing, width, weight.shape[-1])
     mean = y.new_zeros(*q.shape[:2], weight.shape[-1])
     mean = mean.index_add(0, target, weights[..., None] * basis[:, None])
-    return y.to(q), lse.to(q), mean.to(q)
+    return y.to(dtype), lse.to(dtype), mean.to(dtype)
 
 
 def backward(
@@ -204,7 +204,7 @@ def backward(
     width: float,
     distance_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients for q, k, v, a, weight and distance in closed form (README.md section 3), in float64."""
+    """Closed-form gradients for q, k, v, a, weight, distance (README.md section 3) in float64."""
     dtype = q.dtype
     grad_y, grad_lse, q, k, v, a, weight, distance = (
         t.double() for t in (grad_y, grad_lse, q, k, v, a, weight, distance)

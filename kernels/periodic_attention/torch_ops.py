@@ -3,7 +3,8 @@
 The pair tensor [E, H, D] is never formed (deferred projection, README.md section 2): with
 :math:`c_i = \\sum P_{ijn} b(d_{ijn})` the output is :math:`y_i = \\sum_j A_{ij} v_j + W c_i`, where
 :math:`A_{ij} = \\sum_n P_{ijn}`. Work on images (E of them) is two batched matrix products with the
-table of radial functions per head group; work with q, k and v happens once per pair of atoms (i, j).
+table of radial functions per head group; work with q, k and v happens once per pair of atoms
+(i, j).
 
 Everything that depends on geometry alone (the ``Plan``: table of radial functions, padded groups of
 atoms with similar numbers of neighbours) is the same for all layers and for the backward pass, so
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from .reference import radial_basis
 
-_UNDERFLOW = 80.0  # exp below e^-80 takes a slow denormal path on CPUs, and is zero for us anyway
+_UNDERFLOW = 80.0  # e^-80 is zero for our sums; exponents far below take a slow path on CPUs
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Group:
     distance: Tensor  # [n, M] Å
     squared: Tensor  # [n, M] Å^2
     bias: Tensor  # [1 or H, n, M], -inf in the padding
-    basis: Tensor  # [n, M, K]
+    basis: Tensor  # [n, M, K'], the first K' <= K radial functions: the others are zero
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def _make_plan(
     if bias is not None and bias.dim() == 1:
         bias = bias[:, None]
 
+    reach = float(distance.max()) + width * math.sqrt(2 * _UNDERFLOW) if len(distance) else 0.0
+    count = min(count, int(reach / spacing))  # radial functions further out are zero everywhere
     sizes, order = counts.sort(descending=True, stable=True)
     groups: list[Group] = []
     pair_lists: list[Tensor] = []
@@ -186,7 +189,7 @@ def forward(
     spacing: float,
     width: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [N, H, D], lse [N, H] and the mean basis c [N, H, K] (see ``__init__`` for the arguments)."""
+    """y [N, H, D], lse [N, H] and mean basis c [N, H, K] (see ``__init__`` for the arguments)."""
     plan = _plan(distance, source, row_ptr, bias, spacing, width, weight.shape[-1])
     atoms, heads, dim = q.shape
     scores = _pair_dot(q, plan.target, k, plan.source).div_(math.sqrt(dim))
@@ -199,7 +202,8 @@ def forward(
         p = logits.sub_(group_lse).exp_()
         attention.append(_gather(p, group))
         lse[group.atoms] = group_lse[..., 0].t()
-        mean_basis[group.atoms] = torch.bmm(p.transpose(0, 1), group.basis)
+        mean = torch.bmm(p.transpose(0, 1), group.basis)
+        mean_basis[group.atoms, :, : mean.shape[-1]] = mean
     y = torch.einsum("nhk,hdk->nhd", mean_basis, weight).contiguous()
     contribution = torch.cat(attention)[..., None] * v.index_select(0, plan.source)
     return y.index_add_(0, plan.target, contribution), lse, mean_basis
@@ -239,7 +243,7 @@ def backward(
     for group in plan.groups:
         logits = _logits(scores, a, group)
         p = logits.sub_(lse[group.atoms].t()[..., None]).exp_()
-        g = projected[group.atoms]
+        g = projected[group.atoms, :, : group.basis.shape[-1]]
         radial = torch.bmm(g, group.basis.transpose(1, 2)).transpose(0, 1)  # G . b, [H, n, M]
         d_logits = _spread(value_score, group).add_(radial)
         d_logits.add_(offset[:, group.atoms, None]).mul_(p)
@@ -248,7 +252,9 @@ def backward(
         grad_a[group.atoms] = (d_logits * group.squared).sum(-1).t()
         if distance_grad:
             # b'_k = (mu_k - d) b_k / s^2, so G . b' needs one more product, with mu_k G_k
-            slope = torch.bmm(g * centers, group.basis.transpose(1, 2)).transpose(0, 1)
+            slope = torch.bmm(g * centers[: g.shape[-1]], group.basis.transpose(1, 2)).transpose(
+                0, 1
+            )
             slope = (slope - group.distance * radial) / width**2
             along = 2 * a[group.atoms].t()[..., None] * group.distance * d_logits + p * slope
             valid = group.bias[0].flatten() > -math.inf

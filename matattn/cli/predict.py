@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Model bundle: the model/ folder of a finished run.")],
+    model: Annotated[
+        Path, typer.Argument(help="Model bundle: the model/ folder of a finished run.")
+    ],
     inputs: Annotated[
         list[str],
         typer.Argument(help="CIF, POSCAR, extended-XYZ or pymatgen-JSON files, folders or globs."),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="CSV file to write; default: to the terminal.")
+        Path | None,
+        typer.Option("--output", "-o", help="CSV file to write; default: to the terminal."),
     ] = None,
 ) -> None:
     """Predict properties of crystals: matattn predict outputs/.../model *.cif
@@ -72,7 +75,9 @@ def _find_files(inputs: list[str]) -> list[Path]:
         if path.is_dir():
             found = sorted(entry for entry in path.iterdir() if is_structure_file(entry))
             if not found:
-                raise StructureError(f"{path}: no CIF, POSCAR, extended-XYZ or JSON file in this folder")
+                raise StructureError(
+                    f"{path}: no CIF, POSCAR, extended-XYZ or JSON file in this folder"
+                )
             files += found
         elif any(mark in given for mark in "*?[") and not path.exists():
             matched = [Path(match) for match in sorted(glob(given, recursive=True))]

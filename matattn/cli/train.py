@@ -41,11 +41,12 @@ def main() -> None:
 
     @hydra.main(version_base="1.3", config_path="pkg://matattn.conf", config_name="train")
     def job(cfg: DictConfig) -> None:
+        from matattn.kernels.dispatch import BackendError
         from matattn.workflows.training import run
 
         try:
             run(cfg)
-        except (MatattnError, OmegaConfBaseException) as error:
+        except (MatattnError, BackendError, OmegaConfBaseException) as error:
             stop(error)
         except KeyboardInterrupt:
             print("interrupted; the same command resumes from the last epoch", file=sys.stderr)

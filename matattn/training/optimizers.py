@@ -12,7 +12,8 @@ from matattn.training.schedules import Schedule
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     """Two AdamW groups: biases are not decayed, everything else is."""
-    biases, others = [], []
+    biases: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.numel():
             (biases if name.endswith("bias") else others).append(parameter)

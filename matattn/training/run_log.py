@@ -19,8 +19,8 @@ from matattn.files import write_text
 class RunLog(L.Callback):
     """Keeps the metrics of every epoch in ``metrics.csv`` and shows the progress of the run.
 
-    On a terminal a progress bar; elsewhere a line for about every tenth of the run. Its rows and the
-    training time travel with the checkpoint, so a resumed run continues the same table.
+    On a terminal a progress bar; elsewhere a line for about every tenth of the run. Its rows and
+    the training time travel with the checkpoint, so a resumed run continues the same table.
     """
 
     def __init__(self, path: Path, show: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ class Schedule(Protocol):
 
 
 class InverseSquareRoot:
-    r""":math:`\sqrt{T / (T + t)}` at step t, without warm-up: Crystalformer's published schedule."""
+    r""":math:`\sqrt{T / (T + t)}` at step t, no warm-up: Crystalformer's published schedule."""
 
     def __init__(self, timescale: int = 4000) -> None:
         self.timescale = timescale

@@ -2,12 +2,14 @@
 
 import csv
 import random
+import sys
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
+from matattn.datasets import prototypes_build
 from matattn.datasets.prototypes import (
     PROTOTYPES,
     TABLE_COLUMNS,
@@ -27,6 +29,9 @@ from matattn.datasets.prototypes_labels import (
     load_calculator,
 )
 from matattn.errors import DataError
+
+# pymatgen calls spglib in a way that spglib is about to drop
+pytestmark = pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +81,11 @@ def test_every_structure_builds(rows):
 
 
 def test_atoms_keep_their_distance(rows):
-    for row in rows[::5]:
+    for row in rows:
         distances = row.structure.get_neighbor_list(6.0)[3]
-        assert 1.0 < distances.min() < 4.8, row.id  # C-O in carbonates 1.28 Å, Cs-Cs 4.7 Å
+        assert 1.2 < distances.min() < 5.0, row.id  # from N-O 1.27 Å to Cs-Cs 4.91 Å
 
 
-@pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:DeprecationWarning")  # in pymatgen
 @pytest.mark.parametrize("name", PROTOTYPES)
 def test_space_group_is_the_registrys(name, rows):
     prototype = PROTOTYPES[name]
@@ -256,6 +260,42 @@ def test_labels_of_a_model_solid():
     assert hcp.energy == pytest.approx(fcc.energy, abs=0.02)
 
 
+def test_builder_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
+    tried = [
+        ("fcc", ("Al",)),
+        ("fcc", ("Cu",)),
+        ("sc", ("Cu",)),
+        ("copper3_gold", ("Al", "Cu")),
+        ("aluminium3_titanium", ("Al", "Cu")),
+        ("cesium_chloride", ("Al", "Cu")),
+        ("copper_gold", ("Al", "Cu")),
+    ]
+    monkeypatch.setattr(prototypes_build, "candidates", lambda: tried)
+    monkeypatch.setattr(prototypes_build, "relaxed_reference_energies", dict)
+    monkeypatch.setattr(prototypes_build, "load_calculator", lambda: morse_energies)
+    output = tmp_path / "table.csv"
+    prototypes_build.main(["--output", str(output)])
+    table = output.read_text()
+    kept = {row.id: row for row in read_table(output)}
+    assert {"fcc-Al", "fcc-Cu", "copper3_gold-AlCu3", "aluminium3_titanium-AlCu3"} <= set(kept)
+    assert kept["copper3_gold-AlCu3"].formation_energy_per_atom == pytest.approx(0, abs=1e-3)
+    assert "written to" in capsys.readouterr().out
+
+    def refuse(structures):
+        raise AssertionError("already in the checkpoint")
+
+    monkeypatch.setattr(prototypes_build, "load_calculator", lambda: refuse)
+    output.unlink()
+    prototypes_build.main(["--output", str(output)])
+    assert output.read_text() == table
+
+
+def test_builder_names_the_missing_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "chgnet.model", None)
+    with pytest.raises(ImportError, match=r"matattn\[build-data\]"):
+        load_calculator()
+
+
 def test_birch_murnaghan_recovers_its_own_parameters():
     volume, energy, modulus, derivative = 20.0, -3.5, 80.0, 4.6
     volumes = volume * np.linspace(0.9, 1.14, 9)
@@ -276,7 +316,7 @@ def test_birch_murnaghan_recovers_its_own_parameters():
 def test_first_guesses_are_near_the_table(rows):
     for row in rows[::100]:
         guess = guess_volume(PROTOTYPES[row.prototype], row.elements)
-        assert 0.4 < guess / row.volume < 2.5, row.id
+        assert 0.25 < guess / row.volume < 4, row.id
 
 
 @pytest.mark.filterwarnings("ignore")

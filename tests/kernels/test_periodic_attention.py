@@ -35,7 +35,9 @@ def images_of(data, mode):
         half_widths = data["range_code"]
         return reference.box_images(half_widths.amax((0, 1))), half_widths
     # 9 sigma beyond the nearest image of the farthest pair: every pair's own sum has converged.
-    nearest = neighbor_list(data["pos"], data["lattice"], reference.box_images(torch.tensor([2, 2, 2])))
+    nearest = neighbor_list(
+        data["pos"], data["lattice"], reference.box_images(torch.tensor([2, 2, 2]))
+    )
     farthest = nearest[0].view(len(data["pos"]) ** 2, -1).amin(1).max().item()
     cutoff = math.hypot(9 * data["sigma"].max().item(), farthest)
     return reference.sphere_images(data["pos"], data["lattice"], cutoff), None
@@ -193,7 +195,13 @@ def test_backends_agree_in_output_and_every_gradient(counts, heads, dim, radial,
     for backend in BACKENDS:
         leaves = [tensor.clone().requires_grad_() for tensor in arguments[:6]]
         y, lse = periodic_attention(
-            *leaves, *arguments[6:], spacing=0.5, width=0.4, bias=bias, return_lse=True, backend=backend
+            *leaves,
+            *arguments[6:],
+            spacing=0.5,
+            width=0.4,
+            bias=bias,
+            return_lse=True,
+            backend=backend,
         )
         weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         loss = (weights * y).sum() + lse.sin().sum()
@@ -235,7 +243,9 @@ def test_opcheck(backend):
     backward = torch.ops.matattn.periodic_attention_backward.default
     for distance_grad in (False, True):
         rest = (None, y, lse, mean_basis, 0.5, 0.4, backend, distance_grad)
-        torch.library.opcheck(backward, (torch.ones_like(y), torch.ones_like(lse), *detached, *rest))
+        torch.library.opcheck(
+            backward, (torch.ones_like(y), torch.ones_like(lse), *detached, *rest)
+        )
 
 
 def test_very_unequal_logits_do_not_overflow():

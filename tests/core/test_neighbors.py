@@ -1,0 +1,91 @@
+"""Neighbour lists against brute force."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matattn.batch import by_atom_budget, collate
+from matattn.neighbors import ImageRule, periodic_neighbors
+from matattn.testing import random_crystal
+
+
+def brute_force(pos, cell, cutoff, reach=8):
+    """Sorted (target, source, image) of all images within the cutoff."""
+    grid = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1)
+    images = grid.reshape(-1, 3)
+    vectors = pos[None, :, None] + images @ cell - pos[:, None, None]
+    target, source, n = np.nonzero(np.linalg.norm(vectors, axis=-1) <= cutoff)
+    return sorted(zip(target, source, map(tuple, images[n]), strict=True))
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10_000), st.integers(1, 4), st.floats(2.0, 6.0))
+def test_sphere_equals_brute_force(seed, atoms, cutoff):
+    crystal = random_crystal(np.random.default_rng(seed), atoms)
+    pos, cell = crystal["pos"].numpy(), crystal["cell"][0].numpy()
+    neighbors = ImageRule(cutoff)(pos, cell)
+    found = zip(
+        neighbors.edge_index[1], neighbors.edge_index[0], map(tuple, neighbors.image), strict=True
+    )
+    assert sorted(found) == brute_force(pos, cell, cutoff)
+    assert (np.diff(neighbors.edge_index[1]) >= 0).all()
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_distances_belong_to_their_images(shift):
+    crystal = random_crystal(np.random.default_rng(1), 3)
+    pos, cell = crystal["pos"].numpy(), crystal["cell"][0].numpy()
+    pos = pos + shift * cell[0]  # also for atoms outside the cell
+    target, source, image, distance = periodic_neighbors(pos, cell, 5.0)
+    vectors = pos[source] + image @ cell - pos[target]
+    assert np.allclose(np.linalg.norm(vectors, axis=1), distance)
+    assert (distance < 1e-8).sum() == 3  # every atom itself
+
+
+def test_boxes_are_those_of_the_published_code():
+    pos, cell = np.zeros((1, 3)), np.diag([3.0, 4.0, 30.0])
+    assert len(ImageRule(0.0, box=True)(pos, cell).image) == 5**3
+    images = ImageRule(9.5, box=True)(pos, cell).image
+    assert np.abs(images).max(0).tolist() == [4, 3, 2]
+    assert len(images) == 9 * 7 * 5
+
+
+def test_merged_neighbours_keep_their_number():
+    cell = np.diag([4.0, 4.0, 4.0])
+    pos = np.array([[0.0, 0, 0], [2, 2, 2]])
+    full = ImageRule(9.0)(pos, cell)
+    merged = ImageRule(9.0, merge=1e-3)(pos, cell)
+    assert merged.multiplicity.sum() == len(full.image)
+    vectors = pos[merged.edge_index[0]] + merged.image @ cell - pos[merged.edge_index[1]]
+    shells = np.round(np.linalg.norm(vectors, axis=1), 6)
+    assert shells[0] == 0 and merged.multiplicity[0] == 1
+    assert shells[1] == 4 and merged.multiplicity[1] == 6
+    keys = set(zip(*merged.edge_index, shells, strict=True))
+    assert len(keys) == len(shells)  # one edge for each pair and distance
+
+
+def test_batch_offsets_and_pointers():
+    generator = np.random.default_rng(2)
+    crystals = [random_crystal(generator, n) | {"row": n} for n in (2, 1, 3)]
+    batch = collate(crystals, ImageRule(5.0))
+    assert batch.batch.tolist() == [0, 0, 1, 2, 2, 2]
+    assert batch.row.tolist() == [2, 1, 3]
+    assert batch.num_graphs == 3 and batch.y.shape == (3, 0)
+    assert torch.equal(batch.batch[batch.edge_index[0]], batch.batch[batch.edge_index[1]])
+    shift = torch.einsum(
+        "et,etx->ex", batch.image.double(), batch.cell[batch.batch[batch.edge_index[1]]]
+    )
+    vectors = batch.pos[batch.edge_index[0]] + shift - batch.pos[batch.edge_index[1]]
+    assert vectors.norm(dim=1).max() <= 5
+    half = batch.to(dtype=torch.float32)
+    assert half.pos.dtype == torch.float32 and half.z.dtype == torch.int64
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 100))
+def test_atom_budget_keeps_everything_in_order(sizes, budget):
+    parts = list(by_atom_budget(sizes, budget))
+    assert [index for part in parts for index in part] == list(range(len(sizes)))
+    for part in parts:
+        assert len(part) == 1 or sum(sizes[index] for index in part) <= budget

@@ -1,0 +1,162 @@
+"""The JSON-lines format and the JARVIS format, on small files that the tests write."""
+
+import gzip
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from matattn.datasets import crystals, jarvis
+from matattn.errors import DataError
+
+
+def row(number, **changes):
+    """A crystal of two atoms; every number gives another volume and label."""
+    content = {
+        "id": f"x-{number}",
+        "formula": "NaCl",
+        "lattice": ((4 + 0.01 * number) * np.eye(3)).tolist(),
+        "Z": [11, 17],
+        "frac": [[0, 0, 0], [0.5, 0.5, 1.0]],
+        "split": "train" if number % 4 else "val",
+        "e_form": -0.1 * number,
+        "k_vrh": 10.0**number if number < 5 else -3.0,
+    }
+    return {key: value for key, value in (content | changes).items() if value is not None}
+
+
+def write(path, rows):
+    text = "\n".join(json.dumps(r) if isinstance(r, dict) else r for r in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_read(tmp_path, name):
+    path = write(tmp_path / name, [row(n) for n in range(8)])
+    data = crystals.load("toy", path, ["e_form", "log10_bulk_modulus"])
+    assert [t.unit for t in data.targets] == ["eV/atom", "log10(GPa)"]
+    assert data.items[3].id == "x-3" and data.items[3].z.tolist() == [11, 17]
+    labels = data.labels()
+    assert labels[:, 0] == pytest.approx(-0.1 * np.arange(8))
+    assert labels[:5, 1] == pytest.approx(np.arange(5))
+    assert np.isnan(labels[5:, 1]).all()  # no logarithm of a negative modulus
+    assert data.rows("val").tolist() == [0, 4]
+    assert data.items[1].pos.max() < 4.01  # 1.0 is wrapped to 0
+
+
+def test_bad_rows_are_left_out_with_a_reason(tmp_path):
+    bad = [
+        "{not json",
+        row(11, frac=[[0, 0, 0], [0, 0, 0]]),
+        row(12, Z=None),
+        row(13, lattice=np.zeros((3, 3)).tolist()),
+        row(14, Z=[11, 120]),
+        row(15, e_form="high"),
+        row(16, frac=[[0, 0, 0], [None, 0, 0]]),
+    ]
+    path = write(tmp_path / "a.jsonl", [*(row(n) for n in range(1, 4)), *bad, row(20)])
+    data = crystals.load("toy", path, ["e_form"])
+    assert [item.id for item in data.items] == ["x-1", "x-2", "x-3", "x-20"]
+    assert len(data.skipped) == len(bad)
+    assert "a.jsonl:4: not a JSON object" in data.skipped[0]
+    reasons = " | ".join(data.skipped)
+    for part in ("(x-11): sites 1 and 2 overlap", "(x-12)", "(x-13): the cell has a volume",
+                 "atomic number 120", "(x-15): bad or missing value", "(x-16)"):  # fmt: skip
+        assert part in reasons
+
+
+def test_splits(tmp_path):
+    rows = [row(n, Z=[n % 7 + 1, 17], split=None) for n in range(60)]
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match="use data.split=random"):
+        crystals.load("toy", path, ["e_form"])
+    by_row = crystals.load("toy", path, ["e_form"], split="random")
+    assert [len(by_row.rows(s)) for s in ("train", "val", "test")] == [48, 6, 6]
+    by_formula = crystals.load("toy", path, ["e_form"], split="formula")
+    places = {}
+    for item, split in zip(by_formula.items, by_formula.split, strict=True):
+        places.setdefault(tuple(item.z.tolist()), set()).add(split)
+    assert all(len(splits) == 1 for splits in places.values())
+    with pytest.raises(DataError, match="choose official, random or formula"):
+        crystals.load("toy", path, ["e_form"], split="best")
+    with pytest.raises(DataError, match=r"\[48, 6, 6\] rows, the benchmark has \[50, 5, 5\]"):
+        crystals.load("toy", path, ["e_form"], split="random", sizes=[50, 5, 5])
+
+
+@pytest.mark.parametrize(
+    "content, target, message",
+    [
+        (None, "e_form", "no such file"),
+        ("", "e_form", "the file is empty"),
+        (json.dumps(row(1)), "band_gap", "no column for target 'band_gap'; columns of the file: e"),
+        (json.dumps(row(1, e_form=None, gap=None, k_vrh=1)), "e_form", "no column for target"),
+        (json.dumps(row(1, e_form=float("nan"))), "e_form", "every label of formation_energy"),
+        (json.dumps(row(1, Z=[200, 1])), "e_form", "no usable crystal; first problem: .*x-1"),
+        (json.dumps(row(1)), "tc", "'tc' has no known unit"),
+    ],
+)
+def test_bad_files(tmp_path, content, target, message):
+    path = tmp_path / "a.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        crystals.load("toy", str(path), [target])
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"id": 1}' * 1000)[:40])
+    with pytest.raises(DataError, match="a.jsonl.gz: cannot be read"):
+        crystals.load("toy", str(path), ["e_form"])
+
+
+def jarvis_entry(number, cartesian=False, **changes):
+    lattice = 4.0 * np.eye(3) + 0.1 * np.eye(3, k=1)
+    frac = np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
+    atoms = {
+        "lattice_mat": lattice.tolist(),
+        "coords": (frac @ lattice if cartesian else frac).tolist(),
+        "elements": ["Na ", "Cl"],
+        "cartesian": cartesian,
+    }
+    entry = {"jid": f"JVASP-{number}", "atoms": atoms, "formation_energy_peratom": -0.01 * number}
+    return entry | {"mbj_bandgap": "na" if number % 2 else 1.5} | changes
+
+
+def test_jarvis_table(tmp_path):
+    entries = [jarvis_entry(n, cartesian=n % 3 == 0) for n in range(40)]
+    entries[7]["atoms"]["elements"] = ["Na", "Xx"]
+    path = tmp_path / "jdft.json.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("jdft.json", json.dumps(entries))
+    data = jarvis.load("jarvis", str(path), ["formation_energy_per_atom"])
+    assert len(data.items) == 39 and "JVASP-7" in data.skipped[0]
+    assert np.allclose(data.items[0].pos, data.items[1].pos, atol=1e-5)  # cartesian or not
+    gaps = jarvis.load("jarvis", str(path), ["band_gap_mbj"], sizes=[16, 2, 2])
+    assert len(gaps.items) == 20 and not np.isnan(gaps.labels()).any()
+    with pytest.raises(DataError, match=r"\[0, 0, 0\] rows, the benchmark has \[60, 2, 2\]"):
+        jarvis.load("jarvis", str(path), ["band_gap_mbj"], sizes=[60, 2, 2])
+
+
+def test_community_split_is_the_published_rule():
+    import random
+
+    ids = list(range(100))
+    random.seed(123)
+    random.shuffle(ids)
+    split = jarvis.community_split(100, [70, 10, 15])
+    assert sorted(np.flatnonzero(split == "train")) == sorted(ids[:70])
+    assert sorted(np.flatnonzero(split == "val")) == sorted(ids[-25:-15])
+    assert sorted(np.flatnonzero(split == "test")) == sorted(ids[-15:])
+
+
+def test_mp2018_subset(data_dir):
+    path = data_dir / "crystals" / "mp2018.jsonl.gz"
+    data = crystals.load("mp2018_subset", str(path), ["e_form", "k_vrh"], max_sites=12)
+    assert (len(data.rows("train")), len(data.rows("val"))) == (6382, 503)
+    assert data.skipped == []
+    salt = next(item for item in data.items if item.id == "mp-22862")
+    assert salt.y[0, 0] == pytest.approx(-2.105, abs=1e-3)
