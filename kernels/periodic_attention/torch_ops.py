@@ -132,15 +132,22 @@ def _make_plan(
     return Plan(made_from, pairs // atoms, pairs % atoms, groups)
 
 
-def _similar_sizes(sizes: list[int], waste: float = 0.2) -> list[tuple[int, int]]:
-    """Ranges of a descending list in which the smallest is within ``waste`` of the largest."""
+def _similar_sizes(sizes: list[int]) -> list[tuple[int, int]]:
+    """Ranges of a descending list that are padded together.
+
+    A range ends where its padding would exceed both 2,000 neighbours (what another range costs in
+    calls) and a tenth of its area.
+    """
     if sizes and sizes[-1] == 0:
         raise ValueError("periodic_attention: an atom has no neighbour, not even its own image")
-    cuts = [0]
+    ranges = []
+    start = padding = 0
     for i, size in enumerate(sizes):
-        if size < (1 - waste) * sizes[cuts[-1]]:
-            cuts.append(i)
-    return list(zip(cuts, [*cuts[1:], len(sizes)], strict=True)) if sizes else []
+        padding += sizes[start] - size
+        if padding > max(2000, 0.1 * sizes[start] * (i - start)):
+            ranges.append((start, i))
+            start, padding = i, 0
+    return [*ranges, (start, len(sizes))] if sizes else []
 
 
 def _radial_table(distance: Tensor, spacing: float, width: float, count: int) -> Tensor:
