@@ -30,6 +30,7 @@ from matattn.errors import ConfigError, TrainingError
 from matattn.files import write_json, write_text
 from matattn.metrics import evaluate
 from matattn.neighbors import HasImageRule
+from matattn.runtime import share_cores
 from matattn.training.averaging import LastEpochsAveraging
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
@@ -135,6 +136,7 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     task = config["task"]
     if task["select"] not in ("final", "best"):
         raise ConfigError(f"task.select={task['select']!r}: choose final or best")
+    share_cores(task["num_workers"])
     dataset: PropertyDataset = build(config["data"], "data")
     L.seed_everything(config["seed"], workers=True, verbose=False)
     targets = tuple(target.name for target in dataset.targets)
@@ -174,7 +176,6 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             # inference mode's tensors have no version counter, which kernels use for reuse
-            inference_mode=False,
         )
         last = folder / "checkpoints" / "last.ckpt"
         trainer.fit(

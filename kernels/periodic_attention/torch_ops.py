@@ -6,9 +6,10 @@ The pair tensor [E, H, D] is never formed (deferred projection, README.md sectio
 table of radial functions per head group; work with q, k and v happens once per pair of atoms
 (i, j).
 
-Everything that depends on geometry alone (the ``Plan``: table of radial functions, padded groups of
-atoms with similar numbers of neighbours) is the same for all layers and for the backward pass, so
-the last plan is kept.
+Everything that depends on geometry alone is the same for all layers and for the backward pass: the
+``Plan``, of which the last one is kept. It puts atoms with similar numbers of neighbours into padded
+groups, sorts each atom's neighbours by distance, and cuts them into shells. In a shell only a window
+of the radial functions differs from zero, so the tables and products stay narrow.
 """
 
 from __future__ import annotations
@@ -20,24 +21,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import radial_basis
+_NEGLIGIBLE = {torch.float64: 40.0}  # radial functions below e^-40 (float32: e^-20) are left out
+_UNDERFLOW = 80.0  # exponents far below take a slow path on CPUs
 
-_UNDERFLOW = 80.0  # e^-80 is zero for our sums; exponents far below take a slow path on CPUs
+
+@dataclass(frozen=True)
+class Shell:
+    """Neighbours in a range of distances, and the radial functions that reach them."""
+
+    neighbors: slice  # columns of the group
+    functions: slice  # of the K radial functions
+    basis: Tensor  # [n, columns, functions]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Atoms with similar numbers of neighbours, padded to the largest of them (M)."""
+    """Atoms with similar numbers of neighbours, padded to the largest of them (M).
+
+    Neighbours of an atom are sorted by distance; padding repeats the last one.
+    """
 
     atoms: Tensor  # [n] target atoms
-    edge: Tensor  # [n * M] position in the flat list; padding repeats an atom's last neighbour
-    pairs: slice  # its pairs (i, j) in the plan's list
-    pair: Tensor  # [n * M] pair of each neighbour, counted from pairs.start
-    runs: Tensor  # [number of pairs + 1] where each pair's neighbours begin in [n * M]
+    edge: Tensor  # [n * M] position in the flat list
     distance: Tensor  # [n, M] Å
     squared: Tensor  # [n, M] Å^2
     bias: Tensor  # [1 or H, n, M], -inf in the padding
-    basis: Tensor  # [n, M, K'], the first K' <= K radial functions: the others are zero
+    shells: list[Shell]
+    pairs: slice  # its pairs (i, j) in the plan's list
+    pair: Tensor  # [n * M] pair of each neighbour, counted from pairs.start
+    by_pair: Tensor  # [valid] positions in [n * M], sorted by pair, without padding
+    runs: Tensor  # [number of pairs + 1] where each pair begins in by_pair
 
 
 @dataclass(frozen=True)
@@ -93,43 +106,89 @@ def _make_plan(
     if bias is not None and bias.dim() == 1:
         bias = bias[:, None]
 
-    reach = float(distance.max()) + width * math.sqrt(2 * _UNDERFLOW) if len(distance) else 0.0
-    count = min(count, int(reach / spacing))  # radial functions further out are zero everywhere
     sizes, order = counts.sort(descending=True, stable=True)
     groups: list[Group] = []
     pair_lists: list[Tensor] = []
     done = 0
     for start, stop in _similar_sizes(sizes.tolist()):
         member = order[start:stop]
-        first, size = row_ptr[member, None], counts[member, None]
+        size = counts[member, None]
         column = torch.arange(int(sizes[start]), device=distance.device)
-        edge = (first + torch.minimum(column, size - 1)).flatten()
-        shape = (stop - start, column.numel())
-        d = distance[edge].view(shape)
-        pairs, pair, lengths = torch.unique_consecutive(
-            pair_of_edge[edge], return_inverse=True, return_counts=True
-        )
-        pair_lists.append(pairs)
-        runs = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        padding = column >= size
+        edge = row_ptr[member, None] + torch.minimum(column, size - 1)
+        by_distance = distance[edge].masked_fill(padding, math.inf).argsort(dim=1, stable=True)
+        edge = edge.gather(1, by_distance)
+        d = distance[edge]
         mask = torch.zeros((), dtype=distance.dtype, device=distance.device)
         if bias is not None:
-            mask = bias[edge].t().reshape(-1, *shape).to(distance)
+            mask = bias[edge].movedim(-1, 0).to(distance)
+        pairs, pair = pair_of_edge[edge].unique(return_inverse=True)
+        valid = (~padding).flatten().nonzero()[:, 0]
+        in_order, by_pair = pair.flatten()[valid].sort(stable=True)
+        lengths = torch.bincount(in_order, minlength=len(pairs))
         groups.append(
             Group(
                 atoms=member,
-                edge=edge,
-                pairs=slice(done, done + len(pairs)),
-                pair=pair,
-                runs=runs,
+                edge=edge.flatten(),
                 distance=d,
                 squared=d.square(),
-                bias=torch.where(column < size, mask, -math.inf).view(-1, *shape),
-                basis=_radial_table(d, spacing, width, count),
+                bias=torch.where(padding, -math.inf, mask).view(-1, *d.shape),
+                shells=_shells(d, spacing, width, count),
+                pairs=slice(done, done + len(pairs)),
+                pair=pair.flatten(),
+                by_pair=valid[by_pair],
+                runs=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
             )
         )
+        pair_lists.append(pairs)
         done += len(pairs)
     pairs = torch.cat(pair_lists) if pair_lists else target
     return Plan(made_from, pairs // atoms, pairs % atoms, groups)
+
+
+def _shells(distance: Tensor, spacing: float, width: float, count: int) -> list[Shell]:
+    """Cut the columns of [n, M] distances, sorted along M, into up to six shells."""
+    reach = width * math.sqrt(2 * _NEGLIGIBLE.get(distance.dtype, 20.0))
+    number = min(6, 1 + distance.numel() // 4096, distance.shape[1])
+    edges = [round(i * distance.shape[1] / number) for i in range(number + 1)]
+    shells = []
+    for begin, end in zip(edges, edges[1:], strict=False):
+        d = distance[:, begin:end]
+        first = max(0, math.ceil((float(d.min()) - reach) / spacing) - 1)
+        last = max(first, min(count, math.floor((float(d.max()) + reach) / spacing)))
+        functions = slice(first, last)
+        shells.append(Shell(slice(begin, end), functions, _basis(d, spacing, width, functions)))
+    return shells
+
+
+def _basis(distance: Tensor, spacing: float, width: float, functions: slice) -> Tensor:
+    """Radial functions first..last of ``reference.radial_basis``: [..., functions]."""
+    scale = math.sqrt(0.5) / width
+    centers = _centers(functions, spacing, distance) * scale
+    table = (distance[..., None] * scale - centers).square_().neg_()
+    return table.clamp_(min=-_UNDERFLOW).exp_()
+
+
+def _centers(functions: slice, spacing: float, like: Tensor) -> Tensor:
+    numbers = torch.arange(functions.start, functions.stop, dtype=like.dtype, device=like.device)
+    return (numbers + 1) * spacing
+
+
+def _mean_basis(p: Tensor, group: Group, count: int) -> Tensor:
+    """sum_m p[h, n, m] b(d[n, m]): [n, H, K]."""
+    mean = p.new_zeros(p.shape[1], p.shape[0], count)
+    for shell in group.shells:
+        part = p[..., shell.neighbors].transpose(0, 1)
+        mean[..., shell.functions] += torch.bmm(part, shell.basis)
+    return mean
+
+
+def _project(g: Tensor, group: Group) -> Tensor:
+    """g[n, h] . b(d[n, m]) for every image: [H, n, M]."""
+    parts = [
+        torch.bmm(g[..., shell.functions], shell.basis.transpose(1, 2)) for shell in group.shells
+    ]
+    return torch.cat(parts, dim=-1).transpose(0, 1)
 
 
 def _similar_sizes(sizes: list[int]) -> list[tuple[int, int]]:
@@ -150,16 +209,6 @@ def _similar_sizes(sizes: list[int]) -> list[tuple[int, int]]:
     return [*ranges, (start, len(sizes))] if sizes else []
 
 
-def _radial_table(distance: Tensor, spacing: float, width: float, count: int) -> Tensor:
-    """``radial_basis`` with the exponent clamped where the result is zero in single precision."""
-    if distance.dtype == torch.float64:
-        return radial_basis(distance, spacing, width, count)
-    centers = torch.arange(1, count + 1, dtype=distance.dtype, device=distance.device) * spacing
-    scale = math.sqrt(0.5) / width
-    table = (distance[..., None] * scale - centers * scale).square_().neg_()
-    return table.clamp_(min=-_UNDERFLOW).exp_()
-
-
 def _pair_dot(x: Tensor, i: Tensor, y: Tensor, j: Tensor) -> Tensor:
     """sum_d x[i] y[j] for every pair: [H, P]."""
     return (x.index_select(0, i) * y.index_select(0, j)).sum(-1).t().contiguous()
@@ -172,7 +221,7 @@ def _spread(per_pair: Tensor, group: Group) -> Tensor:
 
 def _gather(per_image: Tensor, group: Group) -> Tensor:
     """Sums over the images [H, n, M] of each pair of the group: [pairs, H]."""
-    rows = per_image.view(len(per_image), -1).t().contiguous()
+    rows = per_image.flatten(1).index_select(1, group.by_pair).t().contiguous()
     return torch.segment_reduce(rows, "sum", offsets=group.runs, axis=0, unsafe=True)
 
 
@@ -209,8 +258,7 @@ def forward(
         p = logits.sub_(group_lse).exp_()
         attention.append(_gather(p, group))
         lse[group.atoms] = group_lse[..., 0].t()
-        mean = torch.bmm(p.transpose(0, 1), group.basis)
-        mean_basis[group.atoms, :, : mean.shape[-1]] = mean
+        mean_basis[group.atoms] = _mean_basis(p, group, weight.shape[-1])
     y = torch.einsum("nhk,hdk->nhd", mean_basis, weight).contiguous()
     contribution = torch.cat(attention)[..., None] * v.index_select(0, plan.source)
     return y.index_add_(0, plan.target, contribution), lse, mean_basis
@@ -246,12 +294,12 @@ def backward(
     attention, grad_scores = [], []
     grad_a = torch.zeros_like(a)
     grad_distance = torch.zeros_like(distance) if distance_grad else distance.new_empty(0)
-    centers = torch.arange(1, count + 1, dtype=q.dtype, device=q.device) * spacing
+    centers = _centers(slice(0, count), spacing, q)
     for group in plan.groups:
         logits = _logits(scores, a, group)
         p = logits.sub_(lse[group.atoms].t()[..., None]).exp_()
-        g = projected[group.atoms, :, : group.basis.shape[-1]]
-        radial = torch.bmm(g, group.basis.transpose(1, 2)).transpose(0, 1)  # G . b, [H, n, M]
+        g = projected[group.atoms]
+        radial = _project(g, group)  # G . b, [H, n, M]
         d_logits = _spread(value_score, group).add_(radial)
         d_logits.add_(offset[:, group.atoms, None]).mul_(p)
         attention.append(_gather(p, group))
@@ -259,14 +307,10 @@ def backward(
         grad_a[group.atoms] = (d_logits * group.squared).sum(-1).t()
         if distance_grad:
             # b'_k = (mu_k - d) b_k / s^2, so G . b' needs one more product, with mu_k G_k
-            slope = torch.bmm(g * centers[: g.shape[-1]], group.basis.transpose(1, 2)).transpose(
-                0, 1
-            )
+            slope = _project(g * centers, group)
             slope = (slope - group.distance * radial) / width**2
             along = 2 * a[group.atoms].t()[..., None] * group.distance * d_logits + p * slope
-            valid = group.bias[0].flatten() > -math.inf
-            if group.bias.shape[0] > 1:
-                valid = (group.bias > -math.inf).any(0).flatten()
+            valid = group.by_pair
             grad_distance[group.edge[valid]] = along.sum(0).flatten()[valid]
     received = torch.cat(attention)[..., None]
     scored = torch.cat(grad_scores).div_(math.sqrt(dim))[..., None]

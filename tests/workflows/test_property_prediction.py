@@ -90,7 +90,9 @@ def test_predictions_reproduce_the_metrics(finished):
     with open(folder / "predictions.csv") as lines:
         rows = [row for row in csv.DictReader(lines) if row["split"] == "test" and row["true"]]
     for target in ("formation_energy_per_atom", "band_gap"):
-        errors = [abs(float(r["true"]) - float(r["predicted"])) for r in rows if r["target"] == target]
+        errors = [
+            abs(float(r["true"]) - float(r["predicted"])) for r in rows if r["target"] == target
+        ]
         assert len(errors) == metrics["test"][target]["n"]
         assert np.mean(errors) == pytest.approx(metrics["test"][target]["mae"], abs=1e-5)
 

@@ -1,0 +1,192 @@
+"""``matattn predict`` from files to a table."""
+
+import csv
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Lattice, Structure
+from typer.testing import CliRunner
+
+from matattn import bundle
+from matattn.cli import app
+from matattn.models.crystalformer import Crystalformer
+from matattn.structure import to_tensors
+from matattn.workflows.prediction import predict_items
+
+ARGUMENTS = {"num_targets": 2, "dim": 8, "num_heads": 1, "num_blocks": 1, "ffn_dim": 8}
+DESCRIPTION = {
+    "targets": [
+        {"name": "formation_energy_per_atom", "unit": "eV/atom"},
+        {"name": "band_gap", "unit": "eV"},
+    ],
+    "normaliser": {"mean": [-1.0, 2.0], "std": [0.5, 1.5]},
+    "elements": [3, 9, 11, 17],
+}
+
+
+def crystal(*symbols, a=4.2):
+    places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]
+    return Structure(Lattice.cubic(a), list(symbols), places[: len(symbols)])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    network = Crystalformer(**ARGUMENTS)
+    folder = tmp_path_factory.mktemp("bundle") / "model"
+    bundle.save(folder, network, ARGUMENTS, DESCRIPTION, "# card")
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    crystal("Na", "Cl").to(filename=str(tmp_path / "salt.cif"))
+    crystal("Li", "F", a=4).to(filename=str(tmp_path / "POSCAR_lif"), fmt="poscar")
+    (tmp_path / "broken.cif").write_text("data_broken\n_cell_length_a 3")
+    return tmp_path
+
+
+def predict(model, *arguments):
+    result = CliRunner().invoke(app, ["predict", str(model), *map(str, arguments)])
+    rows = list(csv.DictReader(io.StringIO(result.stdout))) if result.exit_code < 2 else []
+    return result, rows
+
+
+def test_folder_with_a_bad_file(model, files):
+    result, rows = predict(model, files)
+    assert result.exit_code == 0
+    by_id = {row["id"]: row for row in rows}
+    assert set(by_id) == {"salt", "POSCAR_lif", "broken"}
+    assert list(rows[0]) == [
+        "id", "path", "formula", "natoms", "formation_energy_per_atom", "band_gap",
+        "formation_energy_per_atom_unit", "band_gap_unit", "status", "message",
+    ]  # fmt: skip
+    salt, broken = by_id["salt"], by_id["broken"]
+    assert salt["formula"] == "NaCl" and salt["natoms"] == "2" and salt["status"] == "ok"
+    assert salt["band_gap_unit"] == "eV"
+    assert broken["status"] == "StructureError" and broken["band_gap"] == ""
+    assert str(files / "broken.cif") in broken["message"]
+
+
+def test_values_are_those_of_the_network(model, files):
+    _, rows = predict(model, files / "salt.cif")
+    network, _ = bundle.load(model)
+    mean, std = (torch.tensor(DESCRIPTION["normaliser"][key]) for key in ("mean", "std"))
+    expected = predict_items(network, [to_tensors(crystal("Na", "Cl"))], mean, std)[0]
+    values = [float(rows[0][name]) for name in ("formation_energy_per_atom", "band_gap")]
+    assert np.allclose(values, expected, atol=1e-5)
+
+
+def test_globs_and_output_file(model, files):
+    output = files / "table.csv"
+    result, _ = predict(model, str(files / "*.cif"), "-o", output)
+    assert result.exit_code == 0
+    with open(output) as lines:
+        assert {row["id"] for row in csv.DictReader(lines)} == {"salt", "broken"}
+
+
+def test_several_structures_in_a_file(model, tmp_path):
+    import json
+
+    path = tmp_path / "many.json"
+    path.write_text(json.dumps([crystal("Na", "Cl").as_dict(), crystal("Li", "F").as_dict()]))
+    _, rows = predict(model, path)
+    assert [(row["id"], row["formula"]) for row in rows] == [("many:1", "NaCl"), ("many:2", "LiF")]
+
+
+def test_structures_that_are_read_but_not_physical(model, tmp_path):
+    Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0] * 3]).to(
+        filename=str(tmp_path / "half.cif")
+    )
+    crystal("Es").to(filename=str(tmp_path / "es.cif"))
+    crystal("U", "Cl").to(filename=str(tmp_path / "ucl.cif"))
+    result, rows = predict(model, tmp_path)
+    messages = {row["id"]: row["message"] for row in rows}
+    assert result.exit_code == 0
+    assert "half.cif: site 1" in messages["half"] and "partial occupancy" in messages["half"]
+    assert "es.cif: site 1 has atomic number 99" in messages["es"]
+    assert "no training crystal contains U" in messages["ucl"]
+
+
+def test_exit_status_when_everything_failed(model, files):
+    result, rows = predict(model, files / "broken.cif", files / "absent.cif")
+    assert result.exit_code == 1 and len(rows) == 2
+    assert "absent.cif: no such file" in rows[1]["message"]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: (f / "SHA256SUMS").unlink(), "not a model bundle (SHA256SUMS is missing)"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: missing"),
+        (lambda f: (f / "card.md").write_text("x"), "card.md: checksum differs"),
+    ],
+)
+def test_damaged_bundles_are_refused(model, files, tmp_path, damage, message):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    damage(copy)
+    result, _ = predict(copy, files)
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["no/such/model", "x.cif"], "no/such/model: no such folder"),
+        (["MODEL", "*.nothing"], "*.nothing: no file matches"),
+        (["MODEL", "EMPTY"], "no CIF, POSCAR, extended-XYZ or JSON file in this folder"),
+    ],
+)
+def test_mistakes_are_one_line(model, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    names = {"MODEL": str(model), "EMPTY": str(tmp_path / "empty")}
+    result, _ = predict(*(names.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_the_run_folder_is_a_helpful_mistake(model, files):
+    result, _ = predict(model.parent, files)
+    assert result.exit_code == 2 and f"did you mean {model}?" in result.stderr
+
+
+def test_a_config_cannot_name_code(model, tmp_path):
+    """A bundle whose config names a class of its own choice is refused, checksums right or not."""
+    import hashlib
+    import json
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["network"] = "os.system"
+    (copy / "config.json").write_text(json.dumps(config))
+    sums = "".join(
+        f"{hashlib.sha256((copy / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("model.safetensors", "config.json", "card.md")
+    )
+    (copy / "SHA256SUMS").write_text(sums)
+    result, _ = predict(copy, tmp_path)
+    assert result.exit_code == 2 and "unknown network 'os.system'" in result.stderr
+
+
+def test_prediction_loads_neither_lightning_nor_pyg(model, files):
+    code = (
+        "import sys\n"
+        "from matattn.cli import app\n"
+        f"app(['predict', {str(model)!r}, {str(files)!r}], standalone_mode=False)\n"
+        "bad = {'lightning', 'torch_geometric', 'jax', 'hydra'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

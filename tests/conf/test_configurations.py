@@ -1,0 +1,121 @@
+"""Every configuration composes, builds, and has no key that nothing uses."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from matattn.conf.schema import register
+from matattn.config import build, check_targets, config_hash
+from matattn.errors import ConfigError
+
+CONF = Path(str(files("matattn.conf")))
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides):
+    register()
+    with initialize_config_module("matattn.conf", version_base="1.3"):
+        cfg = compose("train", [*overrides, "paths.data=nowhere"])
+    for key in ("data.path", "data.targets"):
+        if OmegaConf.is_missing(cfg.data, key.split(".")[1]):
+            OmegaConf.update(cfg, key, "my.jsonl" if key.endswith("path") else ["e_form"])
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+CHOICES = [
+    f"{group}={option}"
+    for group in ("model", "data", "optimizer", "experiment", "trainer", "logger", "paths", "task")
+    for option in options(group)
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_composes_and_builds(choice, tmp_path):
+    """Composed with its group's defaults, every part builds: an unknown key would be refused."""
+    config = composed(choice)
+    check_targets(config)
+    model = config["model"]
+    assert isinstance(model.pop("name"), str)
+    network = build(model, "model", num_targets=len(config["data"]["targets"]))
+    assert hasattr(network, "image_rule")
+    build(config["optimizer"]["schedule"], "optimizer.schedule")
+    assert set(config["optimizer"]) == {"lr", "betas", "weight_decay", "schedule"}
+    build(config["trainer"], "trainer", logger=False, default_root_dir=tmp_path)
+    assert config["data"]["kind"] == config["task"]["data_kind"]
+
+
+@pytest.mark.parametrize("option", options("data"))
+def test_data_keys_are_arguments_of_the_loader(option):
+    import inspect
+    from importlib import import_module
+
+    data = composed(f"data={option}")["data"]
+    module, name = data.pop("_target_").rsplit(".", 1)
+    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    assert data.pop("kind") == "crystals"
+    assert set(data) <= set(parameters)
+
+
+@pytest.mark.parametrize(
+    "option, sizes, epochs, batch_size",
+    [
+        ("mp_formation_energy", [60000, 5000, 4239], 500, 128),
+        ("mp_band_gap", [60000, 5000, 4239], 500, 128),
+        ("mp_bulk_modulus", [4664, 393, 393], 500, 128),
+        ("mp_shear_modulus", [4664, 392, 393], 500, 128),
+        ("jarvis_formation_energy", [44578, 5572, 5572], 800, 256),
+        ("jarvis_total_energy", [44578, 5572, 5572], 800, 256),
+        ("jarvis_band_gap_opt", [44578, 5572, 5572], 800, 256),
+        ("jarvis_band_gap_mbj", [14537, 1817, 1817], 1600, 256),
+        ("jarvis_energy_above_hull", [44296, 5537, 5537], 800, 256),
+    ],
+)
+def test_published_recipes(option, sizes, epochs, batch_size):
+    config = composed(f"experiment=crystalformer_{option}")
+    assert config["data"]["sizes"] == sizes
+    assert config["trainer"]["max_epochs"] == epochs
+    assert config["trainer"]["gradient_clip_val"] == 1.0
+    task = {key: config["task"][key] for key in ("batch_size", "averaging_epochs", "select")}
+    assert task == {"batch_size": batch_size, "averaging_epochs": 50, "select": "final"}
+    optimizer = config["optimizer"]
+    assert (optimizer["lr"], optimizer["betas"]) == (5e-4, [0.9, 0.98])
+    assert optimizer["schedule"]["_target_"].endswith("InverseSquareRoot")
+    assert config["seed"] == 123
+    network = build(_without_name(config["model"]), "model")
+    assert sum(p.numel() for p in network.parameters()) == 853_505
+
+
+def _without_name(model):
+    return {key: value for key, value in model.items() if key != "name"}
+
+
+def test_data_can_be_overridden_under_a_model_and_an_experiment():
+    assert composed("model=crystalformer", "data=mp2018_subset")["data"]["name"] == "mp2018_subset"
+    config = composed("experiment=crystalformer_mp_band_gap", "model.num_blocks=7")
+    assert config["model"]["num_blocks"] == 7 and config["data"]["targets"] == ["band_gap"]
+
+
+@pytest.mark.parametrize("override", ["trainer.epochz=3", "modle=x", "seeed=1", "data.pth=x"])
+def test_misspelt_keys_are_refused(override):
+    with pytest.raises(ConfigCompositionException):
+        composed(override)
+
+
+def test_only_allowed_targets_are_built():
+    with pytest.raises(ConfigError, match=r"data.x\[1\]._target_: 'os.system' is not allowed"):
+        build({"_target_": "torch.nn.ReLU", "x": [1, {"_target_": "os.system"}]}, "data")
+    with pytest.raises(ConfigError, match="model: .*unexpected keyword argument 'widht'"):
+        build({"_target_": "torch.nn.ReLU", "widht": 3}, "model")
+
+
+def test_hash_depends_on_content_only():
+    assert config_hash({"a": 1, "b": [2]}) == config_hash({"b": [2], "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+    assert len(config_hash({})) == 8
