@@ -23,7 +23,7 @@ def tune_malloc() -> None:
 
 
 def share_cores(workers: int) -> None:
-    """Give PyTorch the cores that ``workers`` loader processes leave, unless OMP_NUM_THREADS is set.
+    """Give PyTorch the cores that loader processes leave, unless OMP_NUM_THREADS is set.
 
     More threads than cores make every parallel loop wait for the thread that is not running: with
     two cores, two threads and one worker, steps took twice as long as with one thread.

@@ -6,10 +6,10 @@ The pair tensor [E, H, D] is never formed (deferred projection, README.md sectio
 table of radial functions per head group; work with q, k and v happens once per pair of atoms
 (i, j).
 
-Everything that depends on geometry alone is the same for all layers and for the backward pass: the
-``Plan``, of which the last one is kept. It puts atoms with similar numbers of neighbours into padded
-groups, sorts each atom's neighbours by distance, and cuts them into shells. In a shell only a window
-of the radial functions differs from zero, so the tables and products stay narrow.
+Everything that depends on geometry alone is the same for all layers and for the backward pass:
+the ``Plan``, of which the last one is kept. It puts atoms with similar numbers of neighbours into
+padded groups, sorts each atom's neighbours by distance, and cuts them into shells. In a shell only
+a window of the radial functions differs from zero, so the tables and products stay narrow.
 """
 
 from __future__ import annotations
