@@ -88,8 +88,8 @@ class Predictor:
         rows, items, usable = [], [], []
         for number, structure in enumerate(given):
             row: dict[str, Any] = {"formula": "", "natoms": None}
-            row |= {target["name"]: None for target in self.targets}
-            row |= {f"{target['name']}_unit": target["unit"] for target in self.targets}
+            for target in self.targets:
+                row |= {target["name"]: None, f"{target['name']}_unit": target["unit"]}
             try:
                 if isinstance(structure, StructureError):
                     raise structure

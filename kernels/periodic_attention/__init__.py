@@ -89,70 +89,58 @@ def periodic_attention(
                 f"periodic_attention: {name} has shape {tuple(tensor.shape)}, expected {shape}"
             )
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
-    y, lse, _ = _forward_op(
+    y, lse, _ = torch.ops.matattn.periodic_attention(
         q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, name
     )
     return (y, lse) if return_lse else y
 
 
-@torch.library.custom_op("matattn::periodic_attention", mutates_args=())
-def _forward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    weight: Tensor,
-    distance: Tensor,
-    source: Tensor,
-    row_ptr: Tensor,
-    bias: Tensor | None,
-    spacing: float,
-    width: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+# The two operators are defined by their schema, not with ``torch.library.custom_op``, whose first call
+# imports TorchDynamo: a second and a half of every prediction.
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor a, Tensor weight, Tensor distance, Tensor source, "
+    "Tensor row_ptr, Tensor? bias"
+)
+torch.library.define(
+    "matattn::periodic_attention",
+    f"({_INPUTS}, float spacing, float width, str backend) -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "matattn::periodic_attention_backward",
+    f"(Tensor grad_y, Tensor grad_lse, {_INPUTS}, Tensor y, Tensor lse, Tensor mean_basis, "
+    "float spacing, float width, str backend, bool distance_grad) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl("matattn::periodic_attention", ("cpu", "cuda"))
+def _forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
     run = _MODULES[backend].forward
     return run(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
 
 
-@_forward_op.register_fake
-def _(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
-    atoms, heads, _ = q.shape
-    return (
-        torch.empty_like(v),
-        q.new_empty(atoms, heads),
-        q.new_empty(atoms, heads, weight.shape[-1]),
-    )
-
-
-@torch.library.custom_op("matattn::periodic_attention_backward", mutates_args=())
-def _backward_op(
-    grad_y: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    weight: Tensor,
-    distance: Tensor,
-    source: Tensor,
-    row_ptr: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    lse: Tensor,
-    mean_basis: Tensor,
-    spacing: float,
-    width: float,
-    backend: str,
-    distance_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+@torch.library.impl("matattn::periodic_attention_backward", ("cpu", "cuda"))
+def _backward(
+    grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
+    y, lse, mean_basis, spacing, width, backend, distance_grad,
+):  # fmt: skip
     return _MODULES[backend].backward(
         grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
         y, lse, mean_basis, spacing, width, distance_grad,
     )  # fmt: skip
 
 
-@_backward_op.register_fake
-def _(
+@torch.library.register_fake("matattn::periodic_attention")
+def _fake_forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
+    atoms, heads, _ = q.shape
+    mean_basis = q.new_empty(atoms, heads, weight.shape[-1])
+    return torch.empty_like(v), q.new_empty(atoms, heads), mean_basis
+
+
+@torch.library.register_fake("matattn::periodic_attention_backward")
+def _fake_backward(
     grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
     y, lse, mean_basis, spacing, width, backend, distance_grad,
 ):  # fmt: skip
@@ -168,7 +156,7 @@ def _save_forward(ctx, inputs, output):
 def _forward_autograd(ctx, grad_y, grad_lse, _grad_mean_basis):
     q, k, v, a, weight, distance, source, row_ptr, bias, y, lse, mean_basis = ctx.saved_tensors
     distance_grad = ctx.needs_input_grad[5]
-    grads = _backward_op(
+    grads = torch.ops.matattn.periodic_attention_backward(
         grad_y.contiguous(), grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
         y, lse, mean_basis, ctx.spacing, ctx.width, ctx.backend, distance_grad,
     )  # fmt: skip
@@ -176,7 +164,9 @@ def _forward_autograd(ctx, grad_y, grad_lse, _grad_mean_basis):
     return *grads[:5], grad_distance, None, None, None, None, None, None
 
 
-_forward_op.register_autograd(_forward_autograd, setup_context=_save_forward)
+torch.library.register_autograd(
+    "matattn::periodic_attention", _forward_autograd, setup_context=_save_forward
+)
 
 
 def _save_backward(ctx, inputs, output):
@@ -204,4 +194,6 @@ def _backward_autograd(ctx, *grads_of_grads):
     return *second, *(None,) * 10
 
 
-_backward_op.register_autograd(_backward_autograd, setup_context=_save_backward)
+torch.library.register_autograd(
+    "matattn::periodic_attention_backward", _backward_autograd, setup_context=_save_backward
+)

@@ -112,7 +112,8 @@ def _write(table: list[dict[str, Any]], output: Path | None) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    for row in table:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     if output is None:
         sys.stdout.write(text.getvalue())
     else:
