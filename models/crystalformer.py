@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from matattn.neighbors import ImageRule
 SUMMATIONS = ("converged", "published_adaptive", "published_r2")
 
 
+@runtime_checkable
 class Crystals(Protocol):
     """What a batch must have: ``matattn.batch.CrystalBatch`` or a PyG ``Batch`` with these keys."""
 

@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+try:
+    from jaxtyping import install_import_hook
+except ModuleNotFoundError:  # tests/kernels alone
+    pass
+else:
+    install_import_hook("matattn.models", "beartype.beartype")  # checks the shapes in signatures
+
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
