@@ -150,7 +150,10 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         network, mean, std, targets, optimizer, averaging_epochs, ids, folder
     )
     loaders = _loaders(dataset, network, task, config["seed"])
-    log = RunLog(folder / "metrics.csv", ("train/loss", *(f"val/mae/{name}" for name in targets)))
+    shown = {"train/loss": "loss {:.4f}"}
+    for target in dataset.targets:
+        shown[f"val/mae/{target.name}"] = f"val {{:.4f}} {target.unit}"
+    log = RunLog(folder / "metrics.csv", shown)
     best = ModelCheckpoint(
         folder / "checkpoints",
         filename="best",

@@ -95,7 +95,7 @@ def periodic_attention(
     return (y, lse) if return_lse else y
 
 
-# The two operators are defined by their schema, not with ``torch.library.custom_op``, whose first call
+# The operators are defined by their schema, not with ``torch.library.custom_op``, whose first call
 # imports TorchDynamo: a second and a half of every prediction.
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor a, Tensor weight, Tensor distance, Tensor source, "

@@ -6,6 +6,7 @@ import csv
 import io
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from matattn.files import write_text
 class RunLog(L.Callback):
     """Keeps the metrics of every epoch in ``metrics.csv`` and shows the progress of the run.
 
+    ``show`` maps metrics to what is printed of them, for example ``{"val/loss": "val {:.3f} eV"}``.
     On a terminal a progress bar; elsewhere a line for about every tenth of the run. Its rows and
     the training time travel with the checkpoint, so a resumed run continues the same table.
     """
 
-    def __init__(self, path: Path, show: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, show: Mapping[str, str]) -> None:
         self.path, self.show = path, show
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -43,7 +45,7 @@ class RunLog(L.Callback):
             return
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -69,7 +71,9 @@ class RunLog(L.Callback):
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
         self.rows.append({"epoch": epoch, "seconds": round(self.seconds, 2), **metrics})
         write_text(self.path, self._csv())
-        shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in self.show if name in metrics)
+        shown = "  ".join(
+            text.format(metrics[name]) for name, text in self.show.items() if name in metrics
+        )
         epochs = trainer.max_epochs or 1
         if self._bar:
             self._bar.update(self._task, metrics=shown)

@@ -1,4 +1,4 @@
-"""Training runs end to end: what they write, repeating and resuming bit for bit, what stops them."""
+"""Training runs end to end: what they write, that they repeat and resume, what stops them."""
 
 import csv
 import json
