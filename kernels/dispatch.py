@@ -56,10 +56,17 @@ def choose(
         if reason := table[requested].refuses(device, dtype):
             raise BackendError(f"{operator}: backend {requested!r} cannot take this call: {reason}")
         return requested
+    refusals = []
     for name, backend in table.items():
-        if backend.automatic and backend.refuses(device, dtype) is None:
-            if (operator, name, device.type) not in _announced:
-                _announced.add((operator, name, device.type))
-                logger.info("%s runs on backend %r (%s)", operator, name, device.type)
-            return name
-    raise BackendError(f"{operator}: no backend takes {dtype} on {device}")
+        if not backend.automatic:
+            continue
+        if reason := backend.refuses(device, dtype):
+            refusals.append(f"; not {name!r}: {reason}")
+            continue
+        if (operator, name, device.type) not in _announced:
+            _announced.add((operator, name, device.type))
+            logger.info(
+                "%s runs on backend %r (%s)%s", operator, name, device.type, "".join(refusals)
+            )
+        return name
+    raise BackendError(f"{operator}: no backend takes {dtype} on {device}{''.join(refusals)}")

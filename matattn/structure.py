@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,27 +25,36 @@ if TYPE_CHECKING:
 MAX_ATOMIC_NUMBER = 98
 _OVERLAP = 0.01  # Å: two atoms on one place, an error
 _CLOSE = 0.5  # Å: suspicious, a warning
+_DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
 
 
-def read(path: str | Path) -> list[Structure]:
+def read(path: str | Path) -> list[Structure | StructureError]:
     """All structures of a CIF, POSCAR, extended-XYZ or pymatgen-JSON file.
 
-    Raises StructureError, naming the file, when it cannot be read or holds no structure.
+    An entry of a file of several that cannot be read stands as a StructureError in its place. Raises
+    StructureError, naming the file, when the file cannot be read or holds no structure.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size == 0:
-            raise StructureError(f"{path}: the file is empty")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the parsers' remarks; validate() has its own
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        try:
+            if path.is_dir():
+                raise StructureError(f"{path}: is a folder")
+            if path.stat().st_size == 0:
+                raise StructureError(f"{path}: the file is empty")
             structures = _parse(path)
-    except StructureError:
-        raise
-    except FileNotFoundError:
-        raise StructureError(f"{path}: no such file") from None
-    except Exception as error:  # parsers raise whatever they like on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise StructureError(f"{path}: cannot be read as {_kind(path)}: {reason}") from error
+        except StructureError:
+            raise
+        except FileNotFoundError:
+            raise StructureError(f"{path}: no such file") from None
+        except Exception as error:  # parsers raise whatever they like on damaged files
+            reasons = [str(error) or type(error).__name__, *(str(r.message) for r in remarks)]
+            reason = " ".join("; ".join(dict.fromkeys(reasons)).split())
+            raise StructureError(f"{path}: cannot be read as {_kind(path)}: {reason}") from error
+    if any("Elements in POSCAR cannot be determined" in str(r.message) for r in remarks):
+        raise StructureError(
+            f"{path}: has no element symbols (VASP 4); write them in a line above the numbers"
+        )
     if not structures:
         raise StructureError(f"{path}: holds no structure")
     return structures
@@ -74,39 +83,66 @@ def _kind(path: Path) -> str:
     )
 
 
-def _parse(path: Path) -> list[Structure]:
+def _parse(path: Path) -> list[Structure | StructureError]:
     kind = _kind(path)
     if kind == "CIF":
         from pymatgen.io.cif import CifParser
 
-        # A site occupancy a little over 1 is rounding and is accepted; less than 1 is kept for
-        # validate().
+        # An occupancy a little over 1 is rounding; one below 1 is kept, for validate().
         parser = CifParser(path, occupancy_tolerance=1.01)
-        return parser.parse_structures(primitive=False, check_occu=True)
+        return list(parser.parse_structures(primitive=False, check_occu=True))
     if kind == "POSCAR":
         return [Structure.from_file(path)]
     if kind == "pymatgen JSON":
-        content = json.loads(path.read_text())
-        entries = content if isinstance(content, list) else [content]
-        return [Structure.from_dict(entry.get("structure", entry)) for entry in entries]
-    return _parse_extxyz(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, list):
+            return [_from_json(content)]
+        return [_or_error(_from_json, entry, f"{path}, entry {n}") for n, entry in _number(content)]
+    frames = _read_extxyz(path)
+    return [_or_error(_from_atoms, atoms, f"{path}, frame {n}") for n, atoms in _number(frames)]
 
 
-def _parse_extxyz(path: Path) -> list[Structure]:
+def _number(entries: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    return enumerate(entries, start=1)
+
+
+def _or_error(
+    convert: Callable[[Any], Structure], entry: Any, where: str
+) -> Structure | StructureError:
+    try:
+        return convert(entry)
+    except Exception as error:  # whatever a damaged entry makes pymatgen raise
+        return StructureError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _from_json(entry: dict[str, Any]) -> Structure:
+    """A structure from pymatgen's dictionary: lattice, species and coordinates, nothing else.
+
+    ``Structure.from_dict`` also decodes properties, and imports the modules that they name.
+    """
+    entry = entry.get("structure", entry)
+    sites = entry["sites"]
+    species = [
+        {str(kind["element"]): float(kind["occu"]) for kind in site["species"]} for site in sites
+    ]
+    return Structure(entry["lattice"]["matrix"], species, [site["abc"] for site in sites])
+
+
+def _read_extxyz(path: Path) -> list[Any]:
     try:
         from ase.io import read as ase_read
     except ModuleNotFoundError:
         raise StructureError(
             f"{path}: extended XYZ needs ASE: pip install 'matattn[data]'"
         ) from None
-    structures = []
-    for atoms in ase_read(path, index=":"):
-        if not atoms.pbc.all():
-            raise StructureError(f'{path}: not periodic in all directions (give Lattice="..." )')
-        structures.append(
-            Structure(atoms.cell.array, atoms.numbers, atoms.positions, coords_are_cartesian=True)
-        )
-    return structures
+    with open(path, encoding="utf-8") as file:
+        return ase_read(file, index=":", format="extxyz")
+
+
+def _from_atoms(atoms: Any) -> Structure:
+    if not atoms.pbc.all():
+        raise ValueError('not periodic in all directions (give Lattice="...")')
+    return Structure(atoms.cell.array, atoms.numbers, atoms.positions, coords_are_cartesian=True)
 
 
 def validate(structure: Structure, where: str = "structure") -> list[str]:
@@ -136,12 +172,15 @@ def validate_arrays(z: Sequence[int], frac: Any, cell: Any, where: str) -> list[
     volume, elements beyond Z = 98, and atoms closer than 0.01 Å.
     """
     try:
-        numbers = np.asarray(z, dtype=np.int64)
+        given = np.asarray(z)
+        numbers = given.astype(np.int64)
         frac, cell = np.asarray(frac, dtype=np.float64), np.asarray(cell, dtype=np.float64)
     except (TypeError, ValueError):
         raise StructureError(f"{where}: atoms, coordinates or lattice are not numbers") from None
     if numbers.size == 0:
         raise StructureError(f"{where}: no atoms")
+    if given.dtype.kind not in "iuf" or (given != numbers).any():
+        raise StructureError(f"{where}: atomic numbers must be whole numbers")
     if frac.shape != (numbers.size, 3) or cell.shape != (3, 3) or numbers.ndim != 1:
         raise StructureError(
             f"{where}: expected {numbers.size} x 3 coordinates and a 3 x 3 lattice, got shapes "
@@ -152,8 +191,11 @@ def validate_arrays(z: Sequence[int], frac: Any, cell: Any, where: str) -> list[
     if (bad := np.flatnonzero(~np.isfinite(frac).all(axis=1))).size:
         raise StructureError(f"{where}: site {bad[0] + 1} has a NaN or infinite coordinate")
     volume = abs(float(np.linalg.det(cell)))
-    if volume < 1e-3 * numbers.size:
-        raise StructureError(f"{where}: the cell has a volume of {volume:.3g} Å^3 (zero or nearly)")
+    if volume < _DENSEST * numbers.size:
+        raise StructureError(
+            f"{where}: the cell has a volume of {volume:.3g} Å^3 for {numbers.size} atoms; is a lattice "
+            "vector missing, or the lattice not in Å?"
+        )
     if (bad := np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))).size:
         raise StructureError(
             f"{where}: site {bad[0] + 1} has atomic number {numbers[bad[0]]}; the networks know 1 "

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, choose
-from . import reference, torch_ops
+from . import cpu, reference, torch_ops
 
 __all__ = ["periodic_attention", "cutoff_for_tolerance"]
 
-_MODULES = {"torch": torch_ops, "reference": reference}
+_MODULES = {"cpu": cpu, "torch": torch_ops, "reference": reference}
 BACKENDS = {
+    "cpu": Backend(cpu.forward, cpu.refuses),
     "torch": Backend(torch_ops.forward),
     "reference": Backend(reference.forward, automatic=False),
 }

@@ -39,6 +39,42 @@ def test_read_extended_xyz(tmp_path, salt):
     assert first.composition == second.composition == salt.composition
 
 
+def test_poscar_without_symbols_is_refused(tmp_path):
+    path = tmp_path / "POSCAR"
+    path.write_text("salt\n4.0\n1 0 0\n0 1 0\n0 0 1\n1 1\ndirect\n0 0 0\n.5 .5 .5\n")
+    with pytest.raises(StructureError, match="no element symbols"):
+        read(path)
+
+
+def test_bad_entries_leave_the_others(tmp_path, salt):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([salt.as_dict(), {"lattice": 3}, salt.as_dict()]))
+    first, second, third = read(path)
+    assert isinstance(second, StructureError) and f"{path}, entry 2" in str(second)
+    assert first == third == salt
+
+
+def test_json_imports_no_module(tmp_path, salt):
+    """pymatgen would import whatever a site property names."""
+    content = salt.as_dict()
+    trap = {"@module": "module_that_must_not_be_imported", "@class": "X", "@version": "1"}
+    content["properties"] = {"x": trap}
+    for site in content["sites"]:
+        site["properties"] = {"x": trap}
+        site["species"][0]["properties"] = {"spin": trap}
+    path = tmp_path / "trap.json"
+    path.write_text(json.dumps(content))
+    assert read(path)[0] == salt
+
+
+def test_cif_says_why(tmp_path, salt):
+    path = tmp_path / "twice.cif"
+    salt.to(filename=str(path))
+    path.write_text(path.read_text().replace("  1.0", "  2.5") + "\n")
+    with pytest.raises(StructureError, match="(?i)occupanc"):
+        read(path)
+
+
 def test_read_list_of_structures(tmp_path, salt):
     path = tmp_path / "list.json"
     path.write_text(json.dumps([salt.as_dict(), {"structure": salt.as_dict()}]))
@@ -96,6 +132,9 @@ CUBE = (4 * np.eye(3)).tolist()
         ([11], [[0, 0, float("nan")]], CUBE, "site 1 has a NaN"),
         ([11, 17], [[0, 0, 0], [0.5, float("inf"), 0]], CUBE, "site 2 has a NaN or infinite"),
         ([11], [[0, 0, 0]], np.zeros((3, 3)), "volume of 0 Å^3"),
+        ([11, 17], [[0] * 3, [0.5] * 3], 0.4 * np.eye(3), "lattice not in Å?"),
+        (["11"], [[0, 0, 0]], CUBE, "whole numbers"),
+        ([11.7], [[0, 0, 0]], CUBE, "whole numbers"),
         ([11], [[0, 0, 0]], [[1, 0, 0], [2, 0, 0], [0, 0, 5]], "volume of 0 Å^3"),
         ([11], [[0, 0, 0]], [[4, 0, 0], [0, 4, 0], [0, 0, float("nan")]], "lattice vector is NaN"),
         ([99], [[0, 0, 0]], CUBE, "atomic number 99"),
@@ -115,7 +154,7 @@ def test_bad_arrays_are_refused(z, frac, cell, message):
 def test_close_atoms_are_a_remark():
     (remark,) = validate_arrays([1, 1], [[0, 0, 0], [0, 0, 0.1]], CUBE, "h2")
     assert remark == "sites 1 and 2 are only 0.40 Å apart"
-    (remark,) = validate_arrays([1], [[0, 0, 0]], np.diag([0.4, 4, 4]), "chain")
+    (remark,) = validate_arrays([1], [[0, 0, 0]], np.diag([0.4, 9, 9]), "chain")
     assert "site 1 and its periodic image" in remark
     assert validate(SALT) == []
 

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from matattn.kernels import periodic_attention as package
 from matattn.kernels.dispatch import BackendError
-from matattn.kernels.periodic_attention import BACKENDS, periodic_attention, reference, torch_ops
+from matattn.kernels.periodic_attention import cpu, periodic_attention, reference, torch_ops
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "crystalformer"
 CRYSTALS = ("po_sc", "nacl_conv", "zno_wurtzite", "triclinic6", "skew_elongated10")
 RADIAL = {"spacing": 14 / 64, "width": 14 / 64}
 MODES = ("converged", "adaptive", "R2")
+CPU_REFUSES = cpu.refuses(torch.device("cpu"), torch.float64)
+BACKENDS = [name for name in package.BACKENDS if name != "cpu" or CPU_REFUSES is None]
 INPUTS = ("q", "k", "v", "a", "weight", "distance")
 
 
@@ -292,7 +295,7 @@ def test_kept_geometry_notices_every_change():
 def test_requested_backend(monkeypatch):
     arguments = random_arguments([2, 2], 1, 2, 3)
     options = {"spacing": 0.5, "width": 0.4}
-    with pytest.raises(BackendError, match="no backend named 'cuda'; choose one of auto, torch"):
+    with pytest.raises(BackendError, match="no backend named 'cuda'; choose one of auto, cpu"):
         periodic_attention(*arguments, **options, backend="cuda")
     monkeypatch.setenv("MATATTN_BACKEND", "tpu")
     with pytest.raises(BackendError, match="'tpu'"):
@@ -315,3 +318,58 @@ def test_an_atom_without_neighbours_is_refused():
     arguments[5] = torch.ones(3, dtype=torch.float64)
     with pytest.raises(ValueError, match="no neighbour"):
         periodic_attention(*arguments, spacing=0.5, width=0.4, backend="torch")
+
+
+@pytest.mark.skipif(CPU_REFUSES is not None, reason=f"cpu backend: {CPU_REFUSES}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_results_do_not_depend_on_the_number_of_threads(dtype):
+    arguments = random_arguments([30, 2, 8, 61, 17] * 9, 8, 16, 64, dtype)
+    threads = torch.get_num_threads()
+    results = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        leaves = [tensor.clone().requires_grad_() for tensor in arguments[:6]]
+        y, lse = periodic_attention(
+            *leaves, *arguments[6:], spacing=0.2, width=0.2, return_lse=True, backend="cpu"
+        )
+        results.append([y, lse, *torch.autograd.grad(y.sum() + lse.sum(), leaves)])
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        for one, another in zip(results[0], other, strict=True):
+            assert torch.equal(one, another)
+
+
+def test_without_a_compiled_library_the_torch_backend_serves(monkeypatch, caplog):
+    monkeypatch.setattr(cpu, "_library", lambda: None)
+    monkeypatch.setattr("matattn.kernels.dispatch._announced", set())
+    arguments = random_arguments([2, 2], 1, 2, 3)
+    with caplog.at_level("INFO", logger="matattn"):
+        for _ in range(3):
+            periodic_attention(*arguments, spacing=0.5, width=0.4)
+    (record,) = caplog.records
+    assert "runs on backend 'torch'" in record.getMessage()
+    assert "not 'cpu': it was not compiled when matattn was installed" in record.getMessage()
+    with pytest.raises(BackendError, match="'cpu' cannot take this call: it was not compiled"):
+        periodic_attention(*arguments, spacing=0.5, width=0.4, backend="cpu")
+
+
+@pytest.mark.parametrize("heads, dim, radial", [(1, 3, 1), (5, 7, 3), (9, 2, 40), (17, 4, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spacing, width", [(0.2, 0.2), (0.5, 0.1), (0.1, 0.6)])
+def test_sizes_that_do_not_fill_vectors(heads, dim, radial, dtype, spacing, width):
+    """Every backend against the float64 reference, relative to the largest element."""
+    arguments = random_arguments([7, 1, 130, 64, 65], heads, dim, radial, dtype)
+    results = {}
+    for backend in BACKENDS:
+        exact = torch.float64 if backend == "reference" else dtype
+        leaves = [tensor.to(exact).requires_grad_() for tensor in arguments[:6]]
+        y = periodic_attention(
+            *leaves, *arguments[6:], spacing=spacing, width=width, backend=backend
+        )
+        weights = torch.linspace(-1, 1, y.numel(), dtype=exact).view_as(y)
+        results[backend] = [y, *torch.autograd.grad((weights * y).sum(), leaves)]
+    bound = 1e-12 if dtype == torch.float64 else 2e-5
+    for backend, result in results.items():
+        for name, value, expected in zip(("y", *INPUTS), result, results["reference"], strict=True):
+            error = (value - expected).abs().max() / expected.abs().max().clamp(min=1e-3)
+            assert error <= bound, f"{backend}, {name}: {error:.1e}"

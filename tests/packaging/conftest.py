@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("conf", "datasets", "kernels", "models", "workflows")
 FILES = (
     "pyproject.toml",
+    "setup.py",
     "MANIFEST.in",
     "README.md",
     "CHANGELOG.md",

@@ -1,0 +1,151 @@
+"""The ``cpu`` backend: calls the library that ``cpu.c`` becomes when matattn is installed."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_NEGLIGIBLE = {torch.float64: 40.0, torch.float32: 20.0}  # radial functions below e^-40, e^-20
+_REALS = {torch.float64: ctypes.c_double, torch.float32: ctypes.c_float}
+
+
+def _structure(pointers: str, sizes: str = "", lengths: str = "", real: type | None = None) -> type:
+    """A C structure with the named fields, in this order."""
+    fields = [(name, ctypes.c_void_p) for name in pointers.split()]
+    fields += [(name, ctypes.c_int64) for name in sizes.split()]  # type: ignore[misc]
+    fields += [(name, real) for name in lengths.split()]  # type: ignore[misc]
+    return type("Structure", (ctypes.Structure,), {"_fields_": fields})
+
+
+# As in cpu_kernel.h.
+_PROBLEM = {
+    dtype: _structure(
+        "q k v a weight distance bias source row_ptr",
+        "atoms heads dim count bias_heads",
+        "spacing width reach",
+        real,
+    )
+    for dtype, real in _REALS.items()
+}
+_GRADIENTS = _structure(
+    "grad_y grad_lse y lse grad_q grad_k grad_v grad_a grad_distance run_weight run_score run_ptr"
+)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    folder = Path(__file__).parent
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        if (path := folder / f"_cpu{suffix}").is_file():
+            return ctypes.CDLL(str(path))
+    return None
+
+
+def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot take a call, or None."""
+    if device.type != "cpu":
+        return f"it runs on the CPU, the tensors are on {device}"
+    if dtype not in _REALS:
+        return f"it computes in float32 and float64, not {dtype}"
+    if _library() is None:
+        return "it was not compiled when matattn was installed (no C compiler?)"
+    return None
+
+
+def _problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    spacing: float,
+    width: float,
+) -> tuple[ctypes.Structure, list[Tensor]]:
+    """The C structure of a call, and the tensors that it points into."""
+    atoms, heads, dim = q.shape
+    if atoms and int(row_ptr.diff().min()) < 1:
+        raise ValueError("periodic_attention: an atom has no neighbour, not even its own image")
+    if len(source) and not 0 <= int(source.min()) <= int(source.max()) < atoms:
+        raise ValueError(f"periodic_attention: source must lie in 0..{atoms - 1}")
+    if int(row_ptr[0]) != 0 or int(row_ptr[-1]) != len(source):
+        raise ValueError("periodic_attention: row_ptr must run from 0 to the number of neighbours")
+    reals = [t.to(q.dtype).contiguous() for t in (q, k, v, a, weight, distance)]
+    reals.append(q.new_empty(0) if bias is None else bias.to(q.dtype).contiguous())
+    integers = [t.to(torch.int64).contiguous() for t in (source, row_ptr)]
+    bias_heads = 0 if bias is None else 1 if bias.dim() == 1 else heads
+    reach = width * (2 * _NEGLIGIBLE[q.dtype]) ** 0.5
+    sizes = [atoms, heads, dim, weight.shape[-1], bias_heads]
+    pointers = [t.data_ptr() or None for t in (*reals, *integers)]
+    problem = _PROBLEM[q.dtype](*pointers, *sizes, spacing, width, reach)
+    return problem, [*reals, *integers]
+
+
+def _run(name: str, dtype: torch.dtype, *arguments: object) -> None:
+    precision = "double" if dtype == torch.float64 else "float"
+    function = getattr(_library(), f"{name}_{precision}")
+    if function(*arguments):
+        raise MemoryError(f"periodic_attention ({name}): out of memory")
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    spacing: float,
+    width: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y [N, H, D], lse [N, H] and mean basis c [N, H, K] (see ``__init__`` for the arguments)."""
+    problem, kept = _problem(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
+    y, lse = torch.empty_like(kept[0]), torch.empty_like(kept[3])
+    mean_basis = q.new_empty(*q.shape[:2], weight.shape[-1])
+    outputs = [ctypes.c_void_p(t.data_ptr()) for t in (y, lse, mean_basis)]
+    threads = ctypes.c_int(torch.get_num_threads())
+    _run("forward", q.dtype, ctypes.byref(problem), threads, *outputs)
+    return y, lse, mean_basis
+
+
+def backward(
+    grad_y: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    mean_basis: Tensor,
+    spacing: float,
+    width: float,
+    distance_grad: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients for q, k, v, a, weight and (if ``distance_grad``) distance; README.md section 3."""
+    problem, kept = _problem(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
+    given = [t.contiguous() for t in (grad_y, grad_lse, y, lse)]
+    grads = [torch.empty_like(t) for t in kept[:4]]
+    grad_distance = torch.empty_like(kept[5]) if distance_grad else distance.new_empty(0)
+    pointers = [t.data_ptr() or None for t in (*given, *grads, grad_distance)]
+    threads = ctypes.c_int(torch.get_num_threads())
+    gradients = ctypes.byref(_GRADIENTS(*pointers))
+    _run("backward", q.dtype, ctypes.byref(problem), gradients, threads)
+    grad_weight = torch.einsum("nhd,nhk->hdk", grad_y, mean_basis).contiguous()
+    return *grads, grad_weight, grad_distance
