@@ -19,7 +19,7 @@ import numpy as np
 from matattn.dataset import SPLITS, PropertyDataset, group_split, random_split
 from matattn.errors import DataError, StructureError
 from matattn.structure import tensors_from_arrays, to_data, validate_arrays
-from matattn.units import Property, find_property
+from matattn.units import Property, find_properties
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -51,7 +51,7 @@ def load(
         sizes: rows that train, val and test must have, for published benchmarks.
         max_sites: leave out larger cells.
         units: units of properties that matattn does not know, for example {"tc": "K"}.
-        note: what errors on these rows may be compared with.
+        note: what errors on these rows may be compared with; the split is added to it.
 
     Rows that cannot be used (see ``PropertyDataset.skipped``) are left out. Raises DataError when
     the file, a target or the split column is missing, when the sizes differ, or when no usable row
@@ -61,7 +61,18 @@ def load(
     items, kept, properties = from_rows(path, rows, skipped, targets, units, max_sites)
     assigned = _split(split, split_seed, kept, path)
     check_sizes(path, assigned, sizes)
-    return PropertyDataset(name, properties, items, assigned, note, skipped)
+    remarks = [note, _SPLIT_NOTES[split]]
+    if max_sites is not None:
+        remarks.append(f"Only cells of at most {max_sites} sites.")
+    text = " ".join(remark.strip() for remark in remarks if remark)
+    return PropertyDataset(name, properties, items, assigned, text, skipped)
+
+
+_SPLIT_NOTES = {
+    "official": "Split as the file says; polymorphs of one formula may stand in several splits.",
+    "random": "Random split: polymorphs of one formula stand in several splits.",
+    "formula": "Split by reduced formula: no composition stands in two splits.",
+}
 
 
 def from_rows(
@@ -77,13 +88,19 @@ def from_rows(
     A row that cannot be used adds its reason to ``skipped``. Raises DataError when a target is
     unknown or has no column.
     """
-    properties = tuple(find_property(target, units) for target in targets)
-    if not properties:
-        raise DataError(f"{source}: no target given (data.targets is empty)")
+    if not rows:
+        problem = f"; first problem: {skipped[0]}" if skipped else ""
+        raise DataError(f"{source}: holds no row{problem}")
+    properties = find_properties(targets, units)
     columns = [_column(target, rows, source) for target in properties]
-    items, kept = [], []
+    items: list[Data] = []
+    kept: list[Row] = []
+    seen: set[str] = set()
     for where, row in rows:
         try:
+            if str(row["id"]) in seen:
+                skipped.append(f"{where}: this id stands twice; the first row counts")
+                continue
             if max_sites is not None and len(row["Z"]) > max_sites:
                 continue
             validate_arrays(row["Z"], row["frac"], row["lattice"], where)
@@ -100,6 +117,7 @@ def from_rows(
         tensors = tensors_from_arrays(row["Z"], row["frac"], row["lattice"])
         items.append(to_data(tensors, labels, str(row["id"])))
         kept.append(row)
+        seen.add(str(row["id"]))
     return items, kept, properties
 
 
@@ -125,7 +143,7 @@ def _read_rows(path: Path) -> tuple[list[tuple[str, Row]], list[str]]:
     opener = gzip.open if path.suffix == ".gz" else open
     rows, bad = [], []
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with opener(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
@@ -172,8 +190,13 @@ def _split(scheme: str, seed: int, rows: list[Row], path: str) -> np.ndarray:
         return group_split([_formula(row["Z"]) for row in rows], seed)
     if scheme != "official":
         raise DataError(f"data.split={scheme!r}: choose official, random or formula")
-    official = [row.get("split", "") for row in rows]
-    split = np.array([name if name in SPLITS else "" for name in official], dtype="<U5")
+    official = [row.get("split") or "" for row in rows]
+    if unknown := {str(name) for name in official} - {*SPLITS, ""}:
+        raise DataError(
+            f"{path}: split is {', '.join(sorted(unknown))} in some rows; use train, val and "
+            "test, or leave it empty for rows that are not used"
+        )
+    split = np.array(official, dtype="<U5")
     if rows and not (split == "train").any():
         raise DataError(
             f"{path}: no row says split: train; use data.split=random or data.split=formula"

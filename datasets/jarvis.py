@@ -36,7 +36,8 @@ def load(
 
     Rows that lack any of the targets are dropped first. Then the row numbers are shuffled by
     Python's generator with ``split_seed``; train is taken from the front, test from the end and
-    val before it. Without ``sizes`` the parts are 80/10/10.
+    val before it. Without ``sizes`` the parts are 80/10/10
+    and ``note``, which speaks of the benchmark, does not apply.
 
     Raises DataError when the file or a target is missing or the sizes do not come out.
     """
@@ -46,6 +47,8 @@ def load(
     items = [item for item in items if not item.y.isnan().any()]
     split = community_split(len(items), sizes, split_seed)
     check_sizes(path, split, sizes)
+    if sizes is None:
+        note = "not the rows of a published benchmark: not comparable with published errors."
     return PropertyDataset(name, properties, items, split, note, skipped)
 
 
@@ -77,6 +80,8 @@ def _read_table(path: Path, skipped: list[str]) -> list[tuple[str, Row]]:
             entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f"{path}: not a list of JSON objects")
     rows = []
     for number, entry in enumerate(entries):
         identifier = entry.get("jid", entry.get("id", number))

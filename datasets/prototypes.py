@@ -23,7 +23,7 @@ from matattn.dataset import PropertyDataset, random_split
 from matattn.datasets.prototypes_registry import PROTOTYPES, Parameter, Prototype
 from matattn.errors import DataError
 from matattn.structure import to_data, to_tensors
-from matattn.units import find_property
+from matattn.units import find_properties
 
 __all__ = [
     "PROTOTYPES",
@@ -53,7 +53,7 @@ TABLE_COLUMNS = (
 NOTE = (
     "the labels are predictions of the machine-learned potential CHGNet 0.3.0, not of"
     " density-functional theory: errors here are not comparable with any on Materials Project or"
-    " JARVIS data. The default split holds out whole compositions."
+    " JARVIS data."
 )
 
 
@@ -94,19 +94,17 @@ def load(
 
     Args:
         name: how reports call the data.
-        targets: of formation_energy_per_atom (eV/atom), log10_bulk_modulus (log10(GPa)) and
-            volume_per_atom (Å^3/atom).
+        targets: of formation_energy_per_atom (eV/atom) and log10_bulk_modulus (log10(GPa)).
         split: "composition" (80/10/10, no composition in two splits) or "random" (seeded).
         split_seed: seed of the random split.
 
     Raises DataError for an unknown target or split.
     """
     rows = read_table()
-    properties = tuple(find_property(target) for target in targets)
+    properties = find_properties(targets)
     columns = {
         "formation_energy_per_atom": [row.formation_energy_per_atom for row in rows],
         "log10_bulk_modulus": [math.log10(row.bulk_modulus) for row in rows],
-        "volume_per_atom": [row.volume for row in rows],
     }
     for target in properties:
         if target.name not in columns:
@@ -122,7 +120,9 @@ def load(
     ]
     by_composition = np.array([row.split for row in rows])
     assigned = by_composition if split == "composition" else random_split(len(rows), split_seed)
-    return PropertyDataset(name, properties, items, assigned, NOTE)
+    held_out = "whole compositions" if split == "composition" else "random rows"
+    note = f"{NOTE} The split holds out {held_out}."
+    return PropertyDataset(name, properties, items, assigned, note)
 
 
 def build_structure(

@@ -22,6 +22,7 @@ from matattn.files import write_json, write_text
 
 NETWORKS = {"Crystalformer": "matattn.models.crystalformer"}
 FORMAT = 1
+REQUIRED = ("format", "network", "arguments", "targets", "normaliser", "elements")
 _FILES = ("model.safetensors", "config.json", "card.md")
 
 
@@ -70,12 +71,17 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     folder = Path(folder)
     _verify(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("format") != FORMAT:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{folder}/config.json: cannot be read: {error}") from error
+    if missing := [key for key in REQUIRED if key not in config]:
+        raise BundleError(f"{folder}/config.json: lacks {', '.join(missing)}")
+    if config["format"] != FORMAT:
         raise BundleError(
-            f"{folder}: format {config.get('format')!r}; this matattn reads format {FORMAT}"
+            f"{folder}: format {config['format']!r}; this matattn reads format {FORMAT}"
         )
-    name = config.get("network")
+    name = config["network"]
     if name not in NETWORKS:
         known = ", ".join(NETWORKS)
         raise BundleError(f"{folder}/config.json: unknown network {name!r}; known: {known}")
@@ -96,8 +102,9 @@ def _verify(folder: Path) -> None:
     if not sums.is_file():
         hint = f"; did you mean {folder / 'model'}?" if (folder / "model").is_dir() else ""
         raise BundleError(f"{folder}: not a model bundle (SHA256SUMS is missing){hint}")
-    lines = (line.split(maxsplit=1) for line in sums.read_text().splitlines() if line.strip())
-    expected = {name.strip(): digest for digest, name in lines}
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    parts = (line.partition(" ") for line in lines)
+    expected = {name.strip(): digest for digest, _, name in parts}
     for name in _FILES:
         if name not in expected or not (folder / name).is_file():
             raise BundleError(f"{folder}/{name}: missing; copy the whole folder again")

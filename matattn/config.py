@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from matattn.errors import ConfigError
 
-ALLOWED = ("matattn.", "torch.", "lightning.", "torch_geometric.")
+# What each section of a configuration may build.
+ALLOWED = {
+    "model": ("matattn.models.",),
+    "data": ("matattn.datasets.",),
+    "optimizer": ("matattn.training.",),
+    "trainer": ("lightning.",),
+    "logger": ("lightning.",),
+}
 
 
 def check_targets(config: Any, place: str = "") -> None:
-    """Raise ConfigError if any ``_target_`` in a (nested) plain config is not on the allow-list."""
+    """Raise ConfigError if a ``_target_`` in a (nested) plain config is not on the allow-list."""
     if isinstance(config, Mapping):
         target = config.get("_target_")
-        if target is not None and not str(target).startswith(ALLOWED):
+        allowed = ALLOWED.get(place.split(".")[0].split("[")[0], ())
+        if target is not None and not str(target).startswith(allowed):
             raise ConfigError(
-                f"{place or 'config'}._target_: {target!r} is not allowed; it must begin with one "
-                f"of {', '.join(ALLOWED)}"
+                f"{place or 'config'}._target_: {target!r} is not allowed; it must begin with "
+                f"{' or '.join(allowed) or 'nothing: no target is allowed here'}"
             )
         for key, value in config.items():
             check_targets(value, f"{place}.{key}" if place else str(key))
     elif isinstance(config, list | tuple):
         for index, value in enumerate(config):
             check_targets(value, f"{place}[{index}]")
+
+
+def require(
+    key: str, value: Any, kind: type | tuple[type, ...], valid: Callable[[Any], bool], wanted: str
+) -> None:
+    """Raise ConfigError naming ``key`` unless ``value`` is of its kind and valid."""
+    if not isinstance(value, kind) or isinstance(value, bool) or not valid(value):
+        raise ConfigError(f"{key}={value!r}: expected {wanted}")
 
 
 def build(config: Mapping[str, Any], place: str, **arguments: Any) -> Any:
@@ -43,7 +59,7 @@ def build(config: Mapping[str, Any], place: str, **arguments: Any) -> Any:
         cause = error.__cause__ or error
         if type(cause).__module__ == "matattn.errors":
             raise cause from None
-        if isinstance(cause, TypeError | ValueError | InstantiationException):
+        if isinstance(cause, TypeError | ValueError | ArithmeticError | InstantiationException):
             reason = " ".join(str(cause).split())
             raise ConfigError(f"{place}: {reason}") from error
         raise cause from None

@@ -31,15 +31,15 @@ _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1
 def read(path: str | Path) -> list[Structure | StructureError]:
     """All structures of a CIF, POSCAR, extended-XYZ or pymatgen-JSON file.
 
-    An entry of a file of several that cannot be read stands as a StructureError in its place. Raises
-    StructureError, naming the file, when the file cannot be read or holds no structure.
+    An entry of a file of several that cannot be read stands as a StructureError in its place.
+    Raises StructureError, naming the file, when the file cannot be read or holds no structure.
     """
     path = Path(path)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
         try:
             if path.is_dir():
-                raise StructureError(f"{path}: is a folder")
+                raise StructureError(f"{path}: is a folder without structure files")
             if path.stat().st_size == 0:
                 raise StructureError(f"{path}: the file is empty")
             structures = _parse(path)
@@ -63,7 +63,7 @@ def read(path: str | Path) -> list[Structure | StructureError]:
 def is_structure_file(path: Path) -> bool:
     """Whether the name of a file is one that ``read`` knows."""
     try:
-        return path.is_file() and bool(_kind(path))
+        return not path.is_dir() and bool(_kind(path))
     except StructureError:
         return False
 
@@ -128,7 +128,7 @@ def _from_json(entry: dict[str, Any]) -> Structure:
     return Structure(entry["lattice"]["matrix"], species, [site["abc"] for site in sites])
 
 
-def _read_extxyz(path: Path) -> list[Any]:
+def _read_extxyz(path: Path) -> Any:
     try:
         from ase.io import read as ase_read
     except ModuleNotFoundError:
@@ -193,8 +193,8 @@ def validate_arrays(z: Sequence[int], frac: Any, cell: Any, where: str) -> list[
     volume = abs(float(np.linalg.det(cell)))
     if volume < _DENSEST * numbers.size:
         raise StructureError(
-            f"{where}: the cell has a volume of {volume:.3g} Å^3 for {numbers.size} atoms; is a lattice "
-            "vector missing, or the lattice not in Å?"
+            f"{where}: the cell has a volume of {volume:.3g} Å^3 for {numbers.size} atoms; is a "
+            "lattice vector missing, or the lattice not in Å?"
         )
     if (bad := np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))).size:
         raise StructureError(

@@ -98,7 +98,8 @@ class ModelContract:
 
     def test_bundle_is_bit_equal(self, tmp_path: Path) -> None:
         network = self.network().float()
-        bundle.save(tmp_path / "model", network, self.arguments, {}, "card")
+        description: dict[str, Any] = {"targets": [], "normaliser": {}, "elements": []}
+        bundle.save(tmp_path / "model", network, self.arguments, description, "card")
         loaded, _ = bundle.load(tmp_path / "model")
         ours, theirs = network.state_dict(), loaded.state_dict()
         assert ours.keys() == theirs.keys()

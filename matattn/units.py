@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matattn.errors import DataError
@@ -48,10 +48,29 @@ def find_property(name: str, units: Mapping[str, str] | None = None) -> Property
     Raises DataError when neither knows the property.
     """
     if name in _BY_ALIAS:
-        return _BY_ALIAS[name]
+        known = _BY_ALIAS[name]
+        if units and units.get(name, known.unit) != known.unit:
+            raise DataError(
+                f"data.units gives {name!r} the unit {units[name]!r}, but matattn reads it as "
+                f"{known.name} in {known.unit}: convert it, or name the column differently"
+            )
+        return known
     if units and name in units:
         return Property(name, units[name], (name,))
     raise DataError(
         f"target {name!r} has no known unit; use one of {', '.join(PROPERTIES)}, "
-        f"or give its unit: data.units='{{{name}: UNIT}}'"
+        f"or give its unit: 'data.units={{{name}: UNIT}}'"
     )
+
+
+def find_properties(
+    names: str | Sequence[str], units: Mapping[str, str] | None = None
+) -> tuple[Property, ...]:
+    """The properties called ``names``; raises DataError when there is none, or one stands twice."""
+    given = [names] if isinstance(names, str) else list(names)
+    found = tuple(find_property(name, units) for name in given)
+    if not found:
+        raise DataError("no target given (data.targets is empty)")
+    if len(set(found)) < len(found):
+        raise DataError(f"data.targets={given} names a property twice")
+    return found

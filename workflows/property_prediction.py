@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import signal
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from matattn import bundle
 from matattn.batch import CrystalBatch, collate
-from matattn.config import build
+from matattn.config import build, require
 from matattn.dataset import SPLITS, PropertyDataset
 from matattn.errors import ConfigError, TrainingError
 from matattn.files import write_json, write_text
@@ -35,11 +38,12 @@ from matattn.training.averaging import LastEpochsAveraging
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
 from matattn.training.sampler import EpochShuffle
+from matattn.training.schedules import Schedule
 from matattn.workflows import report
 from matattn.workflows.prediction import predict_items
 from matattn.workflows.report import results_table
 
-__all__ = ["PropertyPrediction", "results_table", "run"]
+__all__ = ["PropertyPrediction", "prepare", "results_table", "run"]
 
 # Remarks of Lightning that tell a user nothing.
 _LIGHTNING_REMARKS = (
@@ -131,38 +135,66 @@ class PropertyPrediction(L.LightningModule):
         }
 
 
-def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
-    task = config["task"]
-    if task["select"] not in ("final", "best"):
-        raise ConfigError(f"task.select={task['select']!r}: choose final or best")
+@dataclass(frozen=True)
+class Prepared:
+    """What a configuration describes, built and checked."""
+
+    dataset: PropertyDataset
+    network: nn.Module
+    schedule: Schedule
+    fingerprint: str  # of the data
+
+
+def prepare(config: dict[str, Any]) -> Prepared:
+    """Read the data and build the network; raises ConfigError or DataError for any mistake."""
+    task, optimizer = config["task"], config["optimizer"]
+    epochs = config["trainer"]["max_epochs"]
+    number = (int, float)
+    positive = "a number above 0"
+    require("optimizer.lr", optimizer["lr"], number, lambda x: x > 0, positive)
+    require(
+        "optimizer.weight_decay", optimizer["weight_decay"], number, lambda x: x >= 0, "0 or more"
+    )
+    require("optimizer.betas", optimizer["betas"], list, lambda b: len(b) == 2, "two numbers")
+    require("task.batch_size", task["batch_size"], int, lambda n: n >= 1, "at least 1")
+    require("task.num_workers", task["num_workers"], int, lambda n: n >= 0, "0 or more")
+    require("task.tolerance", task["tolerance"], number, lambda x: 0 < x < 1, "between 0 and 1")
+    require("task.merge", task["merge"], number, lambda x: x >= 0, "0 or more (Å)")
+    averaging = f"0 to trainer.max_epochs ({epochs})"
+    require("task.averaging_epochs", task["averaging_epochs"], int, range(epochs + 1).__contains__,
+            averaging)  # fmt: skip
+    require("task.select", task["select"], str, ("final", "best").__contains__, "final or best")
     share_cores(task["num_workers"])
     dataset: PropertyDataset = build(config["data"], "data")
+    if not len(dataset.rows("train")):
+        raise ConfigError(f"{dataset.name}: no training rows")
+    if task["select"] == "best" and not len(dataset.rows("val")):
+        raise ConfigError(f"task.select=best needs validation rows, and {dataset.name} has none")
     L.seed_everything(config["seed"], workers=True, verbose=False)
+    network = build(config["model"], "model", num_targets=len(dataset.targets))
+    schedule = build(optimizer["schedule"], "optimizer.schedule")
+    return Prepared(dataset, network, schedule, dataset.fingerprint())
+
+
+def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
+    """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
+    task, dataset, network = config["task"], prepared.dataset, prepared.network
     targets = tuple(target.name for target in dataset.targets)
-    network = build(config["model"], "model", num_targets=len(targets))
     mean, std = _normaliser(dataset)
-    optimizer = dict(config["optimizer"])
-    optimizer["schedule"] = build(optimizer["schedule"], "optimizer.schedule")
+    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
     averaging_epochs = task["averaging_epochs"]
     ids = [item.id for item in dataset.items]
     module = PropertyPrediction(
         network, mean, std, targets, optimizer, averaging_epochs, ids, folder
     )
-    loaders = _loaders(dataset, network, task, config["seed"])
+    loaders = _loaders(dataset, cast(HasImageRule, network), task, config["seed"])
     shown = {"train/loss": "loss {:.4f}"}
     for target in dataset.targets:
         shown[f"val/mae/{target.name}"] = f"val {{:.4f}} {target.unit}"
     log = RunLog(folder / "metrics.csv", shown)
-    best = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="best",
-        monitor="val/loss" if "val" in loaders else "train/loss",
-        save_last=True,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
-    callbacks: list[L.Callback] = [log, best]
+    callbacks: list[L.Callback] = [log, _checkpoint(folder, "last", None)]
+    if "val" in loaders:
+        callbacks.append(_checkpoint(folder, "best", "val/loss"))
     if averaging_epochs:
         callbacks.append(LastEpochsAveraging(averaging_epochs))
     logger = build(config["logger"], "logger", save_dir=folder) if config["logger"] else False
@@ -178,9 +210,34 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            # inference mode's tensors have no version counter, which kernels use for reuse
         )
-        last = folder / "checkpoints" / "last.ckpt"
+        _fit(trainer, module, loaders, folder / "checkpoints" / "last.ckpt")
+    # From the file: averaged weights are there, and the last epoch may be that of an earlier call.
+    chosen = "best" if task["select"] == "best" else "last"
+    checkpoint = torch.load(folder / "checkpoints" / f"{chosen}.ckpt", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"])
+    return _write_results(config, folder, prepared, module, log)
+
+
+def _checkpoint(folder: Path, name: str, monitor: str | None) -> ModelCheckpoint:
+    """Writes ``checkpoints/<name>.ckpt``: after every epoch, or when ``monitor`` is lowest."""
+    return ModelCheckpoint(
+        folder / "checkpoints",
+        filename=name,
+        monitor=monitor,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+
+
+def _fit(
+    trainer: L.Trainer, module: L.LightningModule, loaders: dict[str, DataLoader], last: Path
+) -> None:
+    """Train to the end, from the last checkpoint if there is one.
+
+    Raises KeyboardInterrupt on SIGINT, and SystemExit with status 143 on SIGTERM.
+    """
+    try:
         trainer.fit(
             module,
             loaders["train"],
@@ -188,12 +245,13 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             ckpt_path=last if last.exists() else None,
             weights_only=True,
         )
+    except SystemExit:  # Lightning's answer to SIGINT
+        raise KeyboardInterrupt from None
+    if trainer.received_sigterm:
+        print("terminated; the same command resumes from the last epoch", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if task["select"] == "best":
-        state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
-        module.load_state_dict(state)
-    return _write_results(config, folder, dataset, module, log)
 
 
 def _normaliser(dataset: PropertyDataset) -> tuple[Tensor, Tensor]:
@@ -227,18 +285,17 @@ def _loaders(
             num_workers=task["num_workers"],
             persistent_workers=task["num_workers"] > 0,
         )
-    if "train" not in loaders:
-        raise ConfigError(f"{dataset.name}: no training rows in split {task!r}")
     return loaders
 
 
 def _write_results(
     config: dict[str, Any],
     folder: Path,
-    dataset: PropertyDataset,
+    prepared: Prepared,
     module: PropertyPrediction,
     log: RunLog,
 ) -> dict[str, Any]:
+    dataset = prepared.dataset
     network = module.network.cpu()
     predicted = predict_items(network, dataset.items, module.mean.cpu(), module.std.cpu())
     metrics = evaluate(dataset, predicted)
@@ -252,7 +309,7 @@ def _write_results(
         "targets": [{"name": t.name, "unit": t.unit} for t in dataset.targets],
         "normaliser": {"mean": module.mean.tolist(), "std": module.std.tolist()},
         "elements": dataset.elements(),
-        "data": {"name": dataset.name, "fingerprint": dataset.fingerprint(), "note": dataset.note},
+        "data": {"name": dataset.name, "fingerprint": prepared.fingerprint, "note": dataset.note},
         "metrics": metrics,
         "seed": config["seed"],
     }

@@ -144,5 +144,8 @@ def report_text(
 
 
 def card_text(report: str) -> str:
-    """The model card: the report without the pictures, which stay in the run folder."""
-    return "\n".join(line for line in report.splitlines() if not line.startswith("![")) + "\n"
+    """The model card: the report without the pictures and the path, which stay with the run."""
+    lines = [line for line in report.splitlines() if not line.startswith("![")]
+    command = [line.startswith("matattn predict ") for line in lines].index(True)
+    lines[command] = "matattn predict PATH/TO/THIS/FOLDER *.cif"
+    return "\n".join(lines) + "\n"

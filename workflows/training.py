@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from matattn.config import check_targets, config_hash
+from matattn.config import check_targets, config_hash, require
 from matattn.errors import ConfigError
 from matattn.files import write_text
 from matattn.runtime import tune_malloc
@@ -26,28 +27,31 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """Run one configuration (``conf/train.yaml``) and return its metrics.
 
     A finished run is not repeated unless ``overwrite=true``; an unfinished one resumes from its
-    last checkpoint. Raises ConfigError when model and data do not fit together.
+    last epoch. Raises ConfigError when the configuration is inconsistent, or when the folder holds
+    a run of another configuration or of other data.
     """
-    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    config = {str(key): value for key, value in container.items()}
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = {str(key): value for key, value in cast(dict[str, Any], plain).items()}
     check_targets(config)
     names = {"model": config["model"].pop("name"), "data": config["data"]["name"]}
+    _check(config, names)
     folder = run_folder(config, names)
-    _check_pairing(config, names)
     workflow = importlib.import_module(WORKFLOWS[config["task"]["workflow"]])
+    tune_malloc()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    prepared = workflow.prepare(config)  # a mistake ends the run before anything is written
+    if config["overwrite"]:
+        _clear(folder)
+    _check_folder(folder, config, prepared.fingerprint)
     finished = folder / "metrics.json"
-    if finished.exists() and not config["overwrite"]:
-        print(f"{folder} holds a finished run; overwrite=true trains again")
-        metrics = json.loads(finished.read_text())
+    if finished.exists():
+        print(f"{folder} holds this run, finished; overwrite=true trains again")
+        metrics = json.loads(finished.read_text(encoding="utf-8"))
     else:
-        if config["overwrite"]:
-            _clear(folder)
-        tune_malloc()
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        record = {**config, "data_fingerprint": prepared.fingerprint}
+        write_text(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False))
         print(f"{names['model']} on {names['data']}, seed {config['seed']} -> {folder}", flush=True)
-        metrics = workflow.run(config, folder)
+        metrics = workflow.run(config, folder, prepared)
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
@@ -65,17 +69,56 @@ def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:
     return Path(config["paths"]["output_root"]) / f"{names['model']}-{names['data']}" / run_name
 
 
-def _check_pairing(config: dict[str, Any], names: dict[str, str]) -> None:
+def _check(config: dict[str, Any], names: dict[str, str]) -> None:
     given, wanted = config["data"].pop("kind"), config["task"].pop("data_kind")
     if given != wanted:
         raise ConfigError(
-            f"model={names['model']} needs data of kind {wanted!r}, but "
-            f"data={names['data']} gives {given!r}"
+            f"model={names['model']} needs data of kind {wanted!r}, but data={names['data']} gives "
+            f"{given!r}"
+        )
+    trainer = config["trainer"]
+    require("seed", config["seed"], int, lambda seed: seed >= 0, "a number from 0 on")
+    require("trainer.max_epochs", trainer["max_epochs"], int, lambda n: n >= 1, "at least 1")
+    require("trainer.devices", trainer["devices"], int, lambda n: n == 1, "1")
+    require("trainer.precision", trainer["precision"], str, lambda p: p == "32-true", "32-true")
+    workflow = config["task"]["workflow"]
+    require("task.workflow", workflow, str, WORKFLOWS.__contains__, f"one of {[*WORKFLOWS]}")
+
+
+def _check_folder(folder: Path, config: dict[str, Any], fingerprint: str) -> None:
+    """Refuse a folder that holds another configuration, or the same one on other data."""
+    recorded = folder / "config.yaml"
+    if not recorded.exists():
+        return
+    old = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+    if old.pop("data_fingerprint") != fingerprint:
+        raise ConfigError(
+            f"{folder}: the data have changed since this run began; overwrite=true trains again"
+        )
+    compared = [key for key in config if key not in ("paths", "overwrite", "logger")]
+    different = [
+        place for key in compared for place in _differences(old.get(key), config[key], key)
+    ]
+    if different:
+        raise ConfigError(
+            f"{folder} holds a run of another configuration ({', '.join(different)} differ); "
+            "choose another paths.output_dir, or overwrite=true"
         )
 
 
+def _differences(old: Any, new: Any, place: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [
+            d for key in keys for d in _differences(old.get(key), new.get(key), f"{place}.{key}")
+        ]
+    return [] if old == new else [place]
+
+
 def _clear(folder: Path) -> None:
-    """Forget an earlier run in this folder, so that nothing of it is mistaken for the new one."""
-    (folder / "metrics.json").unlink(missing_ok=True)
-    for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
-        checkpoint.unlink()
+    """Remove what an earlier run wrote, so that nothing of it is mistaken for the new one."""
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("config.yaml", "metrics.json", "metrics.csv", "predictions.csv", "report.md",
+                 "parity.png", "loss.png"):  # fmt: skip
+        (folder / name).unlink(missing_ok=True)

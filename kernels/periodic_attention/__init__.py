@@ -89,9 +89,13 @@ def periodic_attention(
             raise ValueError(
                 f"periodic_attention: {name} has shape {tuple(tensor.shape)}, expected {shape}"
             )
-    name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
+    if bias is not None and tuple(bias.shape) not in ((len(source),), (len(source), heads)):
+        raise ValueError(
+            f"periodic_attention: bias has shape {tuple(bias.shape)}, expected {(len(source),)} or "
+            f"{(len(source), heads)}"
+        )
     y, lse, _ = torch.ops.matattn.periodic_attention(
-        q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, name
+        q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend
     )
     return (y, lse) if return_lse else y
 
@@ -118,7 +122,8 @@ torch.library.define(
 
 @torch.library.impl("matattn::periodic_attention", ("cpu", "cuda"))
 def _forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
-    run = _MODULES[backend].forward
+    name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
+    run = _MODULES[name].forward
     return run(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
 
 
@@ -127,7 +132,8 @@ def _backward(
     grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
     y, lse, mean_basis, spacing, width, backend, distance_grad,
 ):  # fmt: skip
-    return _MODULES[backend].backward(
+    name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
+    return _MODULES[name].backward(
         grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
         y, lse, mean_basis, spacing, width, distance_grad,
     )  # fmt: skip

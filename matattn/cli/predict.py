@@ -36,56 +36,55 @@ def predict(
     from rich.progress import Progress
 
     from matattn.errors import MatattnError
+    from matattn.kernels.dispatch import BackendError
     from matattn.runtime import tune_malloc
     from matattn.workflows.prediction import Predictor
 
     tune_malloc()
+    console = Console(file=sys.stderr)
     try:
+        if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+            raise MatattnError(f"{output}: cannot be written (a folder, or in one that is missing)")
         predictor = Predictor.load(model)
-        files = _find_files(inputs)
-    except MatattnError as error:
+        entries = [entry for path in _find_files(inputs) for entry in _read(path)]
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("crystals", total=len(entries))
+            rows = predictor.predict(
+                [structure for _, _, structure in entries],
+                places=[str(path) for _, path, _ in entries],
+                advance=lambda crystals: progress.advance(bar, crystals),
+            )
+    except (MatattnError, BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    entries = [entry for path in files for entry in _read(path)]
-    console = Console(file=sys.stderr)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("crystals", total=len(entries))
-        rows = predictor.predict(
-            [structure for _, _, structure in entries],
-            places=[str(path) for _, path, _ in entries],
-            advance=lambda crystals: progress.advance(bar, crystals),
-        )
     places = [{"id": name, "path": str(path)} for name, path, _ in entries]
     table = [place | row for place, row in zip(places, rows, strict=True)]
-    _write(table, output)
+    try:
+        _write(table, output)
+    except OSError as error:
+        _write(table, None)  # what was computed is not lost
+        print(f"error: {output}: cannot be written: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
     if all(row["status"] != "ok" for row in table):
         raise typer.Exit(1)
 
 
 def _find_files(inputs: list[str]) -> list[Path]:
-    """Files named by paths, folders (all structure files in them) and globs, in order."""
+    """Files named by paths, folders (all structure files in them) and globs, in order.
+
+    What names no file stays in the list, and becomes a row with an error.
+    """
     from glob import glob
 
-    from matattn.errors import StructureError
     from matattn.structure import is_structure_file
 
     files: list[Path] = []
     for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            found = sorted(entry for entry in path.iterdir() if is_structure_file(entry))
-            if not found:
-                raise StructureError(
-                    f"{path}: no CIF, POSCAR, extended-XYZ or JSON file in this folder"
-                )
-            files += found
-        elif any(mark in given for mark in "*?[") and not path.exists():
-            matched = [Path(match) for match in sorted(glob(given, recursive=True))]
-            if not matched:
-                raise StructureError(f"{given}: no file matches")
-            files += matched
-        else:
-            files.append(path)
+        is_glob = any(mark in given for mark in "*?[") and not Path(given).exists()
+        matches = sorted(glob(given, recursive=True)) if is_glob else []
+        for path in map(Path, matches or [given or "(no name)"]):
+            inside = sorted(path.iterdir()) if path.is_dir() else []
+            files += [entry for entry in inside if is_structure_file(entry)] or [path]
     return files
 
 

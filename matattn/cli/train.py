@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def train(context: typer.Context) -> None:
     """Train a model: matattn train model=crystalformer (matattn train --help lists all choices)."""
-    sys.argv = [f"{sys.argv[0]} train", *context.args]
+    sys.argv = [sys.argv[0], *context.args]
     main()
 
 
@@ -46,7 +46,7 @@ def main() -> None:
 
         try:
             run(cfg)
-        except (MatattnError, BackendError, OmegaConfBaseException) as error:
+        except (MatattnError, BackendError, OmegaConfBaseException, OSError) as error:
             stop(error)
         except KeyboardInterrupt:
             print("interrupted; the same command resumes from the last epoch", file=sys.stderr)
@@ -63,6 +63,8 @@ def _one_line(error: Exception) -> str:
     misspelt = re.search(r"Key '(\w+)' is not in struct full_key: (\S+)", text) or re.search(
         r"Key '(\w+)' not in 'TrainConfig' full_key: (\S+)", text
     )
+    if missing := re.search(r"Missing mandatory value: \w+ full_key: (\S+)", text):
+        return f"{missing.group(1)}: has no value; give {missing.group(1)}=..."
     if misspelt is None:
         return text
     key, place = misspelt.groups()

@@ -1,7 +1,10 @@
 """``matattn predict`` from files to a table."""
 
 import csv
+import hashlib
 import io
+import json
+import shutil
 import subprocess
 import sys
 
@@ -39,6 +42,16 @@ def model(tmp_path_factory):
     network = Crystalformer(**ARGUMENTS)
     folder = tmp_path_factory.mktemp("bundle") / "model"
     bundle.save(folder, network, ARGUMENTS, DESCRIPTION, "# card")
+    return folder
+
+
+def with_config(model, folder, content):
+    """A copy of a bundle with another config.json and right checksums."""
+    shutil.copytree(model, folder)
+    (folder / "config.json").write_text(content)
+    names = ("model.safetensors", "config.json", "card.md")
+    sums = (f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names)
+    (folder / "SHA256SUMS").write_text("".join(sums))
     return folder
 
 
@@ -90,8 +103,6 @@ def test_globs_and_output_file(model, files):
 
 
 def test_several_structures_in_a_file(model, tmp_path):
-    import json
-
     path = tmp_path / "many.json"
     path.write_text(json.dumps([crystal("Na", "Cl").as_dict(), crystal("Li", "F").as_dict()]))
     _, rows = predict(model, path)
@@ -124,11 +135,10 @@ def test_exit_status_when_everything_failed(model, files):
         (lambda f: (f / "SHA256SUMS").unlink(), "not a model bundle (SHA256SUMS is missing)"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: missing"),
         (lambda f: (f / "card.md").write_text("x"), "card.md: checksum differs"),
+        (lambda f: (f / "SHA256SUMS").write_bytes(b"\xff one-word"), "model.safetensors: missing"),
     ],
 )
 def test_damaged_bundles_are_refused(model, files, tmp_path, damage, message):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(model, copy)
     damage(copy)
@@ -138,21 +148,43 @@ def test_damaged_bundles_are_refused(model, files, tmp_path, damage, message):
     assert line.startswith("error: ") and message in line
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["no/such/model", "x.cif"], "no/such/model: no such folder"),
-        (["MODEL", "*.nothing"], "*.nothing: no file matches"),
-        (["MODEL", "EMPTY"], "no CIF, POSCAR, extended-XYZ or JSON file in this folder"),
-    ],
-)
-def test_mistakes_are_one_line(model, tmp_path, arguments, message):
-    (tmp_path / "empty").mkdir()
-    names = {"MODEL": str(model), "EMPTY": str(tmp_path / "empty")}
-    result, _ = predict(*(names.get(argument, argument) for argument in arguments))
+def test_a_model_that_is_not_there_is_one_line(files):
+    result, _ = predict("no/such/model", files)
     assert result.exit_code == 2
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ") and message in line
+    assert result.stderr.strip().startswith("error: no/such/model: no such folder")
+
+
+def test_inputs_without_structures_are_rows(model, files):
+    (files / "empty").mkdir()
+    inputs = [files / "empty", files / "*.nothing", "", files / "salt.cif"]
+    result, rows = predict(model, *inputs)
+    assert result.exit_code == 0
+    messages = [row["message"] for row in rows]
+    assert "is a folder without structure files" in messages[0]
+    assert "no such file" in messages[1] and "(no name)" in messages[2]
+    assert rows[3]["status"] == "ok"
+
+
+@pytest.mark.parametrize("place", [".", "missing/table.csv"])
+def test_output_that_cannot_be_written_is_known_before(model, files, place):
+    result, _ = predict(model, files, "-o", files / place)
+    assert result.exit_code == 2 and "cannot be written" in result.stderr
+
+
+def test_unknown_backend_is_one_line(model, files, monkeypatch):
+    monkeypatch.setenv("MATATTN_BACKEND", "foo")
+    result, _ = predict(model, files)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: periodic_attention: no backend named 'foo'")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [("[1]", "config.json: lacks format"), ("{", "config.json: cannot be read"), ("{}", "lacks")],
+)
+def test_damaged_configs_are_refused(model, files, tmp_path, content, message):
+    result, _ = predict(with_config(model, tmp_path / "copy", content), files)
+    assert result.exit_code == 2 and message in result.stderr
 
 
 def test_the_run_folder_is_a_helpful_mistake(model, files):
@@ -162,20 +194,8 @@ def test_the_run_folder_is_a_helpful_mistake(model, files):
 
 def test_a_config_cannot_name_code(model, tmp_path):
     """A bundle whose config names a class of its own choice is refused, checksums right or not."""
-    import hashlib
-    import json
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(model, copy)
-    config = json.loads((copy / "config.json").read_text())
-    config["network"] = "os.system"
-    (copy / "config.json").write_text(json.dumps(config))
-    sums = "".join(
-        f"{hashlib.sha256((copy / name).read_bytes()).hexdigest()}  {name}\n"
-        for name in ("model.safetensors", "config.json", "card.md")
-    )
-    (copy / "SHA256SUMS").write_text(sums)
+    config = json.loads((model / "config.json").read_text())
+    copy = with_config(model, tmp_path / "copy", json.dumps(config | {"network": "os.system"}))
     result, _ = predict(copy, tmp_path)
     assert result.exit_code == 2 and "unknown network 'os.system'" in result.stderr
 

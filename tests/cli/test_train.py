@@ -1,12 +1,22 @@
 """``train.py`` and ``matattn train`` as a user types them: a mistake is one line that helps."""
 
+import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SMALL = [
+    "model.dim=8",
+    "model.num_heads=1",
+    "model.num_blocks=1",
+    "model.ffn_dim=8",
+    "model.num_radial=4",
+]
 
 
 def train(folder, *arguments, entry=("train.py",)):
@@ -20,7 +30,7 @@ def train(folder, *arguments, entry=("train.py",)):
         (["trainer.max_epoch=3"], ["trainer.max_epoch: there is no such key", "'max_epochs'"]),
         (["sede=1"], ["sede: there is no such key", "did you mean 'seed'?"]),
         (["model=crystalfromer"], ["Could not find 'model/crystalfromer'", "crystalformer"]),
-        (["data=crystals"], ["data.path", "Missing mandatory value"]),
+        (["data=crystals"], ["data.path: has no value; give data.path=..."]),
         (["data=crystals", "data.path=my.jsonl", "data.targets=[gap]"], ["my.jsonl: no such file"]),
         (["data=mp2018_subset"], ["mp2018.jsonl.gz: no such file", "MATATTN_DATA"]),
         (["data.targets=[band_gap]"], ["prototypes has no target 'band_gap'"]),
@@ -45,12 +55,43 @@ def test_help_shows_commands(tmp_path):
         assert text in result.stdout
 
 
+@pytest.mark.parametrize(
+    "number, status, message",
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "termin")],
+)
+def test_a_signal_stops_the_run_so_that_it_can_resume(tmp_path, number, status, message):
+    rows = [
+        {
+            "id": n,
+            "lattice": (4 * np.eye(3)).tolist(),
+            "Z": [n % 9 + 3],
+            "frac": [[0, 0, 0]],
+            "e_form": n,
+        }
+        for n in range(20)
+    ]
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, str(ROOT / "train.py"), "data=crystals", "data.path=my.jsonl",
+               "data.targets=[e_form]", "data.split=random", "trainer.max_epochs=100000",
+               "task.num_workers=0", "paths.output_dir=run", *SMALL]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("epoch 1/100000"), line
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == status, rest
+    assert message in rest and "the same command resumes" in rest and "Traceback" not in rest
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
 @pytest.mark.slow
 def test_sweep_over_seeds(tmp_path):
     """``-m`` runs both; every seed has a run folder of its own."""
-    small = ["model.dim=8", "model.num_heads=1", "model.num_blocks=1", "model.ffn_dim=8",
-             "model.num_radial=4", "trainer.max_epochs=1"]  # fmt: skip
-    result = train(tmp_path, "-m", "seed=0,1", *small)
+    result = train(tmp_path, "-m", "seed=0,1", "trainer.max_epochs=1", *SMALL)
     assert result.returncode == 0, result.stderr
     runs = sorted((tmp_path / "outputs" / "crystalformer-prototypes").iterdir())
     assert [run.name[:6] for run in runs] == ["seed0-", "seed1-"]

@@ -108,11 +108,32 @@ def test_misspelt_keys_are_refused(override):
         composed(override)
 
 
-def test_only_allowed_targets_are_built():
-    with pytest.raises(ConfigError, match=r"data.x\[1\]._target_: 'os.system' is not allowed"):
-        build({"_target_": "torch.nn.ReLU", "x": [1, {"_target_": "os.system"}]}, "data")
+@pytest.mark.parametrize(
+    "place, target",
+    [
+        ("model", "os.system"),
+        ("model", "torch.os.system"),
+        ("data", "matattn.models.crystalformer.Crystalformer"),
+        ("trainer", "matattn.datasets.crystals.load"),
+        ("paths", "matattn.datasets.crystals.load"),
+    ],
+)
+def test_only_allowed_targets_are_built(place, target):
+    with pytest.raises(ConfigError, match=rf"{place}.x\[1\]._target_: '{target}' is not allowed"):
+        check_targets({place: {"x": [1, {"_target_": target}]}})
+    with pytest.raises(ConfigError, match="is not allowed"):
+        build({"_target_": target}, place)
+
+
+def test_wrong_arguments_are_named():
+    target = "matattn.models.crystalformer.Crystalformer"
     with pytest.raises(ConfigError, match="model: .*unexpected keyword argument 'widht'"):
-        build({"_target_": "torch.nn.ReLU", "widht": 3}, "model")
+        build({"_target_": target, "widht": 3}, "model")
+
+
+def test_units_can_be_given_on_the_command_line():
+    config = composed("data=crystals", "data.targets=[tc]", "data.units={tc: K}")
+    assert config["data"]["units"] == {"tc": "K"}
 
 
 def test_hash_depends_on_content_only():

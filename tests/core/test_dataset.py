@@ -106,7 +106,7 @@ def test_group_split_keeps_groups_together_and_rows_in_place():
 
 
 def test_unknown_property_needs_a_unit():
-    with pytest.raises(DataError, match="data.units='{tc: UNIT}'"):
+    with pytest.raises(DataError, match="'data.units={tc: UNIT}'"):
         find_property("tc")
     assert find_property("tc", {"tc": "K"}).unit == "K"
     assert find_property("k_vrh") is find_property("log10_bulk_modulus")

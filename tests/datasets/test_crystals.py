@@ -106,6 +106,51 @@ def test_bad_files(tmp_path, content, target, message):
     assert "\n" not in str(error.value)
 
 
+def test_splits_that_are_not_ours_are_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row(1), row(2, split="valid"), row(3, split=None)])
+    with pytest.raises(DataError, match="split is valid in some rows; use train, val and test"):
+        crystals.load("toy", path, ["e_form"])
+    path = write(tmp_path / "b.jsonl", [row(1), row(3, split=None)])
+    assert crystals.load("toy", path, ["e_form"]).split.tolist() == ["train", ""]
+
+
+def test_repeated_ids_and_targets(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row(1), row(2), row(2, e_form=5)])
+    data = crystals.load("toy", path, "e_form")
+    assert len(data.items) == 2 and "a.jsonl:3 (x-2): this id stands twice" in data.skipped[0]
+    with pytest.raises(DataError, match="names a property twice"):
+        crystals.load("toy", path, ["e_form", "formation_energy_per_atom"])
+
+
+def test_units_of_known_properties_cannot_be_changed(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row(1, tc=4.0), row(2, tc=5.0)])
+    with pytest.raises(DataError, match="'e_form' the unit 'meV/atom', but .* in eV/atom"):
+        crystals.load("toy", path, ["e_form"], units={"e_form": "meV/atom"})
+    assert crystals.load("toy", path, ["tc"], units={"tc": "K"}).targets[0].unit == "K"
+
+
+def test_what_reports_say_of_the_split(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row(n, Z=[n % 9 + 1, 17]) for n in range(60)])
+    notes = {
+        split: crystals.load("toy", path, ["e_form"], split=split, max_sites=2, note="A.").note
+        for split in ("official", "formula")
+    }
+    assert notes["official"].startswith("A. Split as the file says")
+    assert "no composition stands in two splits" in notes["formula"]
+    assert "at most 2 sites" in notes["formula"]
+
+
+def test_bytes_at_the_front_and_other_formats(tmp_path):
+    (tmp_path / "bom.jsonl").write_text("\ufeff" + json.dumps(row(1)))
+    assert len(crystals.load("toy", str(tmp_path / "bom.jsonl"), ["e_form"]).items) == 1
+    (tmp_path / "list.jsonl").write_text(json.dumps([row(1), row(2)]))
+    with pytest.raises(DataError, match="holds no row; first problem: .*list.jsonl:1: not a JSON"):
+        crystals.load("toy", str(tmp_path / "list.jsonl"), ["e_form"])
+    (tmp_path / "jarvis.json").write_text("{}")
+    with pytest.raises(DataError, match="not a list of JSON objects"):
+        jarvis.load("toy", str(tmp_path / "jarvis.json"), ["e_form"])
+
+
 def test_a_damaged_archive_is_named(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"id": 1}' * 1000)[:40])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -147,19 +148,24 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("averaging", [0, 3])
 def test_stopped_and_resumed_equals_uninterrupted(table, tmp_path, monkeypatch, averaging):
-    option = f"task.averaging_epochs={averaging}"
-    training.run(config(table, tmp_path / "whole", option))
+    # A rate at which validation gets worse: the last epoch is not the best one.
+    option = [f"task.averaging_epochs={averaging}", "optimizer.lr=0.3"]
+    training.run(config(table, tmp_path / "whole", *option))
+
+    begun = []
 
     def stop(self, trainer, pl_module):
-        if trainer.current_epoch == 2:  # in the third epoch
+        begun.append(trainer.current_epoch)
+        if len(begun) == 3:  # in the third epoch
             raise Stopped
 
     with monkeypatch.context() as patch:
         patch.setattr(run_log.RunLog, "on_train_epoch_start", stop, raising=False)
         with pytest.raises(Stopped):
-            training.run(config(table, tmp_path / "cut", option))
-    assert not (tmp_path / "cut" / "metrics.json").exists()
-    training.run(config(table, tmp_path / "cut", option))
+            training.run(config(table, tmp_path / "cut", *option))
+        assert not (tmp_path / "cut" / "metrics.json").exists()
+        training.run(config(table, tmp_path / "cut", *option))
+    assert begun == [0, 1, 2, 2, 3]  # it did go on, and did not begin anew
     assert_same_bits(tmp_path / "whole", tmp_path / "cut")
     tables = []
     for name in ("whole", "cut"):
@@ -173,11 +179,56 @@ def test_finished_run_is_kept_unless_overwritten(finished, table, capsys):
     folder, metrics = finished
     before = (folder / "model" / "SHA256SUMS").stat().st_mtime_ns
     assert training.run(config(table, folder)) == metrics
-    assert "holds a finished run" in capsys.readouterr().out
+    assert "holds this run, finished" in capsys.readouterr().out
     assert (folder / "model" / "SHA256SUMS").stat().st_mtime_ns == before
     again = training.run(config(table, folder, "overwrite=true"))
     assert again["test"] == metrics["test"]
     assert (folder / "model" / "SHA256SUMS").stat().st_mtime_ns > before
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("averaging", [0, 3])
+def test_a_run_that_was_cut_while_it_wrote_its_results(table, tmp_path, averaging):
+    option = f"task.averaging_epochs={averaging}"
+    training.run(config(table, tmp_path / "first", option))
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    shutil.rmtree(tmp_path / "second" / "model")
+    (tmp_path / "second" / "metrics.json").unlink()
+    training.run(
+        config(table, tmp_path / "second", option)
+    )  # moved, and trained to the end already
+    assert_same_bits(tmp_path / "first", tmp_path / "second")
+
+
+def test_a_folder_belongs_to_one_configuration_and_one_data_set(finished, table, tmp_path):
+    folder, _ = finished
+    with pytest.raises(ConfigError, match=r"another configuration \(optimizer.lr, seed differ\)"):
+        training.run(config(table, folder, "optimizer.lr=1e-5", "seed=1"))
+    copy = tmp_path / "crystals.jsonl"
+    copy.write_text(table.read_text())
+    run = tmp_path / "run"
+    training.run(config(copy, run, "trainer.max_epochs=1"))
+    copy.write_text(copy.read_text().replace('"e_form": ', '"e_form": 1', 1))
+    with pytest.raises(ConfigError, match="the data have changed"):
+        training.run(config(copy, run, "trainer.max_epochs=1"))
+
+
+def test_overwriting_checks_first_and_leaves_nothing_old(finished, table, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ConfigError):
+        training.run(config(table, folder, "overwrite=true", "model.num_heads=3"))
+    assert sorted(folder.rglob("*")) == before
+
+    def fail(*_):
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_log.RunLog, "on_train_epoch_start", fail, raising=False)
+        with pytest.raises(Stopped):
+            training.run(config(table, folder, "overwrite=true"))
+    assert {path.name for path in folder.iterdir()} <= {"config.yaml", "checkpoints"}
 
 
 def test_best_checkpoint_can_be_selected(finished, table, tmp_path):
@@ -238,7 +289,21 @@ def test_loss_that_is_not_finite_stops_the_run(table, tmp_path, monkeypatch):
         ("data.kind=mesh", "model=crystalformer needs data of kind 'crystals', but data=crystals"),
         ("model._target_=os.system", "model._target_: 'os.system' is not allowed"),
         ("model.num_heads=3", "model: .*dim=16 is not a multiple of num_heads=3"),
-        ("task.select=lowest", "task.select='lowest': choose final or best"),
+        (
+            "task.averaging_epochs=5",
+            r"task.averaging_epochs=5: expected 0 to trainer.max_epochs \(4",
+        ),
+        ("task.batch_size=0", "task.batch_size=0: expected at least 1"),
+        ("task.num_workers=-1", "task.num_workers=-1: expected 0 or more"),
+        ("task.tolerance=0", "task.tolerance=0: expected between 0 and 1"),
+        ("task.merge=-1", "task.merge=-1: expected 0 or more"),
+        ("optimizer.lr=fast", "optimizer.lr='fast': expected a number above 0"),
+        ("optimizer.betas=[0.9]", r"optimizer.betas=\[0.9\]: expected two numbers"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0: expected at least 1"),
+        ("trainer.devices=2", "trainer.devices=2: expected 1"),
+        ("trainer.precision=bf16-mixed", "trainer.precision='bf16-mixed': expected 32-true"),
+        ("task.workflow=foo", "task.workflow='foo': expected one of"),
+        ("task.select=lowest", "task.select='lowest': expected final or best"),
     ],
 )
 def test_inconsistent_configurations_are_refused(table, tmp_path, override, message):
