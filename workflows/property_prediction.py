@@ -21,6 +21,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -245,13 +246,11 @@ def _fit(
             ckpt_path=last if last.exists() else None,
             weights_only=True,
         )
+    except SIGTERMException:
+        print("terminated; the same command resumes from the last epoch", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit:  # Lightning's answer to SIGINT
         raise KeyboardInterrupt from None
-    if trainer.received_sigterm:
-        print("terminated; the same command resumes from the last epoch", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
 
 def _normaliser(dataset: PropertyDataset) -> tuple[Tensor, Tensor]:

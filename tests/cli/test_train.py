@@ -4,10 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -79,13 +81,15 @@ def test_a_signal_stops_the_run_so_that_it_can_resume(tmp_path, number, status, 
         assert process.stderr is not None
         line = process.stderr.readline()
         assert line.startswith("epoch 1/100000"), line
+        while not (checkpoint := tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.05)
         process.send_signal(number)
         _, rest = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == status, rest
     assert message in rest and "the same command resumes" in rest and "Traceback" not in rest
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    assert torch.load(checkpoint, weights_only=True)["epoch"] >= 0
 
 
 @pytest.mark.slow
