@@ -59,7 +59,8 @@ def build(config: Mapping[str, Any], place: str, **arguments: Any) -> Any:
         cause = error.__cause__ or error
         if type(cause).__module__ == "matattn.errors":
             raise cause from None
-        if isinstance(cause, TypeError | ValueError | ArithmeticError | InstantiationException):
+        mistakes = (TypeError, ValueError, ArithmeticError, InstantiationException)
+        if isinstance(cause, mistakes) or type(cause).__module__.startswith("lightning"):
             reason = " ".join(str(cause).split())
             raise ConfigError(f"{place}: {reason}") from error
         raise cause from None

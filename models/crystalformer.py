@@ -202,6 +202,11 @@ class Crystalformer(nn.Module):
         super().__init__()
         if summation not in SUMMATIONS:
             raise ValueError(f"summation={summation!r}: choose one of {', '.join(SUMMATIONS)}")
+        if num_blocks < 1 or num_radial < 0 or radial_max <= 0 or radial_width <= 0:
+            raise ValueError(
+                "num_blocks must be at least 1, num_radial at least 0, radial_max and radial_width "
+                f"above 0; got {num_blocks}, {num_radial}, {radial_max}, {radial_width}"
+            )
         self.summation = summation
         table = element_table(element_features)
         self.register_buffer("elements", table)

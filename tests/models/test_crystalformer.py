@@ -146,6 +146,14 @@ def test_unknown_choices_are_refused():
         Crystalformer(element_features="magpie")
     with pytest.raises(ValueError, match="multiple of num_heads"):
         Crystalformer(dim=10, num_heads=4)
+    for wrong in (
+        {"num_blocks": 0},
+        {"num_radial": -1},
+        {"radial_max": 0.0},
+        {"radial_width": 0.0},
+    ):
+        with pytest.raises(ValueError, match="num_blocks must be at least 1"):
+            Crystalformer(**wrong)
 
 
 def test_element_properties_are_finite_and_distinct():

@@ -301,6 +301,8 @@ def test_loss_that_is_not_finite_stops_the_run(table, tmp_path, monkeypatch):
         ("optimizer.betas=[0.9]", r"optimizer.betas=\[0.9\]: expected two numbers"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: expected at least 1"),
         ("trainer.devices=2", "trainer.devices=2: expected 1"),
+        ("trainer.accelerator=abacus", "trainer: .*abacus"),
+        ("model.radial_max=0.0", "model: .*radial_max and radial_width above 0"),
         ("trainer.precision=bf16-mixed", "trainer.precision='bf16-mixed': expected 32-true"),
         ("task.workflow=foo", "task.workflow='foo': expected one of"),
         ("task.select=lowest", "task.select='lowest': expected final or best"),
