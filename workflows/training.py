@@ -91,7 +91,9 @@ def _check_folder(folder: Path, config: dict[str, Any], fingerprint: str) -> Non
     if not recorded.exists():
         return
     old = yaml.safe_load(recorded.read_text(encoding="utf-8"))
-    if old.pop("data_fingerprint") != fingerprint:
+    if not isinstance(old, dict) or "data_fingerprint" not in old:
+        raise ConfigError(f"{folder}: its config.yaml is not a run's; choose another folder")
+    if old["data_fingerprint"] != fingerprint:
         raise ConfigError(
             f"{folder}: the data have changed since this run began; overwrite=true trains again"
         )
