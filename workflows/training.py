@@ -40,9 +40,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     tune_malloc()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     prepared = workflow.prepare(config)  # a mistake ends the run before anything is written
-    if config["overwrite"]:
+    earlier = _earlier_run(folder)
+    if earlier and config["overwrite"]:
         _clear(folder)
-    _check_folder(folder, config, prepared.fingerprint)
+    elif earlier:
+        _check_same(folder, earlier, config, prepared.fingerprint)
     finished = folder / "metrics.json"
     if finished.exists():
         print(f"{folder} holds this run, finished; overwrite=true trains again")
@@ -85,21 +87,28 @@ def _check(config: dict[str, Any], names: dict[str, str]) -> None:
     require("task.workflow", workflow, str, WORKFLOWS.__contains__, f"one of {[*WORKFLOWS]}")
 
 
-def _check_folder(folder: Path, config: dict[str, Any], fingerprint: str) -> None:
-    """Refuse a folder that holds another configuration, or the same one on other data."""
+def _earlier_run(folder: Path) -> dict[str, Any] | None:
+    """The recorded configuration of a run in this folder; refuses a folder of something else."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
     recorded = folder / "config.yaml"
-    if not recorded.exists():
-        return
-    old = yaml.safe_load(recorded.read_text(encoding="utf-8"))
-    if not isinstance(old, dict) or "data_fingerprint" not in old:
-        raise ConfigError(f"{folder}: its config.yaml is not a run's; choose another folder")
-    if old["data_fingerprint"] != fingerprint:
+    earlier = yaml.safe_load(recorded.read_text(encoding="utf-8")) if recorded.exists() else None
+    if not isinstance(earlier, dict) or "data_fingerprint" not in earlier:
+        raise ConfigError(f"{folder} is not empty and holds no run; choose another folder")
+    return earlier
+
+
+def _check_same(
+    folder: Path, earlier: dict[str, Any], config: dict[str, Any], fingerprint: str
+) -> None:
+    """Refuse to go on with a run of another configuration or of other data."""
+    if earlier["data_fingerprint"] != fingerprint:
         raise ConfigError(
             f"{folder}: the data have changed since this run began; overwrite=true trains again"
         )
     compared = [key for key in config if key not in ("paths", "overwrite", "logger")]
     different = [
-        place for key in compared for place in _differences(old.get(key), config[key], key)
+        place for key in compared for place in _differences(earlier.get(key), config[key], key)
     ]
     if different:
         raise ConfigError(

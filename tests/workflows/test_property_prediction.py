@@ -204,9 +204,13 @@ def test_a_folder_belongs_to_one_configuration_and_one_data_set(finished, table,
     folder, _ = finished
     with pytest.raises(ConfigError, match=r"another configuration \(optimizer.lr, seed differ\)"):
         training.run(config(table, folder, "optimizer.lr=1e-5", "seed=1"))
-    (tmp_path / "config.yaml").write_text("theirs: 1\n")
-    with pytest.raises(ConfigError, match="is not a run's"):
-        training.run(config(table, tmp_path))
+    theirs = tmp_path / "theirs"
+    (theirs / "model").mkdir(parents=True)
+    for option in ("overwrite=true", "overwrite=false"):
+        with pytest.raises(ConfigError, match="is not empty and holds no run"):
+            training.run(config(table, theirs, option))
+        (theirs / "config.yaml").write_text("theirs: 1\n")
+    assert (theirs / "model").is_dir()
     copy = tmp_path / "crystals.jsonl"
     copy.write_text(table.read_text())
     run = tmp_path / "run"
