@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 import torch
 
@@ -25,13 +25,13 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an operator.
+    """One implementation of an operator: a module with ``forward`` and ``backward``.
 
     ``refuses(device, dtype)`` returns the reason why it cannot take a call, or None. ``automatic``
     says whether ``backend="auto"`` may pick it.
     """
 
-    run: Callable[..., Any]
+    module: ModuleType
     refuses: Callable[[torch.device, torch.dtype], str | None] = lambda device, dtype: None
     automatic: bool = True
 

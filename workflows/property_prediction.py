@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import signal
 import sys
 import warnings
@@ -314,8 +315,9 @@ def _write_results(
     }
     arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
     arguments["num_targets"] = len(dataset.targets)
-    text = report.report_text(config, dataset, metrics, folder)
-    bundle.save(folder / "model", network, arguments, description, report.card_text(text))
+    card = report.report_text(config, dataset, metrics, "PATH/TO/THIS/FOLDER")
+    bundle.save(folder / "model", network, arguments, description, report.card_text(card))
+    text = report.report_text(config, dataset, metrics, os.path.relpath(folder / "model"))
     write_text(folder / "report.md", text)
     write_json(folder / "metrics.json", metrics)  # last: its presence says that the run is finished
     return metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +90,9 @@ def loss_plot(path: Path, rows: list[dict[str, float]], dataset: PropertyDataset
 
 
 def report_text(
-    config: dict[str, Any], dataset: PropertyDataset, metrics: dict[str, Any], folder: Path
+    config: dict[str, Any], dataset: PropertyDataset, metrics: dict[str, Any], model: str
 ) -> str:
-    """report.md: errors beside baselines, comparability, data, settings, how to use the model."""
+    """report.md: errors beside baselines, comparability, data, settings, how to use ``model``."""
     network = config["model"]["_target_"].rsplit(".", 1)[-1]
     header = ["split", "target", "MAE", "RMSE", *_BASELINES.values(), "unit", "rows"]
     lines = [
@@ -136,7 +135,7 @@ def report_text(
         "## Use",
         "",
         "```",
-        f"matattn predict {os.path.relpath(folder / 'model')} *.cif",
+        f"matattn predict {model} *.cif",
         "```",
         "",
     ]
@@ -144,8 +143,5 @@ def report_text(
 
 
 def card_text(report: str) -> str:
-    """The model card: the report without the pictures and the path, which stay with the run."""
-    lines = [line for line in report.splitlines() if not line.startswith("![")]
-    command = [line.startswith("matattn predict ") for line in lines].index(True)
-    lines[command] = "matattn predict PATH/TO/THIS/FOLDER *.cif"
-    return "\n".join(lines) + "\n"
+    """The model card: the report without the pictures, which stay in the run folder."""
+    return "\n".join(line for line in report.splitlines() if not line.startswith("![")) + "\n"

@@ -15,11 +15,10 @@ from . import cpu, reference, torch_ops
 
 __all__ = ["periodic_attention", "cutoff_for_tolerance"]
 
-_MODULES = {"cpu": cpu, "torch": torch_ops, "reference": reference}
 BACKENDS = {
-    "cpu": Backend(cpu.forward, cpu.refuses),
-    "torch": Backend(torch_ops.forward),
-    "reference": Backend(reference.forward, automatic=False),
+    "cpu": Backend(cpu, cpu.refuses),
+    "torch": Backend(torch_ops),
+    "reference": Backend(reference, automatic=False),
 }
 
 
@@ -123,7 +122,7 @@ torch.library.define(
 @torch.library.impl("matattn::periodic_attention", ("cpu", "cuda"))
 def _forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
-    run = _MODULES[name].forward
+    run = BACKENDS[name].module.forward
     return run(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
 
 
@@ -133,7 +132,7 @@ def _backward(
     y, lse, mean_basis, spacing, width, backend, distance_grad,
 ):  # fmt: skip
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
-    return _MODULES[name].backward(
+    return BACKENDS[name].module.backward(
         grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
         y, lse, mean_basis, spacing, width, distance_grad,
     )  # fmt: skip
