@@ -10,23 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matattn.neighbors import ImageRule
+from matattn.neighbors import ImageRule, Neighbors
 
 
 @dataclass(frozen=True)
 class CrystalBatch:
-    """B crystals with N atoms and E neighbours in all; keys as in PyTorch Geometric.
+    """B crystals with N rows and E neighbours in all; keys as in PyTorch Geometric.
 
-    ``edge_index`` is sorted by target (row 1); source j sits at pos[j] + image @ cell.
+    A row is an atom, and source j of a neighbour sits at pos[j] + image @ cell. With symmetry a
+    row stands for ``orbit_size`` equivalent atoms and an entry of the list for ``multiplicity``
+    images; then ``distance`` is given, since it does not follow from the positions.
     """
 
     z: Tensor  # [N] atomic numbers
     pos: Tensor  # [N, 3] Å
     cell: Tensor  # [B, 3, 3] Å, rows are lattice vectors
-    batch: Tensor  # [N] crystal of each atom
-    edge_index: Tensor  # [2, E]
-    image: Tensor  # [E, 3]
-    multiplicity: Tensor  # [E]
+    batch: Tensor  # [N] crystal of each row
+    edge_index: Tensor  # [2, E], row 0 source j, row 1 target i, sorted by target
+    image: Tensor | None  # [E, 3]
+    orbit_size: Tensor | None  # [N]
+    multiplicity: Tensor | None  # [E]
+    distance: Tensor | None  # [E] Å
     y: Tensor  # [B, T], NaN = no label
     row: Tensor  # [B] row of each crystal in its data set
 
@@ -44,31 +48,71 @@ class CrystalBatch:
         moved = {}
         for field in fields(self):
             tensor = getattr(self, field.name)
-            kind = dtype if tensor.is_floating_point() else None
-            moved[field.name] = tensor.to(device=device, dtype=kind, non_blocking=non_blocking)
+            if tensor is not None:
+                kind = dtype if tensor.is_floating_point() else None
+                tensor = tensor.to(device=device, dtype=kind, non_blocking=non_blocking)
+            moved[field.name] = tensor
         return CrystalBatch(**moved)
 
 
-def collate(items: Sequence[Mapping[str, Any] | Any], images: ImageRule) -> CrystalBatch:
-    """A batch of items with keys z, pos, cell and optionally y and row (dicts or PyG ``Data``).
+@dataclass(frozen=True)
+class CrystalGraph:
+    """One crystal with its neighbour list, ready to be put into batches."""
 
-    Neighbour lists are made here, so that they cost time in the loader's worker only.
-    """
-    lists = [images(item["pos"].numpy(), item["cell"][0].numpy()) for item in items]
-    sizes = torch.tensor([len(item["z"]) for item in items])
-    starts = np.cumsum([0, *sizes.tolist()])
-    edge_index = [n.edge_index + start for n, start in zip(lists, starts, strict=False)]
+    z: Tensor  # [R] of the atoms that stand for the rows
+    pos: Tensor  # [R, 3] Å
+    cell: Tensor  # [1, 3, 3] Å
+    y: Tensor  # [1, T]
+    row: int
+    neighbors: Neighbors
+
+
+def to_graph(item: Mapping[str, Any] | Any, neighbors: Neighbors) -> CrystalGraph:
+    """From keys z, pos, cell and optionally y and row (a dict or PyG ``Data``)."""
+    atoms = torch.from_numpy(neighbors.atoms)
+    y = item["y"] if "y" in item else torch.empty(1, 0)
+    row = int(item["row"]) if "row" in item else -1
+    return CrystalGraph(item["z"][atoms], item["pos"][atoms], item["cell"], y, row, neighbors)
+
+
+def geometry(item: Mapping[str, Any] | Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """z [N], pos [N, 3] Å and cell [3, 3] Å of a crystal: what an ``ImageRule`` is called with."""
+    return item["z"].numpy(), item["pos"].numpy(), item["cell"][0].numpy()
+
+
+def collate(items: Sequence[Mapping[str, Any] | Any], images: ImageRule) -> CrystalBatch:
+    """A batch of crystals with keys z, pos, cell and optionally y and row."""
+    return join([to_graph(item, images(*geometry(item))) for item in items])
+
+
+def join(graphs: Sequence[CrystalGraph]) -> CrystalBatch:
+    """A batch of crystals whose neighbour lists are made. All of them with symmetry, or none."""
+    lists = [graph.neighbors for graph in graphs]
+    rows = np.array([len(n.counts) for n in lists])
+    edges = np.array([len(n.source) for n in lists])
+    start = np.cumsum(rows) - rows
+    source = np.concatenate([n.source for n in lists]) + np.repeat(start, edges)
+    counts = np.concatenate([n.counts for n in lists])
+    target = np.repeat(np.arange(len(counts)), counts)
+    symmetric = lists[0].multiplicity is not None
+    real = graphs[0].pos.dtype
     return CrystalBatch(
-        z=torch.cat([item["z"] for item in items]),
-        pos=torch.cat([item["pos"] for item in items]),
-        cell=torch.cat([item["cell"] for item in items]),
-        batch=torch.repeat_interleave(torch.arange(len(items)), sizes),
-        edge_index=torch.from_numpy(np.concatenate(edge_index, axis=1)),
-        image=torch.from_numpy(np.concatenate([n.image for n in lists])),
-        multiplicity=torch.from_numpy(np.concatenate([n.multiplicity for n in lists])),
-        y=torch.cat([item["y"] if "y" in item else torch.empty(1, 0) for item in items]),
-        row=torch.tensor([int(item["row"]) if "row" in item else -1 for item in items]),
+        z=torch.cat([graph.z for graph in graphs]),
+        pos=torch.cat([graph.pos for graph in graphs]),
+        cell=torch.cat([graph.cell for graph in graphs]),
+        batch=torch.from_numpy(np.repeat(np.arange(len(graphs)), rows)),
+        edge_index=torch.from_numpy(np.stack([source, target])),
+        image=None if symmetric else _joined([n.image for n in lists], torch.int64),
+        orbit_size=_joined([n.orbit_size for n in lists], real) if symmetric else None,
+        multiplicity=_joined([n.multiplicity for n in lists], real) if symmetric else None,
+        distance=_joined([n.distance for n in lists], real) if symmetric else None,
+        y=torch.cat([graph.y for graph in graphs]),
+        row=torch.tensor([graph.row for graph in graphs]),
     )
+
+
+def _joined(arrays: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)).to(dtype)
 
 
 def by_atom_budget(sizes: Iterable[int], budget: int) -> Iterator[list[int]]:

@@ -1,7 +1,7 @@
 """Which periodic images an atom attends to: neighbour lists of crystals.
 
-A list is sorted by target atom i, then by source atom j. Source j of an edge sits at
-``pos[j] + image @ cell``; the atom's own place (j = i, image 0, distance 0) is in the list.
+A list is sorted by target row i, then by source row j. A row is an atom, or an orbit of
+symmetry-equivalent atoms. The atom's own place (j = i, image 0, distance 0) is in the list.
 """
 
 from __future__ import annotations
@@ -15,11 +15,25 @@ from pymatgen.optimization.neighbors import find_points_in_spheres
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Neighbour list of one crystal: the arrays as PyTorch Geometric names them."""
+    """Neighbour list of one crystal, in arrays small enough to keep for a whole data set.
 
-    edge_index: np.ndarray  # [2, E] int64, row 0 source j, row 1 target i
-    image: np.ndarray  # [E, 3] int64
-    multiplicity: np.ndarray  # [E] float32, how many images an edge stands for
+    ``source`` j and ``distance`` of a row's neighbours follow each other, ``counts`` of them for
+    each row. Without symmetry, row i is atom i and source j sits at ``pos[j] + image @ cell``;
+    with symmetry, ``atoms`` names one atom of each orbit and ``image`` is None.
+    """
+
+    atoms: np.ndarray  # [R] int32, the atom that stands for each row
+    orbit_size: np.ndarray  # [R] int32, how many atoms a row stands for
+    counts: np.ndarray  # [R] int32, neighbours of each row
+    source: np.ndarray  # [E] int32, row of each neighbour
+    distance: np.ndarray  # [E] float64, Å
+    multiplicity: np.ndarray | None = None  # [E] float32, images at this distance; None: one each
+    image: np.ndarray | None = None  # [E, 3] int16
+
+    @property
+    def target(self) -> np.ndarray:
+        """Row i that each neighbour belongs to, [E]."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
 @dataclass(frozen=True)
@@ -30,33 +44,44 @@ class ImageRule:
     |n_t| <= max(ceil(cutoff |b_t| / 2 pi), 2) of positions as they stand in the cell, the rule of
     the published code (``cutoff=0`` is its fixed range of 2).
 
-    ``merge`` > 0 lets images of one atom whose distances agree within so many Å stand as one edge
-    with a multiplicity. Distances fix everything that a distance-only network sees, so its output
-    does not change beyond that tolerance; derivatives by positions would, so forces need 0.
+    ``symmetry`` > 0 lets symmetry-equivalent atoms stand as one row, and images of one row at one
+    distance as one neighbour, where distances agree within so many Å (``matattn.symmetry``). That
+    changes nothing that a network of distances sees, but positions have no part in it: forces need
+    ``symmetry=0``.
     """
 
     cutoff: float
     box: bool = False
-    merge: float = 0.0
+    symmetry: float = 0.0
 
-    def __call__(self, pos: np.ndarray, cell: np.ndarray) -> Neighbors:
-        """Neighbour list of atoms at ``pos`` [N, 3] Å in ``cell`` [3, 3] Å."""
+    def __post_init__(self) -> None:
+        if self.box and self.symmetry:
+            raise ValueError("boxes of images do not have the symmetry of the crystal")
+
+    def __call__(self, z: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> Neighbors:
+        """Neighbour list of atoms ``z`` [N] at ``pos`` [N, 3] Å in ``cell`` [3, 3] Å."""
         pos, cell = np.asarray(pos, dtype=np.float64), np.asarray(cell, dtype=np.float64)
-        if self.box:
-            target, source, image, distance = _box(pos, cell, self.cutoff)
-        else:
-            target, source, image, distance = periodic_neighbors(pos, cell, self.cutoff)
-        if self.merge > 0:
-            return _merged(target, source, image, distance, self.merge)
+        if self.symmetry:
+            from matattn.symmetry import reduced_neighbors
+
+            return reduced_neighbors(z, pos, cell, self.cutoff, self.symmetry)
+        search = _box if self.box else periodic_neighbors
+        target, source, image, distance = search(pos, cell, self.cutoff)
         order = np.lexsort((source, target))
-        edge_index = np.stack([source[order], target[order]])
-        return Neighbors(edge_index, image[order], np.ones(len(order), dtype=np.float32))
+        return Neighbors(
+            atoms=np.arange(len(pos), dtype=np.int32),
+            orbit_size=np.ones(len(pos), dtype=np.int32),
+            counts=np.bincount(target, minlength=len(pos)).astype(np.int32),
+            source=source[order].astype(np.int32),
+            distance=distance[order],
+            image=image[order].astype(np.int16),
+        )
 
 
 class HasImageRule(Protocol):
     """What every network of crystals offers beside ``forward``: the images that it needs."""
 
-    def image_rule(self, tolerance: float, merge: float = 0.0) -> ImageRule: ...
+    def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule: ...
 
 
 def periodic_neighbors(
@@ -85,21 +110,3 @@ def _box(
     vectors = pos[None, :, None] + images @ cell - pos[:, None, None]
     target, source, n = np.indices((atoms, atoms, len(images))).reshape(3, -1)
     return target, source, images[n], np.linalg.norm(vectors, axis=-1).ravel()
-
-
-def _merged(
-    target: np.ndarray,
-    source: np.ndarray,
-    image: np.ndarray,
-    distance: np.ndarray,
-    tolerance: float,
-) -> Neighbors:
-    order = np.lexsort((distance, source, target))
-    target, source, distance = target[order], source[order], distance[order]
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (np.diff(target) != 0) | (np.diff(source) != 0) | (np.diff(distance) > tolerance)
-    first = np.flatnonzero(new)
-    size = np.diff(np.append(first, len(order)))
-    middle = first + size // 2  # the median distance stands for its group
-    edge_index = np.stack([source[middle], target[middle]])
-    return Neighbors(edge_index, image[order][middle], size.astype(np.float32))

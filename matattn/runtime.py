@@ -22,16 +22,7 @@ def tune_malloc() -> None:
     libc.mallopt(top_pad, 64 * 2**20)
 
 
-def share_cores(workers: int) -> None:
-    """Give PyTorch the cores that loader processes leave, unless OMP_NUM_THREADS is set.
-
-    More threads than cores make every parallel loop wait for the thread that is not running: with
-    two cores, two threads and one worker, steps took twice as long as with one thread.
-    """
-    import torch
-
-    if "OMP_NUM_THREADS" in os.environ:
-        return
+def cores() -> int:
+    """Processor cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores - workers))
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -187,6 +187,18 @@ class CrystalContract(ModelContract):
 
         self.assert_same(change)
 
+    def test_equivalent_atoms_may_stand_as_one(self) -> None:
+        """As in training: one row per orbit, one neighbour per distance."""
+        network = self.network()
+        rule = cast(HasImageRule, network).image_rule(TOLERANCE, symmetry=1e-6)
+        if not rule.symmetry:
+            return  # the network sees more than distances
+        samples = [rutile_supercell(), *self.samples()]
+        reduced, full = collate(samples, rule), self.batch(network, samples)
+        assert len(reduced.z) == len(full.z) - 10
+        with torch.no_grad():
+            assert_close(network(reduced), network(full))
+
     def test_one_atom_sees_its_lattice(self) -> None:
         network = self.network()
         sample = self.samples()[0]
@@ -213,6 +225,17 @@ def random_crystal(generator: np.random.Generator, atoms: int) -> dict[str, Tens
             break
     z = generator.integers(1, 60, atoms)
     return tensors_from_arrays(z, frac, cell, torch.float64)
+
+
+def rutile_supercell() -> dict[str, Tensor]:
+    """TiO2, twice its primitive cell along c: 12 atoms in 2 orbits, float64."""
+    u = 0.305
+    titanium = [[0.0, 0, 0], [0.5, 0.5, 0.5]]
+    oxygen = [[u, u, 0], [-u, -u, 0], [0.5 + u, 0.5 - u, 0.5], [0.5 - u, 0.5 + u, 0.5]]
+    frac = np.array(titanium + oxygen)
+    frac = np.concatenate([frac, frac + [0, 0, 1]]) / [1, 1, 2]
+    z = [22, 22, 8, 8, 8, 8] * 2
+    return tensors_from_arrays(z, frac, np.diag([4.594, 4.594, 2 * 2.959]), torch.float64)
 
 
 def random_rotation() -> Tensor:

@@ -25,14 +25,17 @@ SUMMATIONS = ("converged", "published_adaptive", "published_r2")
 
 @runtime_checkable
 class Crystals(Protocol):
-    """What a batch must have: ``matattn.batch.CrystalBatch`` or a PyG ``Batch`` with these keys."""
+    """What a batch must have: ``matattn.batch.CrystalBatch`` or a PyG ``Batch`` with these keys.
+
+    A batch with symmetry also has ``orbit_size``, ``multiplicity`` and ``distance``.
+    """
 
     z: Tensor
     pos: Tensor
     cell: Tensor
     batch: Tensor
     edge_index: Tensor
-    image: Tensor
+    image: Tensor | None
     num_graphs: int
 
 
@@ -44,8 +47,9 @@ class Geometry:
     source: Int[Tensor, " edges"]
     row_ptr: Int[Tensor, " atoms_plus_one"]
     target: Int[Tensor, " edges"]
-    image: Int[Tensor, "edges 3"]
+    image: Int[Tensor, "edges 3"] | None
     log_multiplicity: Float[Tensor, " edges"] | None
+    orbit_size: Float[Tensor, " atoms"] | None
     atom_cell: Float[Tensor, "atoms 3 3"]  # Å
 
 
@@ -102,14 +106,13 @@ class InfinitelyConnectedAttention(nn.Module):
         self.register_buffer("sigma_fitted", torch.zeros((), dtype=torch.bool))
 
     def inverse_square_sigma(
-        self, q: Float[Tensor, "atoms heads d"]
+        self, q: Float[Tensor, "atoms heads d"], orbit_size: Float[Tensor, " atoms"] | None = None
     ) -> Float[Tensor, "atoms heads"]:
         """:math:`\\sigma_i^{-2}` of every atom and head, 1/Å^2, from the unscaled queries."""
         projected = torch.einsum("nhd,hd->nh", q, self.sigma_weight)
         mean, std = self.sigma_mean, self.sigma_std
         if not self.sigma_fitted:
-            mean = projected.detach().mean()
-            std = projected.detach().std() if projected.numel() > 1 else torch.ones_like(mean)
+            mean, std = _mean_and_std(projected.detach(), orbit_size)
             if self.training:
                 self.sigma_mean.copy_(mean)
                 self.sigma_std.copy_(std)
@@ -123,7 +126,7 @@ class InfinitelyConnectedAttention(nn.Module):
         """The mixing operator: what every atom gathers from all images."""
         shape = (len(x), self.num_heads, self.head_dim)
         q, k, v = (p(x).view(shape) for p in (self.q_proj, self.k_proj, self.v_proj))
-        inverse = self.inverse_square_sigma(q)
+        inverse = self.inverse_square_sigma(q, geometry.orbit_size)
         bias = geometry.log_multiplicity
         if self.summation == "published_adaptive":
             bias = self._outside_box(inverse, geometry)
@@ -139,9 +142,22 @@ class InfinitelyConnectedAttention(nn.Module):
     def _outside_box(self, inverse: Tensor, geometry: Geometry) -> Tensor:
         """-inf [E, H] for images beyond the published range of each atom and head, else 0."""
         sigma = inverse.detach().rsqrt()
+        assert geometry.image is not None  # the rule of a box is never reduced by symmetry
         half_widths = adaptive_range(sigma, geometry.atom_cell)[geometry.target]
         outside = (geometry.image.abs()[:, None] > half_widths).any(-1)
         return torch.zeros_like(sigma[geometry.target]).masked_fill(outside, -math.inf)
+
+
+def _mean_and_std(values: Tensor, orbit_size: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation of values [N, H] over all atoms that the rows stand for.
+
+    The deviation of a single value is taken as 1.
+    """
+    size = values.new_ones(len(values)) if orbit_size is None else orbit_size
+    number = size.sum() * values.shape[1]
+    mean = (size @ values).sum() / number
+    variance = (size @ (values - mean).square()).sum() / (number - 1)
+    return mean, torch.where(number > 1, variance, 1.0).sqrt()
 
 
 class CrystalformerBlock(nn.Module):
@@ -253,30 +269,41 @@ class Crystalformer(nn.Module):
         """Distance in Å beyond which an image's Gaussian weight is below ``tolerance``."""
         return cutoff_for_tolerance(self.sigma_max, tolerance)
 
-    def image_rule(self, tolerance: float, merge: float = 0.0) -> ImageRule:
-        """The neighbour list this network needs (``tolerance`` counts in converged mode only)."""
+    def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule:
+        """The neighbour list this network needs.
+
+        ``tolerance`` and ``symmetry`` (see ``ImageRule``) count in converged mode only.
+        """
         if self.summation == "published_r2":
             return ImageRule(cutoff=0.0, box=True)
         if self.summation == "published_adaptive":
             return ImageRule(cutoff=3.5 * self.sigma_max + 0.01, box=True)
-        return ImageRule(self.cutoff(tolerance), merge=merge)
+        return ImageRule(self.cutoff(tolerance), symmetry=symmetry)
 
     def geometry(self, batch: Crystals) -> Geometry:
-        """Distances (differentiable by pos and cell) and neighbour pointers of a batch."""
+        """Distances and neighbour pointers of a batch.
+
+        Without symmetry, distances are differentiable by pos and cell.
+        """
         source, target = batch.edge_index
-        shift = torch.einsum(
-            "et,etx->ex", batch.image.to(batch.pos), batch.cell[batch.batch[target]]
+        distance, multiplicity, orbit_size = (
+            getattr(batch, name, None) for name in ("distance", "multiplicity", "orbit_size")
         )
-        multiplicity = getattr(batch, "multiplicity", None)
+        if distance is None:
+            assert batch.image is not None
+            cell = batch.cell[batch.batch[target]]
+            shift = torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)
+            distance = safe_distance(batch.pos[source] + shift - batch.pos[target])
         return Geometry(
-            distance=safe_distance(batch.pos[source] + shift - batch.pos[target]),
+            distance=distance,
             source=source,
             row_ptr=torch.searchsorted(
                 target, torch.arange(len(batch.z) + 1, device=target.device)
             ),
             target=target,
             image=batch.image,
-            log_multiplicity=None if multiplicity is None else multiplicity.to(batch.pos).log(),
+            log_multiplicity=None if multiplicity is None else multiplicity.log(),
+            orbit_size=orbit_size,
             atom_cell=batch.cell[batch.batch],
         )
 
@@ -290,8 +317,11 @@ class Crystalformer(nn.Module):
 
     def forward(self, batch: Crystals) -> Float[Tensor, "crystals targets"]:
         x = self.embed(batch)
-        total = x.new_zeros(batch.num_graphs, x.shape[1]).index_add(0, batch.batch, x)
-        atoms = torch.bincount(batch.batch, minlength=batch.num_graphs)
+        size = getattr(batch, "orbit_size", None)
+        size = x.new_ones(len(x)) if size is None else size
+        total = x.new_zeros(batch.num_graphs, x.shape[1])
+        total = total.index_add(0, batch.batch, x * size[:, None])
+        atoms = x.new_zeros(batch.num_graphs).index_add(0, batch.batch, size)
         return self.head(total / atoms[:, None])
 
 

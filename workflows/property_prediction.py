@@ -13,6 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,18 +25,21 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch_geometric.data import Data
 
 from matattn import bundle
-from matattn.batch import CrystalBatch, collate
+from matattn.batch import CrystalBatch, CrystalGraph, geometry, join, to_graph
 from matattn.config import build, require
 from matattn.dataset import SPLITS, PropertyDataset
 from matattn.errors import ConfigError, TrainingError
 from matattn.files import write_json, write_text
 from matattn.metrics import evaluate
-from matattn.neighbors import HasImageRule
-from matattn.runtime import share_cores
+from matattn.neighbors import HasImageRule, ImageRule
+from matattn.runtime import cores
 from matattn.training.averaging import LastEpochsAveraging
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
@@ -159,14 +163,12 @@ def prepare(config: dict[str, Any]) -> Prepared:
     )
     require("optimizer.betas", optimizer["betas"], list, lambda b: len(b) == 2, "two numbers")
     require("task.batch_size", task["batch_size"], int, lambda n: n >= 1, "at least 1")
-    require("task.num_workers", task["num_workers"], int, lambda n: n >= 0, "0 or more")
     require("task.tolerance", task["tolerance"], number, lambda x: 0 < x < 1, "between 0 and 1")
-    require("task.merge", task["merge"], number, lambda x: x >= 0, "0 or more (Å)")
+    require("task.symmetry", task["symmetry"], number, lambda x: x >= 0, "0 or more (Å)")
     averaging = f"0 to trainer.max_epochs ({epochs})"
     require("task.averaging_epochs", task["averaging_epochs"], int, range(epochs + 1).__contains__,
             averaging)  # fmt: skip
     require("task.select", task["select"], str, ("final", "best").__contains__, "final or best")
-    share_cores(task["num_workers"])
     dataset: PropertyDataset = build(config["data"], "data")
     if not len(dataset.rows("train")):
         raise ConfigError(f"{dataset.name}: no training rows")
@@ -268,24 +270,39 @@ def _loaders(
 ) -> dict[str, DataLoader]:
     for row, item in enumerate(dataset.items):
         item.row = row
-    images = network.image_rule(task["tolerance"], task["merge"])
+    images = network.image_rule(task["tolerance"], task["symmetry"])
     loaders: dict[str, DataLoader] = {}
     for split in ("train", "val"):
-        items = [dataset.items[row] for row in dataset.rows(split)]
-        if not items:
+        graphs = _graphs([dataset.items[row] for row in dataset.rows(split)], images, split)
+        if not graphs:
             continue
-        batch_size = min(task["batch_size"], len(items))
         train = split == "train"
         loaders[split] = DataLoader(
-            cast(Dataset, items),  # any sequence will do
-            batch_size=batch_size,
-            sampler=EpochShuffle(len(items), seed) if train else None,
+            cast(Dataset, graphs),  # any sequence will do
+            batch_size=min(task["batch_size"], len(graphs)),
+            sampler=EpochShuffle(len(graphs), seed) if train else None,
             drop_last=train,
-            collate_fn=partial(collate, images=images),
-            num_workers=task["num_workers"],
-            persistent_workers=task["num_workers"] > 0,
+            collate_fn=join,
         )
     return loaders
+
+
+def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGraph]:
+    """All crystals of a split with their neighbour lists, made once for all epochs."""
+    if not items:
+        return []
+    processes = min(cores(), len(items) // 500)  # starting one takes as long as 500 crystals
+    pool = ProcessPoolExecutor(processes) if processes > 1 else None
+    try:
+        arrays = zip(*map(geometry, items), strict=True)
+        lists = pool.map(images, *arrays, chunksize=64) if pool else map(images, *arrays)
+        console = Console(stderr=True)
+        shown = track(lists, f"neighbour lists ({split})", len(items), console=console,
+                      transient=True, disable=not console.is_terminal)  # fmt: skip
+        return [to_graph(item, found) for item, found in zip(items, shown, strict=True)]
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
 
 
 def _write_results(

@@ -75,7 +75,7 @@ def test_a_signal_stops_the_run_so_that_it_can_resume(tmp_path, number, status, 
     (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = [sys.executable, str(ROOT / "train.py"), "data=crystals", "data.path=my.jsonl",
                "data.targets=[e_form]", "data.split=random", "trainer.max_epochs=100000",
-               "task.num_workers=0", "paths.output_dir=run", *SMALL]  # fmt: skip
+               "paths.output_dir=run", *SMALL]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None

@@ -11,7 +11,7 @@ import torch
 from matattn.batch import collate
 from matattn.models.crystalformer import SUMMATIONS, Crystalformer, from_reference_state
 from matattn.models.element_features import element_features
-from matattn.testing import CrystalContract
+from matattn.testing import CrystalContract, rutile_supercell
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "crystalformer" / "model_small.npz"
 MODES = {"published_r2": "R2", "published_adaptive": "adaptive", "converged": "converged"}
@@ -114,17 +114,17 @@ def test_widths_stay_below_their_bound():
     assert network.cutoff(1e-6) == pytest.approx(10.4, abs=0.01)
 
 
-def test_merging_equal_distances_changes_nothing():
-    """A cubic cell, where many images of one atom stand at one distance."""
-    network = TestCrystalformer().network()
-    cell = 4.2 * torch.eye(3, dtype=torch.float64)[None]
-    pos = torch.tensor([[0, 0, 0], [2.1, 2.1, 2.1]], dtype=torch.float64)
-    sample = {"z": torch.tensor([55, 17]), "pos": pos, "cell": cell}
-    full = collate([sample], network.image_rule(1e-12))
-    merged = collate([sample], network.image_rule(1e-12, merge=1e-6))
-    assert merged.edge_index.shape[1] < full.edge_index.shape[1] / 5
-    assert merged.multiplicity.sum() == full.edge_index.shape[1]
-    assert (network(merged) - network(full)).abs().max() < 1e-12
+def test_widths_are_scaled_by_all_atoms_that_a_row_stands_for():
+    """The statistics of the first training batch, from all atoms and from the orbits alone."""
+    statistics = []
+    for symmetry in (0.0, 1e-6):
+        torch.manual_seed(1)
+        network = Crystalformer(**TestCrystalformer.arguments).double().train()
+        samples = [rutile_supercell(), *TestCrystalformer().samples()]
+        network(collate(samples, network.image_rule(1e-12, symmetry)))
+        statistics.append([(block.attention.sigma_mean, block.attention.sigma_std)
+                           for block in network.blocks])  # fmt: skip
+    torch.testing.assert_close(statistics[0], statistics[1], rtol=0, atol=1e-12)
 
 
 def test_gradients_reach_positions_and_cell():

@@ -1,0 +1,104 @@
+"""Neighbour lists of one atom per orbit."""
+
+import numpy as np
+import pytest
+
+from matattn.batch import collate, geometry
+from matattn.neighbors import ImageRule
+from matattn.symmetry import orbits
+from matattn.testing import random_crystal, rutile_supercell
+
+CUTOFF = 7.0
+
+
+def lists(crystal, tolerance=1e-6):
+    arrays = geometry(crystal)
+    return ImageRule(CUTOFF, symmetry=tolerance)(*arrays), ImageRule(CUTOFF)(*arrays)
+
+
+def check_all_images_are_there(reduced, full, orbit=None):
+    """Every row has the images of its atom, as (orbit of the source, distance)."""
+    orbit = np.arange(len(full.counts)) if orbit is None else orbit
+    for row, atom in enumerate(reduced.atoms):
+        mine = reduced.target == row
+        size = reduced.multiplicity[mine].astype(int)
+        found = np.repeat(np.stack([reduced.source, reduced.distance], 1)[mine], size, axis=0)
+        mine = full.target == atom
+        expected = np.stack([orbit[full.source[mine]], full.distance[mine]], 1)
+        for pairs in (found, expected):
+            pairs[:] = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        assert np.allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_shells_of_caesium_chloride():
+    z, cell = np.array([55, 17]), np.diag([4.0, 4.0, 4.0])
+    pos = np.array([[0.0, 0, 0], [2, 2, 2]])
+    found = ImageRule(4.5, symmetry=1e-3)(z, pos, cell)
+    assert found.counts.tolist() == [3, 3]
+    assert found.source.tolist() == [0, 0, 1, 0, 1, 1]
+    shells = [0, 4, np.sqrt(12), np.sqrt(12), 0, 4]
+    assert found.distance == pytest.approx(shells, abs=1e-12)
+    assert found.multiplicity.tolist() == [1, 6, 8, 8, 1, 6]
+
+
+def test_a_supercell_has_the_rows_of_its_primitive_cell():
+    reduced, full = lists(rutile_supercell())
+    assert reduced.orbit_size.tolist() == [4, 8]
+    assert len(reduced.source) < len(full.source) / 20
+    check_all_images_are_there(reduced, full, orbit=np.array([0, 0, 1, 1, 1, 1] * 2))
+
+
+def test_without_symmetry_every_atom_keeps_its_row():
+    crystal = random_crystal(np.random.default_rng(0), 5)
+    reduced, full = lists(crystal)
+    assert reduced.orbit_size.tolist() == [1] * 5
+    check_all_images_are_there(reduced, full)
+    # inversion brings an atom's own images in pairs
+    own = reduced.source == reduced.target
+    assert (reduced.multiplicity[~own] == 1).all() and (reduced.multiplicity[own] == 2).any()
+
+
+@pytest.mark.parametrize("size, rows", [(1e-8, 2), (1e-3, 12)])
+def test_a_displaced_atom_counts_only_within_the_tolerance(size, rows):
+    crystal = rutile_supercell()
+    crystal["pos"][3] += size
+    reduced, _ = lists(crystal, tolerance=1e-5)
+    assert len(reduced.counts) == rows or (size > 1e-5 and len(reduced.counts) > 2)
+
+
+def test_a_proposal_that_the_distances_deny_is_refused(monkeypatch):
+    """Whatever the symmetry search says: unequal surroundings never share a row."""
+    crystal = random_crystal(np.random.default_rng(3), 4)
+    monkeypatch.setattr("matattn.symmetry.orbits", lambda *arguments: np.array([0, 0, 1, 2]))
+    reduced, full = lists(crystal)
+    assert reduced.orbit_size.tolist() == [1] * 4
+    check_all_images_are_there(reduced, full)
+
+
+def test_a_failed_search_means_no_symmetry():
+    z, pos, cell = np.array([1, 1]), np.zeros((2, 3)), np.eye(3)  # two atoms at one place
+    assert orbits(z, pos, cell, 1e-3).tolist() == [0, 1]
+
+
+def test_images_at_the_edge_of_the_sphere_do_not_hide_symmetry():
+    """A shell that rounding puts partly inside the sphere."""
+    crystal = rutile_supercell()
+    z, pos, cell = geometry(crystal)
+    pos = pos + 1e-9 * np.random.default_rng(0).standard_normal(pos.shape)
+    for cutoff in (2.959, 2 * 2.959, 4.594):  # exactly at shells of the crystal
+        assert len(ImageRule(cutoff, symmetry=1e-6)(z, pos, cell).counts) == 2
+
+
+def test_batch_of_reduced_crystals():
+    crystals = [rutile_supercell(), random_crystal(np.random.default_rng(1), 3)]
+    batch = collate(crystals, ImageRule(CUTOFF, symmetry=1e-6))
+    assert batch.orbit_size.tolist() == [4, 8, 1, 1, 1]
+    assert batch.batch.tolist() == [0, 0, 1, 1, 1]
+    assert batch.image is None and batch.distance.shape == batch.multiplicity.shape
+    images = collate(crystals, ImageRule(CUTOFF)).edge_index.shape[1]
+    assert (batch.multiplicity * batch.orbit_size[batch.edge_index[1]]).sum() == images
+
+
+def test_boxes_have_no_symmetry():
+    with pytest.raises(ValueError, match="do not have the symmetry"):
+        ImageRule(7.0, box=True, symmetry=1e-3)
