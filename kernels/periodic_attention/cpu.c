@@ -14,18 +14,22 @@
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 #define JOIN(x, y) x##y
-#define PRAGMA_SIMD_SUM _Pragma("omp simd reduction(+ : sum)")
 
 /* Vectors of 32 bytes: the compiler makes of them whatever the processor has. */
 typedef float vec_float __attribute__((vector_size(32)));
 typedef int32_t bits_float __attribute__((vector_size(32)));
 typedef double vec_double __attribute__((vector_size(32)));
 typedef int64_t bits_double __attribute__((vector_size(32)));
+static const float counting_float[] __attribute__((aligned(64))) =
+    {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+static const double counting_double[] __attribute__((aligned(64))) =
+    {0, 1, 2, 3, 4, 5, 6, 7};
 
 /* Neighbours of one atom that share a source and follow each other form a run. */
 typedef struct {
     int64_t number;
     int64_t *run_ptr;    /* runs of target i: run_ptr[i] .. run_ptr[i + 1] */
+    int64_t *begin;      /* neighbours of a run: begin[run] .. begin[run + 1] */
     int64_t *target;     /* atom i of each run */
     int64_t *source_ptr; /* runs of source j: by_source[source_ptr[j] .. source_ptr[j + 1]] */
     int64_t *by_source;
@@ -33,62 +37,79 @@ typedef struct {
 
 static void free_runs(runs *r) {
     free(r->run_ptr);
+    free(r->begin);
     free(r->target);
     free(r->source_ptr);
     free(r->by_source);
 }
 
 /* Returns 0, or 1 when memory ran out. */
-static int make_runs(const int64_t *source, const int64_t *row_ptr, int64_t atoms, runs *r) {
+static int make_runs(const int64_t *source, const int64_t *row_ptr, int64_t atoms, int threads,
+                     runs *r) {
     const size_t word = sizeof(int64_t);
-    r->number = 0;
-    r->target = r->by_source = NULL;
+    memset(r, 0, sizeof(runs));
     r->run_ptr = calloc((size_t)atoms + 1, word);
-    r->source_ptr = calloc((size_t)atoms + 1, word);
+    r->source_ptr = calloc((size_t)atoms + 2, word);
     if (!r->run_ptr || !r->source_ptr) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < atoms; i++) {
+        int64_t count = 0;
         for (int64_t e = row_ptr[i]; e < row_ptr[i + 1]; e++)
-            if (e == row_ptr[i] || source[e] != source[e - 1]) {
-                r->source_ptr[source[e] + 1]++;
-                r->number++;
-            }
-        r->run_ptr[i + 1] = r->number;
+            count += e == row_ptr[i] || source[e] != source[e - 1];
+        r->run_ptr[i + 1] = count;
     }
-    int64_t *next = malloc(word * ((size_t)atoms + 1));
+    for (int64_t i = 0; i < atoms; i++) r->run_ptr[i + 1] += r->run_ptr[i];
+    r->number = r->run_ptr[atoms];
+    r->begin = malloc(word * ((size_t)r->number + 1));
     r->target = malloc(word * ((size_t)r->number + 1));
     r->by_source = malloc(word * ((size_t)r->number + 1));
-    if (!next || !r->target || !r->by_source) {
-        free(next);
-        return 1;
-    }
-    for (int64_t j = 0; j < atoms; j++) r->source_ptr[j + 1] += r->source_ptr[j];
-    memcpy(next, r->source_ptr, word * ((size_t)atoms + 1));
-    int64_t run = 0;
-    for (int64_t i = 0; i < atoms; i++)
+    if (!r->begin || !r->target || !r->by_source) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < atoms; i++) {
+        int64_t run = r->run_ptr[i];
         for (int64_t e = row_ptr[i]; e < row_ptr[i + 1]; e++)
             if (e == row_ptr[i] || source[e] != source[e - 1]) {
                 r->target[run] = i;
-                r->by_source[next[source[e]]++] = run++;
+                r->begin[run++] = e;
             }
-    free(next);
+    }
+    r->begin[r->number] = row_ptr[atoms];
+    int64_t *next = r->source_ptr + 1; /* counts, then ends, of source j - 1 at next[j] */
+    for (int64_t run = 0; run < r->number; run++) next[source[r->begin[run]] + 1]++;
+    for (int64_t j = 0; j < atoms; j++) next[j + 1] += next[j];
+    for (int64_t run = 0; run < r->number; run++)
+        r->by_source[next[source[r->begin[run]]]++] = run;
     return 0;
 }
 
-/* The code twice: for any processor, and for x86-64 processors with AVX2 and FMA. (Not with
- * target_clones: GCC takes vector types apart for the plain processor before it makes the clones.) */
+/* The code once for any processor, and on x86-64 again for those with AVX2 and FMA and for those
+ * with AVX-512 (for its 32 registers and its broadcasts; only exponentials work on 64 bytes). Not with
+ * target_clones: GCC takes vector types apart for the plain processor before it makes the clones. */
 #define VARIANT(x) JOIN(x, _plain)
+#define WIDE_BYTES 32
 #include "cpu_variant.h"
 #undef VARIANT
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define HAS_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define HAS(feature) __builtin_cpu_supports(feature)
 #pragma GCC push_options
 #pragma GCC target("arch=haswell")
 #define VARIANT(x) JOIN(x, _avx2)
 #include "cpu_variant.h"
 #undef VARIANT
 #pragma GCC pop_options
-#define CALL(f, ...) (HAS_AVX2 ? f##_avx2(__VA_ARGS__) : f##_plain(__VA_ARGS__))
+#pragma GCC push_options
+#pragma GCC target("arch=skylake-avx512,prefer-vector-width=256")
+#define VARIANT(x) JOIN(x, _avx512)
+#undef WIDE_BYTES
+#define WIDE_BYTES 64
+#include "cpu_variant.h"
+#undef VARIANT
+#pragma GCC pop_options
+#define CALL(f, ...) \
+    (HAS("avx512vl") && HAS("avx512dq") && HAS("avx512bw") && HAS("avx512cd") ? f##_avx512(__VA_ARGS__) \
+     : HAS("avx2") && HAS("fma")                                              ? f##_avx2(__VA_ARGS__) \
+                                                                              : f##_plain(__VA_ARGS__))
 #else
 #define CALL(f, ...) f##_plain(__VA_ARGS__)
 #endif

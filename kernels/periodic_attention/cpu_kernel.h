@@ -1,12 +1,14 @@
 /* One precision of the periodic attention kernel; cpu.c includes it for float and for double.
  *
- * REAL, LANES, VEC (a vector of LANES numbers), BITS (a vector of as many integers), EXP, LOG, SQRT
- * and NAME(x) are set by cpu.c. Formulas and names follow README.md. Arrays are contiguous: q, k, v,
- * y, ... [N, H, D]; a, lse [N, H]; weight [H, D, K]; mean (c) [N, H, K]; distance [E]; bias NULL, [E]
- * or [E, H]. The neighbours of atom i are row_ptr[i] .. row_ptr[i + 1]; neighbours with one source
- * that follow each other form a run, and all that involves q, k and v happens once per run.
+ * REAL, LANES, VEC (a vector of LANES numbers), BITS (as many integers), WIDE (a vector of LANES or
+ * 2 LANES numbers), EXP2 (of a WIDE), COUNTING (0, 1, 2, ...), LOG2, EXP, SQRT and NAME(x) are set by
+ * cpu_variant.h. Formulas and names follow README.md. Arrays are contiguous: q, k, v, y, ...
+ * [N, H, D]; a, lse [N, H]; weight [H, D, K]; mean (c) [N, H, K]; distance [E]; bias NULL, [E] or
+ * [E, H]. The neighbours of atom i are row_ptr[i] .. row_ptr[i + 1].
  *
- * Heads are the innermost index of all scratch arrays, padded to `vectors` vectors.
+ * The lanes of a vector are LANES heads, a group; the last group may be padded. Everything works on
+ * one atom and one group at a time. q, k, v, ... are first copied "by lanes", to [N, groups, D] of
+ * vectors. Logits are kept in units of log 2.
  */
 
 typedef struct {
@@ -19,326 +21,409 @@ typedef struct {
 typedef struct {
     const REAL *grad_y, *grad_lse, *y, *lse;
     REAL *grad_q, *grad_k, *grad_v, *grad_a, *grad_distance; /* grad_distance may be NULL */
-    REAL *run_weight, *run_score; /* A_ij and the gradient of q.k of every run, [runs, H] */
-    const int64_t *run_ptr;       /* as in runs */
 } NAME(gradients);
 
-/* Radial functions that are computed at a time: those that can reach one distance, in vectors. */
-static ALWAYS_INLINE int64_t NAME(window)(const NAME(problem) *p) {
-    const int64_t needed = (int64_t)(2 * p->reach / p->spacing) + 2;
-    const int64_t most = needed < p->count ? needed : p->count;
-    return (most + LANES - 1) / LANES * LANES;
-}
-
-/* The table of radial functions has at least a window of rows. */
-static ALWAYS_INLINE int64_t NAME(rows)(const NAME(problem) *p) {
-    const int64_t window = NAME(window)(p);
-    return p->count > window ? p->count : window;
-}
-
-/* b_k(d) of the window of functions that begins at the returned (0-based) one. */
-static ALWAYS_INLINE int64_t NAME(basis)(const NAME(problem) *p, REAL d, int64_t window, REAL *b) {
-    int64_t first = (int64_t)((d - p->reach) / p->spacing);
-    const int64_t last = NAME(rows)(p) - window;
-    first = first > 0 ? first : 0;
-    first = first < last ? first : last;
-    const REAL scale = (REAL)0.70710678118654752440 / p->width;
-    const REAL start = (d - (REAL)(first + 1) * p->spacing) * scale, step = p->spacing * scale;
-    VEC number = COUNTING;
-    for (int64_t n = 0; n < window; n += LANES) {
-        const VEC x = start - number * step;
-        *(VEC *)(b + n) = EXP(-x * x);
-        number += LANES;
-    }
-    return first;
-}
-
-/* scores[h] = factor sum_d x[h, d] y[h, d] */
-static ALWAYS_INLINE void NAME(dots)(const REAL *restrict x, const REAL *restrict y, int64_t heads,
-                                     int64_t dim, REAL factor, REAL *restrict scores) {
-    for (int64_t h = 0; h < heads; h++) {
-        REAL sum = 0;
-        PRAGMA_SIMD_SUM
-        for (int64_t d = 0; d < dim; d++) sum += x[h * dim + d] * y[h * dim + d];
-        scores[h] = factor * sum;
-    }
-}
-
-/* out[h, d] += factor scores[h] x[h, d] */
-static ALWAYS_INLINE void NAME(add_scaled)(const REAL *restrict scores, const REAL *restrict x,
-                                           int64_t heads, int64_t dim, REAL factor,
-                                           REAL *restrict out) {
-    for (int64_t h = 0; h < heads; h++) {
-        const REAL s = factor * scores[h];
-        for (int64_t d = 0; d < dim; d++) out[h * dim + d] += s * x[h * dim + d];
-    }
-}
-
-static ALWAYS_INLINE int NAME(starts_run)(const NAME(problem) *p, int64_t e, int64_t begin) {
-    return e == begin || p->source[e] != p->source[e - 1];
-}
-
-static ALWAYS_INLINE int NAME(ends_run)(const NAME(problem) *p, int64_t e, int64_t end) {
-    return e + 1 == end || p->source[e + 1] != p->source[e];
-}
-
-/* logits [M, vectors] of atom i; the padding lanes hold zeros. */
-static ALWAYS_INLINE void NAME(logits)(const NAME(problem) *p, int64_t i, int64_t vectors,
-                                       VEC *restrict scores, VEC *restrict decay,
-                                       VEC *restrict logit) {
-    const int64_t begin = p->row_ptr[i], end = p->row_ptr[i + 1], heads = p->heads, dim = p->dim;
-    const REAL factor = (REAL)1 / SQRT((REAL)dim);
-    for (int64_t n = 0; n < vectors; n++) scores[n] = decay[n] = (VEC){0};
-    for (int64_t h = 0; h < heads; h++) ((REAL *)decay)[h] = p->a[i * heads + h];
-    for (int64_t e = begin; e < end; e++) {
-        if (NAME(starts_run)(p, e, begin))
-            NAME(dots)(p->q + i * heads * dim, p->k + p->source[e] * heads * dim, heads, dim,
-                       factor, (REAL *)scores);
-        const REAL d2 = p->distance[e] * p->distance[e];
-        VEC *row = logit + (e - begin) * vectors;
-        for (int64_t n = 0; n < vectors; n++) row[n] = scores[n] + decay[n] * d2;
-        if (p->bias_heads == 1)
-            for (int64_t n = 0; n < vectors; n++) row[n] += p->bias[e];
-        else if (p->bias_heads)
-            for (int64_t h = 0; h < heads; h++) ((REAL *)row)[h] += p->bias[e * heads + h];
-    }
-}
+#define WIDTH ((int64_t)(sizeof(WIDE) / sizeof(REAL)))
+#define LOG_2E ((REAL)1.44269504088896340736)
+#define LN_2 ((REAL)0.69314718055994530942)
 
 /* Sums over neighbours go through partial sums of BLOCK terms, for accuracy in single precision. */
 enum { NAME(BLOCK) = 64 };
 
-static ALWAYS_INLINE void NAME(forward_atom)(const NAME(problem) *p, int64_t i, int64_t vectors,
-                                             VEC *restrict room, REAL *restrict y,
-                                             REAL *restrict lse, REAL *restrict mean) {
-    const int64_t begin = p->row_ptr[i], end = p->row_ptr[i + 1];
-    const int64_t heads = p->heads, dim = p->dim, count = p->count;
-    const int64_t window = NAME(window)(p), rows = NAME(rows)(p);
-    VEC *scores = room, *largest = scores + vectors, *total = largest + vectors;
-    VEC *part = total + vectors, *basis = part + vectors, *table = basis + window / LANES;
-    VEC *block = table + rows * vectors, *weight = block + rows * vectors;
-    REAL *out = y + i * heads * dim, *b = (REAL *)basis;
-    NAME(logits)(p, i, vectors, scores, largest, weight);
-    for (int64_t n = 0; n < vectors; n++) largest[n] = weight[n], total[n] = part[n] = (VEC){0};
-    for (int64_t m = 1; m < end - begin; m++)
-        for (int64_t n = 0; n < vectors; n++) {
-            const VEC x = weight[m * vectors + n];
-            const BITS more = x > largest[n];
-            largest[n] = (VEC)((more & (BITS)x) | (~more & (BITS)largest[n]));
-        }
-    for (int64_t m = 0; m < end - begin; m++)
-        for (int64_t n = 0; n < vectors; n++) {
-            const VEC x = EXP(weight[m * vectors + n] - largest[n]);
-            weight[m * vectors + n] = x;
-            part[n] += x;
-            if (m % NAME(BLOCK) == NAME(BLOCK) - 1) total[n] += part[n], part[n] = (VEC){0};
-        }
-    for (int64_t n = 0; n < vectors; n++) total[n] += part[n];
-    for (int64_t h = 0; h < heads; h++)
-        lse[i * heads + h] = ((REAL *)largest)[h] + LOG(((REAL *)total)[h]);
-    for (int64_t n = 0; n < vectors; n++) total[n] = 1 / total[n], scores[n] = (VEC){0};
-    memset(table, 0, sizeof(VEC) * 2 * rows * vectors); /* and block: c transposed, [K, H] */
-    memset(out, 0, sizeof(REAL) * heads * dim);
-    for (int64_t e = begin; e < end; e++) { /* scores is now A_ij of the run */
-        VEC *row = weight + (e - begin) * vectors;
-        for (int64_t n = 0; n < vectors; n++) row[n] *= total[n], scores[n] += row[n];
-        VEC *c = block + NAME(basis)(p, p->distance[e], window, b) * vectors;
-        for (int64_t m = 0; m < window; m++)
-            for (int64_t n = 0; n < vectors; n++) c[m * vectors + n] += b[m] * row[n];
-        if ((e - begin) % NAME(BLOCK) == NAME(BLOCK) - 1 || e + 1 == end)
-            for (int64_t m = 0; m < rows * vectors; m++)
-                table[m] += block[m], block[m] = (VEC){0};
-        if (NAME(ends_run)(p, e, end)) {
-            NAME(add_scaled)((REAL *)scores, p->v + p->source[e] * heads * dim, heads, dim, 1, out);
-            for (int64_t n = 0; n < vectors; n++) scores[n] = (VEC){0};
-        }
-    }
-    for (int64_t h = 0; h < heads; h++) {
-        REAL *c = mean + (i * heads + h) * count;
-        for (int64_t m = 0; m < count; m++) c[m] = ((REAL *)table)[m * vectors * LANES + h];
-        for (int64_t d = 0; d < dim; d++) {
-            const REAL *w = p->weight + (h * dim + d) * count;
-            REAL sum = 0;
-            PRAGMA_SIMD_SUM
-            for (int64_t m = 0; m < count; m++) sum += w[m] * c[m];
-            out[h * dim + d] += sum;
+/* What is shared by all threads: sizes, copies by lanes, and what the target pass of the backward
+ * leaves for the source pass. */
+typedef struct {
+    int64_t groups, window, rows;   /* window: radial functions that can reach one distance */
+    VEC *q, *k, *v, *grad_y;        /* [N, groups, D] */
+    VEC *weight;                    /* [groups, K, D] */
+    VEC *run_weight, *run_score;    /* A_ij and the gradient of q.k of every run, [runs, groups] */
+    runs by;
+} NAME(shared);
+
+/* What one thread works with. */
+typedef struct {
+    VEC *basis;                   /* [BLOCK, window / LANES] */
+    VEC *weight, *radial, *slope; /* of the neighbours of one atom */
+    VEC *table, *block;           /* [rows]: c or G by lanes, and partial sums of c */
+    VEC *out;                     /* [2, D] */
+} NAME(room);
+
+/* One group of heads of one atom. */
+typedef struct {
+    int64_t atom, group;
+    int64_t head, heads; /* the first, and how many lanes are not padding */
+    int64_t dim, window; /* constants where it pays */
+} NAME(unit);
+
+/* x [heads, dim] of the group by lanes, and back. */
+static ALWAYS_INLINE void NAME(to_lanes)(const REAL *restrict x, const NAME(unit) u, int64_t dim,
+                                         VEC *restrict out) {
+    if (u.heads < LANES) memset(out, 0, sizeof(VEC) * dim);
+    for (int64_t h = 0; h < u.heads; h++)
+        for (int64_t d = 0; d < dim; d++) ((REAL *)(out + d))[h] = x[(u.head + h) * dim + d];
+}
+
+static ALWAYS_INLINE void NAME(from_lanes)(const VEC *restrict x, const NAME(unit) u, int64_t dim,
+                                           REAL *restrict out) {
+    for (int64_t h = 0; h < u.heads; h++)
+        for (int64_t d = 0; d < dim; d++) out[(u.head + h) * dim + d] = ((REAL *)(x + d))[h];
+}
+
+/* One number per head, x [heads], by lanes. */
+static ALWAYS_INLINE VEC NAME(load)(const REAL *x, const NAME(unit) u) {
+    VEC v = {0};
+    for (int64_t h = 0; h < u.heads; h++) v[h] = x[u.head + h];
+    return v;
+}
+
+static ALWAYS_INLINE void NAME(store)(VEC v, const NAME(unit) u, REAL *x) {
+    for (int64_t h = 0; h < u.heads; h++) x[u.head + h] = v[h];
+}
+
+/* sum_d x[d] y[d], in four chains of additions instead of one */
+static ALWAYS_INLINE VEC NAME(dot)(const VEC *restrict x, const VEC *restrict y, int64_t dim) {
+    VEC sum[4] = {{0}, {0}, {0}, {0}};
+    int64_t d = 0;
+    for (; d + 3 < dim; d += 4)
+        for (int64_t t = 0; t < 4; t++) sum[t] += x[d + t] * y[d + t];
+    for (; d < dim; d++) sum[0] += x[d] * y[d];
+    return sum[0] + sum[1] + (sum[2] + sum[3]);
+}
+
+/* out[d] += s x[d] */
+static ALWAYS_INLINE void NAME(add_scaled)(VEC s, const VEC *restrict x, int64_t dim,
+                                           VEC *restrict out) {
+    for (int64_t d = 0; d < dim; d++) out[d] += s * x[d];
+}
+
+/* b_k(d) of the neighbours begin .. begin + size, each for the window of functions k that begins at
+ * first[e] (counted from 0). */
+static ALWAYS_INLINE void NAME(basis)(const NAME(problem) *p, const NAME(shared) *s, int64_t begin,
+                                      int64_t size, int64_t window, int64_t *restrict first,
+                                      REAL *restrict b) {
+    const REAL scale = (REAL)0.84932180028801904272 / p->width; /* sqrt(log2(e) / 2) */
+    const REAL step = p->spacing * scale, per_spacing = 1 / p->spacing, reach = p->reach;
+    const int64_t last = s->rows - window;
+    const WIDE counting = *(const WIDE *)COUNTING;
+    for (int64_t e = 0; e < size; e++) {
+        const REAL d = p->distance[begin + e];
+        int64_t k = (int64_t)((d - reach) * per_spacing);
+        k = k > 0 ? k : 0;
+        k = k < last ? k : last;
+        first[e] = k;
+        const REAL start = d * scale - (REAL)(k + 1) * step;
+        for (int64_t n = 0; n < window; n += WIDTH) {
+            const WIDE x = start - (counting + (REAL)n) * step;
+            *(WIDE *)(b + e * window + n) = EXP2(-x * x);
         }
     }
 }
 
-static ALWAYS_INLINE void NAME(backward_atom)(const NAME(problem) *p, const NAME(gradients) *g,
-                                              int64_t i, int64_t vectors, VEC *restrict room) {
-    const int64_t begin = p->row_ptr[i], end = p->row_ptr[i + 1];
-    const int64_t heads = p->heads, dim = p->dim, count = p->count;
-    const int64_t window = NAME(window)(p), rows = NAME(rows)(p);
-    const REAL factor = (REAL)1 / SQRT((REAL)dim), narrow = 1 / (p->width * p->width);
-    VEC *scores = room, *values = scores + vectors, *offset = values + vectors;
-    VEC *decay = offset + vectors, *lse = decay + vectors, *grad_a = lse + vectors;
-    VEC *run_weight = grad_a + vectors, *run_score = run_weight + vectors;
-    VEC *basis = run_score + vectors, *table = basis + window / LANES;
-    VEC *line = table + rows * vectors, *weight = line + (count + LANES - 1) / LANES;
-    const REAL *go = g->grad_y + i * heads * dim;
-    REAL *grad_q = g->grad_q + i * heads * dim, *b = (REAL *)basis;
-    NAME(logits)(p, i, vectors, scores, decay, weight);
-    for (int64_t n = 0; n < vectors; n++)
-        values[n] = offset[n] = lse[n] = grad_a[n] = (VEC){0};
-    NAME(dots)(go, g->y + i * heads * dim, heads, dim, -1, (REAL *)offset);
-    for (int64_t h = 0; h < heads; h++) {
-        ((REAL *)offset)[h] += g->grad_lse[i * heads + h];
-        ((REAL *)lse)[h] = g->lse[i * heads + h];
+/* Weights of the neighbours before normalisation, exp(logit - largest logit); returns the largest
+ * in units of log 2. */
+static ALWAYS_INLINE VEC NAME(weights)(const NAME(problem) *p, const NAME(shared) *s,
+                                       const NAME(unit) u, VEC *restrict weight) {
+    const int64_t begin = p->row_ptr[u.atom], size = p->row_ptr[u.atom + 1] - begin;
+    const VEC *query = s->q + (u.atom * s->groups + u.group) * u.dim;
+    const VEC decay = LOG_2E * NAME(load)(p->a + u.atom * p->heads, u);
+    const REAL factor = LOG_2E / SQRT((REAL)u.dim);
+    VEC largest = (VEC){0} - (REAL)INFINITY;
+    for (int64_t run = s->by.run_ptr[u.atom]; run < s->by.run_ptr[u.atom + 1]; run++) {
+        const int64_t first = s->by.begin[run], end = s->by.begin[run + 1];
+        const VEC *key = s->k + (p->source[first] * s->groups + u.group) * u.dim;
+        const VEC score = factor * NAME(dot)(query, key, u.dim);
+        for (int64_t e = first; e < end; e++) {
+            const REAL d = p->distance[e];
+            VEC x = score + decay * (d * d);
+            if (p->bias_heads == 1) x += p->bias[e] * LOG_2E;
+            else if (p->bias_heads) x += LOG_2E * NAME(load)(p->bias + e * p->heads, u);
+            const BITS more = x > largest;
+            largest = (VEC)((more & (BITS)x) | (~more & (BITS)largest));
+            weight[e - begin] = x;
+        }
     }
-    for (int64_t m = 0; m < end - begin; m++)
-        for (int64_t n = 0; n < vectors; n++)
-            weight[m * vectors + n] = EXP(weight[m * vectors + n] - lse[n]);
-    memset(table, 0, sizeof(VEC) * rows * vectors); /* G = W^T go transposed, [K, H] */
-    for (int64_t h = 0; h < heads; h++) {
-        REAL *restrict sum = (REAL *)line;
-        memset(sum, 0, sizeof(REAL) * count);
-        for (int64_t d = 0; d < dim; d++) {
-            const REAL *restrict w = p->weight + (h * dim + d) * count;
-            const REAL s = go[h * dim + d];
-            for (int64_t m = 0; m < count; m++) sum[m] += s * w[m];
+    for (int64_t e = 0; e < size; e++) weight[e] -= largest;
+    for (int64_t e = 0; e < size; e += WIDTH / LANES) /* there is room for one more */
+        *(WIDE *)(weight + e) = EXP2(*(WIDE *)(weight + e));
+    return largest;
+}
+
+static ALWAYS_INLINE void NAME(forward_unit)(const NAME(problem) *p, const NAME(shared) *s,
+                                             const NAME(unit) u, const NAME(room) *r,
+                                             REAL *restrict y, REAL *restrict lse,
+                                             REAL *restrict mean) {
+    const int64_t begin = p->row_ptr[u.atom], end = p->row_ptr[u.atom + 1];
+    const int64_t dim = u.dim, window = u.window, rows = s->rows;
+    int64_t first[NAME(BLOCK)];
+    VEC *restrict table = r->table, *restrict block = r->block, *restrict out = r->out;
+    REAL *restrict b = (REAL *)r->basis;
+    const VEC largest = NAME(weights)(p, s, u, r->weight);
+    memset(table, 0, sizeof(VEC) * rows); /* c */
+    for (int64_t from = begin; from < end; from += NAME(BLOCK)) {
+        const int64_t size = end - from < NAME(BLOCK) ? end - from : NAME(BLOCK);
+        NAME(basis)(p, s, from, size, window, first, b);
+        memset(block, 0, sizeof(VEC) * rows);
+        for (int64_t e = 0; e < size; e++) {
+            const VEC weight = r->weight[from - begin + e];
+            VEC *c = block + first[e];
+            for (int64_t m = 0; m < window; m++) c[m] += b[e * window + m] * weight;
         }
-        for (int64_t m = 0; m < count; m++) ((REAL *)table)[m * vectors * LANES + h] = sum[m];
+        for (int64_t m = 0; m < rows; m++) table[m] += block[m];
     }
-    memset(grad_q, 0, sizeof(REAL) * heads * dim);
-    int64_t run = g->run_ptr[i];
-    for (int64_t e = begin; e < end; e++) {
-        const REAL d = p->distance[e];
-        const VEC *row = weight + (e - begin) * vectors;
-        if (NAME(starts_run)(p, e, begin)) {
-            NAME(dots)(go, p->v + p->source[e] * heads * dim, heads, dim, 1, (REAL *)values);
-            for (int64_t n = 0; n < vectors; n++) run_weight[n] = run_score[n] = (VEC){0};
+    memset(out, 0, sizeof(VEC) * dim);
+    VEC total = {0};
+    for (int64_t run = s->by.run_ptr[u.atom]; run < s->by.run_ptr[u.atom + 1]; run++) {
+        const int64_t from = s->by.begin[run], to = s->by.begin[run + 1];
+        VEC sum = {0};
+        for (int64_t e = from; e < to; e++) sum += r->weight[e - begin];
+        total += sum;
+        NAME(add_scaled)(sum, s->v + (p->source[from] * s->groups + u.group) * dim, dim, out);
+    }
+    for (int64_t k = 0; k < p->count; k++)
+        NAME(add_scaled)(table[k], s->weight + (u.group * p->count + k) * dim, dim, out);
+    const VEC inverse = 1 / total;
+    for (int64_t d = 0; d < dim; d++) out[d] *= inverse;
+    for (int64_t k = 0; k < p->count; k++) table[k] *= inverse;
+    for (int64_t h = 0; h < u.heads; h++) total[h] = LN_2 * (largest[h] + LOG2(total[h]));
+    NAME(store)(total, u, lse + u.atom * p->heads);
+    NAME(from_lanes)(out, u, dim, y + u.atom * p->heads * dim);
+    NAME(from_lanes)(table, u, p->count, mean + u.atom * p->heads * p->count);
+}
+
+/* G.b(d) of every neighbour, and if wanted its derivative by d times width^2. */
+static ALWAYS_INLINE void NAME(projections)(const NAME(problem) *p, const NAME(shared) *s,
+                                            const NAME(unit) u, int slopes, const NAME(room) *r) {
+    const int64_t begin = p->row_ptr[u.atom], end = p->row_ptr[u.atom + 1], window = u.window;
+    int64_t first[NAME(BLOCK)];
+    REAL *b = (REAL *)r->basis;
+    for (int64_t from = begin; from < end; from += NAME(BLOCK)) {
+        const int64_t size = end - from < NAME(BLOCK) ? end - from : NAME(BLOCK);
+        NAME(basis)(p, s, from, size, window, first, b);
+        for (int64_t e = 0; e < size; e++) {
+            const VEC *G = r->table + first[e];
+            VEC sum[4] = {{0}, {0}, {0}, {0}};
+            for (int64_t m = 0; m < window; m += 4)
+                for (int64_t t = 0; t < 4; t++) sum[t] += b[e * window + m + t] * G[m + t];
+            r->radial[from - begin + e] = sum[0] + sum[1] + (sum[2] + sum[3]);
         }
-        const int64_t first = NAME(basis)(p, d, window, b);
-        VEC along = {0};
-        for (int64_t n = 0; n < vectors; n++) {
-            const VEC *G = table + first * vectors + n;
-            VEC even = {0}, odd = {0}; /* two chains of additions instead of one */
-            for (int64_t m = 0; m < window; m += 2) {
-                even += b[m] * G[m * vectors];
-                odd += b[m + 1] * G[(m + 1) * vectors];
-            }
-            const VEC delta = row[n] * (values[n] + even + odd + offset[n]);
-            grad_a[n] += delta * (d * d);
-            run_weight[n] += row[n];
-            run_score[n] += delta;
-            if (g->grad_distance) {
-                VEC slope = {0};
-                for (int64_t m = 0; m < window; m++)
-                    slope += b[m] * ((REAL)(first + m + 1) * p->spacing - d) * G[m * vectors];
-                along += 2 * d * decay[n] * delta + row[n] * slope * narrow;
-            }
+        if (!slopes) continue;
+        for (int64_t e = 0; e < size; e++) { /* b'_k = (mu_k - d) b_k / width^2 */
+            const VEC *G = r->table + first[e];
+            const REAL start = (REAL)(first[e] + 1) * p->spacing - p->distance[from + e];
+            VEC sum[4] = {{0}, {0}, {0}, {0}};
+            for (int64_t m = 0; m < window; m += 4)
+                for (int64_t t = 0; t < 4; t++)
+                    sum[t] += b[e * window + m + t] * (start + (REAL)(m + t) * p->spacing) * G[m + t];
+            r->slope[from - begin + e] = sum[0] + sum[1] + (sum[2] + sum[3]);
         }
-        if (g->grad_distance) {
-            REAL sum = 0;
-            for (int64_t n = 0; n < LANES; n++) sum += along[n];
+    }
+}
+
+/* The target pass: what atom i receives, and A_ij and the gradient of q.k of its runs. */
+static ALWAYS_INLINE void NAME(backward_unit)(const NAME(problem) *p, const NAME(gradients) *g,
+                                              const NAME(shared) *s, const NAME(unit) u,
+                                              const NAME(room) *r) {
+    const int64_t begin = p->row_ptr[u.atom], dim = u.dim, row = u.atom * p->heads;
+    const REAL factor = 1 / SQRT((REAL)dim), narrow = 1 / (p->width * p->width);
+    const VEC *go = s->grad_y + (u.atom * s->groups + u.group) * dim;
+    const VEC a = NAME(load)(p->a + row, u), lse = NAME(load)(g->lse + row, u);
+    memset(r->table, 0, sizeof(VEC) * s->rows); /* G = W^T go */
+    for (int64_t k = 0; k < p->count; k++)
+        r->table[k] = NAME(dot)(go, s->weight + (u.group * p->count + k) * dim, dim);
+    NAME(projections)(p, s, u, g->grad_distance != NULL, r);
+    VEC normal = NAME(weights)(p, s, u, r->weight); /* the largest logit, then 1 / sum of weights */
+    for (int64_t h = 0; h < u.heads; h++) normal[h] = EXP(LN_2 * normal[h] - lse[h]);
+    NAME(to_lanes)(g->y + row * dim, u, dim, r->out);
+    const VEC offset = NAME(load)(g->grad_lse + row, u) - NAME(dot)(go, r->out, dim);
+    VEC *restrict grad_q = r->out, grad_a = {0};
+    memset(grad_q, 0, sizeof(VEC) * dim);
+    for (int64_t run = s->by.run_ptr[u.atom]; run < s->by.run_ptr[u.atom + 1]; run++) {
+        const int64_t from = s->by.begin[run], to = s->by.begin[run + 1];
+        const int64_t source = (p->source[from] * s->groups + u.group) * dim;
+        const VEC value = NAME(dot)(go, s->v + source, dim) + offset;
+        VEC run_weight = {0}, run_score = {0};
+        for (int64_t e = from; e < to; e++) {
+            const REAL d = p->distance[e];
+            const VEC weight = r->weight[e - begin] * normal;
+            const VEC delta = weight * (value + r->radial[e - begin]);
+            grad_a += delta * (d * d);
+            run_weight += weight;
+            run_score += delta;
+            if (!g->grad_distance) continue;
+            const VEC along = 2 * d * a * delta + weight * r->slope[e - begin] * narrow;
+            REAL sum = u.group ? g->grad_distance[e] : 0;
+            for (int64_t h = 0; h < u.heads; h++) sum += along[h];
             g->grad_distance[e] = sum;
         }
-        if (NAME(ends_run)(p, e, end)) {
-            NAME(add_scaled)((REAL *)run_score, p->k + p->source[e] * heads * dim, heads, dim,
-                             factor, grad_q);
-            memcpy(g->run_weight + run * heads, run_weight, sizeof(REAL) * heads);
-            memcpy(g->run_score + run * heads, run_score, sizeof(REAL) * heads);
-            run++;
-        }
+        run_score *= factor;
+        s->run_weight[run * s->groups + u.group] = run_weight;
+        s->run_score[run * s->groups + u.group] = run_score;
+        NAME(add_scaled)(run_score, s->k + source, dim, grad_q);
     }
-    memcpy(g->grad_a + i * heads, grad_a, sizeof(REAL) * heads);
+    NAME(store)(grad_a, u, g->grad_a + row);
+    NAME(from_lanes)(grad_q, u, dim, g->grad_q + row * dim);
 }
 
-/* Gradients that atom j receives as a source: from its runs, in the order of their targets. */
-static ALWAYS_INLINE void NAME(backward_source)(const NAME(problem) *p, const NAME(gradients) *g,
-                                                int64_t j, const runs *r) {
-    const int64_t heads = p->heads, dim = p->dim;
-    const REAL factor = (REAL)1 / SQRT((REAL)dim);
-    REAL *grad_k = g->grad_k + j * heads * dim, *grad_v = g->grad_v + j * heads * dim;
-    memset(grad_k, 0, sizeof(REAL) * heads * dim);
-    memset(grad_v, 0, sizeof(REAL) * heads * dim);
-    for (int64_t n = r->source_ptr[j]; n < r->source_ptr[j + 1]; n++) {
-        const int64_t run = r->by_source[n], i = r->target[run];
-        NAME(add_scaled)(g->run_score + run * heads, p->q + i * heads * dim, heads, dim, factor,
-                         grad_k);
-        NAME(add_scaled)(g->run_weight + run * heads, g->grad_y + i * heads * dim, heads, dim, 1,
-                         grad_v);
+/* The source pass: what atom j receives, from its runs, in the order of their targets. */
+static ALWAYS_INLINE void NAME(source_unit)(const NAME(problem) *p, const NAME(gradients) *g,
+                                            const NAME(shared) *s, const NAME(unit) u,
+                                            const NAME(room) *r) {
+    const int64_t dim = u.dim, row = u.atom * p->heads * dim;
+    VEC *restrict grad_k = r->out, *restrict grad_v = r->out + dim;
+    memset(r->out, 0, sizeof(VEC) * 2 * dim);
+    for (int64_t n = s->by.source_ptr[u.atom]; n < s->by.source_ptr[u.atom + 1]; n++) {
+        const int64_t run = s->by.by_source[n];
+        const int64_t target = (s->by.target[run] * s->groups + u.group) * dim;
+        NAME(add_scaled)(s->run_score[run * s->groups + u.group], s->q + target, dim, grad_k);
+        NAME(add_scaled)(s->run_weight[run * s->groups + u.group], s->grad_y + target, dim, grad_v);
     }
+    NAME(from_lanes)(grad_k, u, dim, g->grad_k + row);
+    NAME(from_lanes)(grad_v, u, dim, g->grad_v + row);
 }
 
-/* One vector of heads is the common case, and worth code of its own. */
-static void NAME(forward_one)(const NAME(problem) *p, int64_t i, int64_t vectors, VEC *room,
-                                     REAL *y, REAL *lse, REAL *mean) {
-    if (vectors == 1) NAME(forward_atom)(p, i, 1, room, y, lse, mean);
-    else NAME(forward_atom)(p, i, vectors, room, y, lse, mean);
+/* Does CALL for each unit of atom i. Heads of 16 numbers and windows of 16 functions, as published,
+ * are worth code of their own: constants unroll loops. */
+#define UNITS(i, s, CALL)                                                                          \
+    for (int64_t group = 0; group < (s)->groups; group++) {                                        \
+        const int64_t head = group * LANES, left = p->heads - head;                                \
+        NAME(unit) u = {i, group, head, left < LANES ? left : LANES, p->dim, (s)->window};         \
+        if (u.dim == 16 && u.window == 16) {                                                       \
+            u.dim = u.window = 16;                                                                 \
+            CALL;                                                                                  \
+        } else {                                                                                   \
+            CALL;                                                                                  \
+        }                                                                                          \
+    }
+
+static void NAME(forward_atom)(const NAME(problem) *p, const NAME(shared) *s, int64_t i,
+                               const NAME(room) *r, REAL *y, REAL *lse, REAL *mean) {
+    UNITS(i, s, NAME(forward_unit)(p, s, u, r, y, lse, mean))
 }
 
-static void NAME(backward_one)(const NAME(problem) *p, const NAME(gradients) *g, int64_t i,
-                                      int64_t vectors, VEC *room) {
-    if (vectors == 1) NAME(backward_atom)(p, g, i, 1, room);
-    else NAME(backward_atom)(p, g, i, vectors, room);
+static void NAME(backward_atom)(const NAME(problem) *p, const NAME(gradients) *g,
+                                const NAME(shared) *s, int64_t i, const NAME(room) *r) {
+    UNITS(i, s, NAME(backward_unit)(p, g, s, u, r))
 }
 
-static void NAME(source_one)(const NAME(problem) *p, const NAME(gradients) *g, int64_t j,
-                                    const runs *r) {
-    NAME(backward_source)(p, g, j, r);
+static void NAME(source_atom)(const NAME(problem) *p, const NAME(gradients) *g,
+                              const NAME(shared) *s, int64_t j, const NAME(room) *r) {
+    UNITS(j, s, NAME(source_unit)(p, g, s, u, r))
 }
 
-static VEC *NAME(make_room)(const NAME(problem) *p, int64_t vectors) {
+/* x [N, heads, dim] of atom i by lanes. */
+static void NAME(copy_atom)(const NAME(problem) *p, const NAME(shared) *s, int64_t i,
+                            const REAL *x, VEC *out) {
+    UNITS(i, s, NAME(to_lanes)(x + i * p->heads * u.dim, u, u.dim, out + (i * s->groups + group) * u.dim))
+}
+
+static void *NAME(allocate)(int64_t vectors) {
+    return aligned_alloc(64, 64 * (size_t)(vectors * (int64_t)sizeof(VEC) / 64 + 1));
+}
+
+/* Returns the memory that `room` points into, NULL when there is none. */
+static VEC *NAME(make_room)(const NAME(problem) *p, const NAME(shared) *s, NAME(room) *r) {
     int64_t longest = 0;
     for (int64_t i = 0; i < p->atoms; i++) {
         const int64_t size = p->row_ptr[i + 1] - p->row_ptr[i];
         longest = size > longest ? size : longest;
     }
-    const int64_t flat = (NAME(window)(p) + p->count) / LANES + 2;
-    const int64_t size = (8 + 2 * NAME(rows)(p) + longest) * vectors + flat;
-    return aligned_alloc(sizeof(VEC), sizeof(VEC) * (size_t)size);
+    longest += longest % 2; /* the weights are WIDE vectors */
+    const int64_t basis = NAME(BLOCK) * s->window / LANES;
+    VEC *next = NAME(allocate)(basis + 3 * longest + 2 * s->rows + 2 * p->dim), *memory = next;
+    if (!next) return NULL;
+    r->basis = next, next += basis;
+    r->weight = next, next += longest;
+    r->radial = next, next += longest;
+    r->slope = next, next += longest;
+    r->table = next, next += s->rows;
+    r->block = next, next += s->rows;
+    r->out = next;
+    return memory;
+}
+
+static void NAME(free_shared)(NAME(shared) *s) {
+    VEC *all[] = {s->q, s->k, s->v, s->grad_y, s->weight, s->run_weight, s->run_score};
+    for (int n = 0; n < 7; n++) free(all[n]);
+    free_runs(&s->by);
+}
+
+/* Returns 0, or 1 when memory ran out. */
+static int NAME(make_shared)(const NAME(problem) *p, int backward, int threads, NAME(shared) *s) {
+    memset(s, 0, sizeof(*s));
+    if (make_runs(p->source, p->row_ptr, p->atoms, threads, &s->by)) return 1;
+    const int64_t needed = (int64_t)(2 * p->reach / p->spacing) + 2, whole = 2 * LANES;
+    s->window = ((needed < p->count ? needed : p->count) + whole - 1) / whole * whole;
+    s->rows = p->count > s->window ? p->count : s->window; /* of radial functions in tables */
+    s->groups = (p->heads + LANES - 1) / LANES;
+    const int64_t size = p->atoms * p->dim * s->groups, runs = backward ? s->by.number : 0;
+    s->q = NAME(allocate)(size);
+    s->k = NAME(allocate)(size);
+    s->v = NAME(allocate)(size);
+    s->grad_y = NAME(allocate)(backward ? size : 0);
+    s->weight = NAME(allocate)(p->dim * p->count * s->groups);
+    s->run_weight = NAME(allocate)(runs * s->groups);
+    s->run_score = NAME(allocate)(runs * s->groups);
+    if (!s->q || !s->k || !s->v || !s->grad_y || !s->weight || !s->run_weight || !s->run_score)
+        return 1;
+    memset(s->weight, 0, sizeof(VEC) * p->dim * p->count * s->groups);
+    for (int64_t h = 0; h < p->heads; h++) {
+        REAL *lane = (REAL *)(s->weight + h / LANES * p->count * p->dim) + h % LANES;
+        for (int64_t d = 0; d < p->dim; d++)
+            for (int64_t k = 0; k < p->count; k++)
+                lane[(k * p->dim + d) * LANES] = p->weight[(h * p->dim + d) * p->count + k];
+    }
+    return 0;
+}
+
+/* Forward where `g` is NULL, else backward. */
+static ALWAYS_INLINE int NAME(run)(const NAME(problem) *p, const NAME(gradients) *g, int threads,
+                                   REAL *y, REAL *lse, REAL *mean) {
+    NAME(shared) s;
+    int failed = NAME(make_shared)(p, g != NULL, threads, &s);
+#pragma omp parallel num_threads(threads)
+    {
+        NAME(room) r;
+        VEC *memory = failed ? NULL : NAME(make_room)(p, &s, &r);
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        if (!failed) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < p->atoms; i++) {
+                NAME(copy_atom)(p, &s, i, p->q, s.q);
+                NAME(copy_atom)(p, &s, i, p->k, s.k);
+                NAME(copy_atom)(p, &s, i, p->v, s.v);
+                if (g) NAME(copy_atom)(p, &s, i, g->grad_y, s.grad_y);
+            }
+#pragma omp for schedule(dynamic, 8)
+            for (int64_t i = 0; i < p->atoms; i++) {
+                if (g) NAME(backward_atom)(p, g, &s, i, &r);
+                else NAME(forward_atom)(p, &s, i, &r, y, lse, mean);
+            }
+            if (g) {
+#pragma omp for schedule(dynamic, 8)
+                for (int64_t j = 0; j < p->atoms; j++) NAME(source_atom)(p, g, &s, j, &r);
+            }
+        }
+        free(memory);
+    }
+    NAME(free_shared)(&s);
+    return failed;
 }
 
 static int NAME(periodic_attention_forward)(const NAME(problem) *p, int threads, REAL *y, REAL *lse,
                                             REAL *mean) {
-    const int64_t vectors = (p->heads + LANES - 1) / LANES;
-    int failed = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        VEC *room = NAME(make_room)(p, vectors);
-        if (!room) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 8)
-        for (int64_t i = 0; i < p->atoms; i++)
-            if (!failed) NAME(forward_one)(p, i, vectors, room, y, lse, mean);
-        free(room);
-    }
-    return failed;
+    return NAME(run)(p, NULL, threads, y, lse, mean);
 }
 
-static int NAME(periodic_attention_backward)(const NAME(problem) *p, NAME(gradients) *g,
+static int NAME(periodic_attention_backward)(const NAME(problem) *p, const NAME(gradients) *g,
                                              int threads) {
-    const int64_t vectors = (p->heads + LANES - 1) / LANES;
-    runs r;
-    int failed = make_runs(p->source, p->row_ptr, p->atoms, &r);
-    const size_t size = sizeof(REAL) * (size_t)(r.number * p->heads + 1);
-    g->run_ptr = r.run_ptr;
-    g->run_weight = malloc(size);
-    g->run_score = malloc(size);
-    failed |= !g->run_weight || !g->run_score;
-#pragma omp parallel num_threads(threads)
-    {
-        VEC *room = NAME(make_room)(p, vectors);
-        if (!room) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 8)
-        for (int64_t i = 0; i < p->atoms; i++)
-            if (!failed) NAME(backward_one)(p, g, i, vectors, room);
-#pragma omp for schedule(dynamic, 8)
-        for (int64_t j = 0; j < p->atoms; j++)
-            if (!failed) NAME(source_one)(p, g, j, &r);
-        free(room);
-    }
-    free(g->run_weight);
-    free(g->run_score);
-    free_runs(&r);
-    return failed;
+    return NAME(run)(p, g, threads, NULL, NULL, NULL);
 }
+
+#undef WIDTH
+#undef LOG_2E
+#undef LN_2
+#undef UNITS

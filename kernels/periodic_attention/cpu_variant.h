@@ -1,52 +1,55 @@
-/* The kernel in both precisions for one kind of processor; VARIANT(x) is set by cpu.c. */
+/* The kernel in both precisions for one kind of processor; VARIANT(x) and WIDE_BYTES (of the vectors
+ * that exponentials work on) are set by cpu.c. */
 
-/* exp(x) for x <= 0, zero below the smallest normal number: 2^n times a polynomial of the rest.
+typedef float VARIANT(wide_float) __attribute__((vector_size(WIDE_BYTES)));
+typedef int32_t VARIANT(bits_wide_float) __attribute__((vector_size(WIDE_BYTES)));
+typedef double VARIANT(wide_double) __attribute__((vector_size(WIDE_BYTES)));
+typedef int64_t VARIANT(bits_wide_double) __attribute__((vector_size(WIDE_BYTES)));
+
+/* 2^x, zero below the smallest normal number (also for -inf): 2^n times a polynomial of the rest.
  * Adding 1.5 * 2^23 (2^52) rounds to an integer and leaves it in the low bits. */
-static ALWAYS_INLINE vec_float VARIANT(exp_float)(vec_float x) {
-    const bits_float normal = x > -87.0f;
-    x = (vec_float)((bits_float)x & normal);
-    const vec_float shifted = x * 1.44269504088896341f + 12582912.0f;
-    const vec_float n = shifted - 12582912.0f;
-    const vec_float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec_float e = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    e = e * r + 8.3334519073e-3f;
-    e = e * r + 4.1665795894e-2f;
-    e = e * r + 1.6666665459e-1f;
-    e = e * r + 5.0000001201e-1f;
-    e = e * r * r + r + 1.0f;
-    const bits_float power = ((bits_float)shifted << 23) + 0x3f800000;
-    return (vec_float)((bits_float)(e * (vec_float)power) & normal);
+static ALWAYS_INLINE VARIANT(wide_float) VARIANT(exp2_float)(VARIANT(wide_float) x) {
+    const VARIANT(wide_float) shifted = x + 12582912.0f;
+    const VARIANT(wide_float) r = x - (shifted - 12582912.0f);
+    VARIANT(wide_float) e = r * 1.5453162945e-4f + 1.3390863365e-3f; /* relative error 1e-7 */
+    e = e * r + 9.6180825573e-3f;
+    e = e * r + 5.5503571142e-2f;
+    e = e * r + 2.4022650761e-1f;
+    e = e * r + 6.9314718803e-1f;
+    e = e * r + 1.0f;
+    const VARIANT(bits_wide_float) power = ((VARIANT(bits_wide_float))shifted << 23) + 0x3f800000;
+    return (VARIANT(wide_float))((VARIANT(bits_wide_float))(e * (VARIANT(wide_float))power) & (x > -126.0f));
 }
 
-static ALWAYS_INLINE vec_double VARIANT(exp_double)(vec_double x) {
-    const bits_double normal = x > -708.0;
-    x = (vec_double)((bits_double)x & normal);
-    const vec_double shifted = x * 1.4426950408889634074 + 6755399441055744.0;
-    const vec_double n = shifted - 6755399441055744.0;
-    const vec_double r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6;
-    vec_double e = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0; /* Taylor up to r^13 */
-    e = e * r + 1.0 / 39916800.0;
-    e = e * r + 1.0 / 3628800.0;
-    e = e * r + 1.0 / 362880.0;
-    e = e * r + 1.0 / 40320.0;
-    e = e * r + 1.0 / 5040.0;
-    e = e * r + 1.0 / 720.0;
-    e = e * r + 1.0 / 120.0;
-    e = e * r + 1.0 / 24.0;
-    e = e * r + 1.0 / 6.0;
-    e = e * r + 0.5;
-    e = e * r * r + r + 1.0;
-    const bits_double power = ((bits_double)shifted << 52) + 0x3ff0000000000000;
-    return (vec_double)((bits_double)(e * (vec_double)power) & normal);
+static ALWAYS_INLINE VARIANT(wide_double) VARIANT(exp2_double)(VARIANT(wide_double) x) {
+    const VARIANT(wide_double) shifted = x + 6755399441055744.0;
+    const VARIANT(wide_double) r = x - (shifted - 6755399441055744.0);
+    VARIANT(wide_double) e = r * 1.3691488853904128881e-12 + 2.5678435993488205142e-11; /* Taylor to r^13 */
+    e = e * r + 4.4455382718708114976e-10;
+    e = e * r + 7.0549116208011233299e-9;
+    e = e * r + 1.0178086009239699727e-7;
+    e = e * r + 1.3215486790144309488e-6;
+    e = e * r + 1.5252733804059840280e-5;
+    e = e * r + 1.5403530393381609954e-4;
+    e = e * r + 1.3333558146428443423e-3;
+    e = e * r + 9.6181291076284771620e-3;
+    e = e * r + 5.5504108664821579953e-2;
+    e = e * r + 2.4022650695910071233e-1;
+    e = e * r + 6.9314718055994530942e-1;
+    e = e * r + 1.0;
+    const VARIANT(bits_wide_double) power = ((VARIANT(bits_wide_double))shifted << 52) + 0x3ff0000000000000;
+    return (VARIANT(wide_double))((VARIANT(bits_wide_double))(e * (VARIANT(wide_double))power) & (x > -1022.0));
 }
 
 #define REAL float
 #define LANES 8
 #define VEC vec_float
 #define BITS bits_float
-#define COUNTING {0, 1, 2, 3, 4, 5, 6, 7}
-#define EXP VARIANT(exp_float)
-#define LOG logf
+#define WIDE VARIANT(wide_float)
+#define COUNTING counting_float
+#define EXP2 VARIANT(exp2_float)
+#define LOG2 log2f
+#define EXP expf
 #define SQRT sqrtf
 #define NAME(x) VARIANT(x##_float)
 #include "cpu_kernel.h"
@@ -54,9 +57,11 @@ static ALWAYS_INLINE vec_double VARIANT(exp_double)(vec_double x) {
 #undef LANES
 #undef VEC
 #undef BITS
+#undef WIDE
 #undef COUNTING
+#undef EXP2
+#undef LOG2
 #undef EXP
-#undef LOG
 #undef SQRT
 #undef NAME
 
@@ -64,9 +69,11 @@ static ALWAYS_INLINE vec_double VARIANT(exp_double)(vec_double x) {
 #define LANES 4
 #define VEC vec_double
 #define BITS bits_double
-#define COUNTING {0, 1, 2, 3}
-#define EXP VARIANT(exp_double)
-#define LOG log
+#define WIDE VARIANT(wide_double)
+#define COUNTING counting_double
+#define EXP2 VARIANT(exp2_double)
+#define LOG2 log2
+#define EXP exp
 #define SQRT sqrt
 #define NAME(x) VARIANT(x##_double)
 #include "cpu_kernel.h"
@@ -74,8 +81,10 @@ static ALWAYS_INLINE vec_double VARIANT(exp_double)(vec_double x) {
 #undef LANES
 #undef VEC
 #undef BITS
+#undef WIDE
 #undef COUNTING
+#undef EXP2
+#undef LOG2
 #undef EXP
-#undef LOG
 #undef SQRT
 #undef NAME
