@@ -43,7 +43,7 @@ def half_box(half_widths: Iterable[float]) -> Tensor:
 
 
 class BoxSums:
-    r"""The published sum over the wave vectors \|m_t\| <= 2, for G crystals of n atoms each.
+    r"""The published sum over the wave vectors |m_t| <= 2, for G crystals of n atoms each.
 
     The sum is clamped at 1e-6 before its logarithm, with zero gradient where it is. Far from
     converged unless the lattice vectors are short: it depends on how the unit cell was chosen.
@@ -79,12 +79,14 @@ class BoxSums:
 class MixedTerms:
     """Terms of ``LatticeSums`` when the first r lattice vectors are summed by wave vectors.
 
-    N images n of the other lattice vectors, M wave vectors of the first ones (half of them).
+    N images n of the other lattice vectors, every pair's own in the order of their distance h from
+    the span of the first r; M wave vectors of these, half of them.
     """
 
-    squared_height: Tensor  # [n (i), n (j), N] Å^2, distance from the span of the r vectors
-    excess: Tensor  # [N] Å^2, squared height above the pair's least one, for the closest pair
-    cosine: Tensor  # [n (i), n (j), N, M]
+    least: Tensor  # [n (i), n (j)] Å^2, smallest h^2
+    height: Tensor  # [n (i), n (j), N] Å^2, h^2 above the smallest
+    excess: Tensor  # [N] Å^2, the same for the pair that has least of it
+    cosine: Tensor  # [n (i), n (j), N, M], twice where the wave vector stands for m and -m
     squared_wave: Tensor  # [M] 1/Å^2, ascending
     log_volume: Tensor  # of the r vectors' parallelepiped
 
@@ -117,7 +119,7 @@ class LatticeSums:
         self.crossover = self.basis.detach().norm(dim=1) / math.sqrt(2 * math.pi)  # Å
         # A Gaussian of width 1 falls below the tolerance at the root of this.
         self.range = -2 * math.log(0.1 * torch.finfo(pos.dtype).eps)
-        self.tables: dict[int, MixedTerms] = {}
+        self.tables: dict[tuple[int, int], MixedTerms] = {}
 
     def __call__(self, variance: Tensor) -> Tensor:
         r""":math:`\alpha_{ij}` [n (i), H, n (j)] of :math:`\bar\sigma_i^2` [n, H] Å^2."""
@@ -125,27 +127,26 @@ class LatticeSums:
         alpha = variance.new_zeros(*variance.shape, len(variance))
         for r in waves.unique().tolist():
             atom, head = (waves == r).nonzero(as_tuple=True)
-            if r not in self.tables:
-                self.tables[r] = self.terms(r)
-            rows = self.rows(r, self.tables[r], atom, variance[atom, head])
-            alpha = alpha.index_put((atom, head), rows)
+            alpha = alpha.index_put((atom, head), self.rows(r, atom, variance[atom, head]))
         return alpha
 
-    def terms(self, r: int) -> MixedTerms:
-        """The images and wave vectors that some width between the crossovers of r needs."""
+    def terms(self, r: int, octave: int) -> MixedTerms:
+        """What widths between the crossovers of r need if their square is at most 2^octave Å^2."""
         short, long = self.basis[:r], self.basis[r:]
         dual = torch.linalg.inv(short @ short.T) @ short
         across = torch.eye(3).to(short) - dual.T @ short  # projects out the span of the short ones
 
         heights, steps = self.delta.detach() @ across.detach(), (long @ across).detach()
         # Beyond this a term is below the tolerance, even at the largest width.
-        reach = self.range * self.crossover[r:].square().amin() if r < 3 else steps.new_zeros(())
+        largest = self.crossover[r:].square().amin() if r < 3 else steps.new_zeros(())
+        reach = self.range * largest.clamp_max(2.0**octave)
         radius = (reach + heights.square().sum(-1).amax()).sqrt()
         planes = (torch.linalg.inv(steps @ steps.T) @ steps).norm(dim=1)
         images = integer_box((radius * planes + 0.5).tolist()).to(steps)
-        squared = (heights[:, :, None] + images @ steps).square().sum(-1)
-        excess, order = (squared - squared.amin(-1, keepdim=True)).amin((0, 1)).sort()
-        images = images[order[excess <= reach]]
+        squared, order = (heights[:, :, None] + images @ steps).square().sum(-1).sort()
+        excess = (squared - squared[..., :1]).amin((0, 1))
+        excess = excess[excess <= reach]
+        images = images[order[..., : len(excess)]]  # every pair has its own nearest ones
 
         limit = self.range / self.crossover[:r].square().amax() if r else steps.new_zeros(())
         lengths = short.detach().norm(dim=1)
@@ -153,30 +154,36 @@ class LatticeSums:
         waves = 2 * math.pi * m @ dual
         squared_wave, order = waves.detach().square().sum(-1).sort()
         waves = waves[order[squared_wave <= limit]]
+        copies = torch.where(torch.arange(len(waves)).to(waves) > 0, 2.0, 1.0)  # m and -m
 
         vectors = self.delta[:, :, None] + images @ long
+        height = (vectors @ across).square().sum(-1)
+        least = height.detach().amin(-1)
         return MixedTerms(
-            squared_height=(vectors @ across).square().sum(-1),
-            excess=excess[: len(images)],
-            cosine=(vectors @ waves.T).cos(),
+            least=least,
+            height=height - least[..., None],
+            excess=excess,
+            cosine=copies * (vectors @ waves.T).cos(),
             squared_wave=waves.square().sum(-1),
             log_volume=0.5 * torch.linalg.det(short @ short.T).log(),
         )
 
-    def rows(self, r: int, terms: MixedTerms, atom: Tensor, variance: Tensor) -> Tensor:
+    def rows(self, r: int, atom: Tensor, variance: Tensor) -> Tensor:
         """Alpha [R, n (j)] of R pairs of an atom i and a variance, which share one r."""
-        low, high = variance.detach().aminmax()
+        low, high = (bound.item() for bound in variance.detach().aminmax())
+        key = r, math.ceil(math.log2(high))
+        if key not in self.tables:
+            self.tables[key] = self.terms(*key)
+        terms = self.tables[key]
         images = int((terms.excess <= self.range * high).sum())
         waves = int((terms.squared_wave.detach() <= self.range / low).sum())
         weights = torch.exp(-0.5 * variance[:, None] * terms.squared_wave[:waves])
-        copies = torch.where(torch.arange(waves, device=variance.device) > 0, 2, 1)  # m and -m
         cosine = terms.cosine[:, :, :images, :waves][atom]
-        along = torch.einsum("rjnm,rm->rjn", cosine, copies * weights)
-        height = terms.squared_height[:, :, :images][atom]
-        least = height.detach().amin(-1)
-        decay = torch.exp((least[..., None] - height) / (2 * variance[:, None, None]))
-        scale = 0.5 * r * (2 * math.pi * variance).log() - terms.log_volume
-        return (decay * along).sum(-1).log() + scale[:, None] - least / (2 * variance[:, None])
+        along = torch.einsum("rjnm,rm->rjn", cosine, weights)
+        a = -0.5 / variance[:, None]
+        decay = torch.exp(a[..., None] * terms.height[:, :, :images][atom])
+        scale = 0.5 * r * (2 * math.pi * variance[:, None]).log() - terms.log_volume
+        return (decay * along).sum(-1).log() + a * terms.least[atom] + scale
 
 
 def reduction(cell: np.ndarray) -> np.ndarray:
@@ -187,14 +194,14 @@ def reduction(cell: np.ndarray) -> np.ndarray:
     basis, k = cell.copy(), 1
     while k < 3:
         for t in reversed(range(k)):
-            r = np.linalg.qr(basis.T, mode="r")
+            r = np.linalg.qr(basis.T)[1]
             basis[k] -= np.rint(r[t, k] / r[t, t]) * basis[t]
-        r = np.linalg.qr(basis.T, mode="r")
-        if r[k, k] ** 2 + r[k - 1, k] ** 2 >= 0.99 * r[k - 1, k - 1] ** 2:
-            k += 1
-        else:
+        r = np.linalg.qr(basis.T)[1]
+        if r[k, k] ** 2 + r[k - 1, k] ** 2 < 0.99 * r[k - 1, k - 1] ** 2:
             basis[[k - 1, k]] = basis[[k, k - 1]]
             k = max(k - 1, 1)
+        else:
+            k += 1
     order = np.argsort(np.linalg.norm(basis, axis=1), kind="stable")
     return np.rint(basis[order] @ np.linalg.inv(cell))
 
