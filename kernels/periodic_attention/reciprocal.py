@@ -171,7 +171,7 @@ class LatticeSums:
     def rows(self, r: int, atom: Tensor, variance: Tensor) -> Tensor:
         """Alpha [R, n (j)] of R pairs of an atom i and a variance, which share one r."""
         low, high = (bound.item() for bound in variance.detach().aminmax())
-        key = r, math.ceil(math.log2(high))
+        key = r, math.ceil(math.log2(high)) if r < 3 and math.isfinite(high) else 0
         if key not in self.tables:
             self.tables[key] = self.terms(*key)
         terms = self.tables[key]

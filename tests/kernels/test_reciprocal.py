@@ -230,3 +230,11 @@ def test_reduction_finds_the_short_basis():
     found = reduction(worse)
     assert abs(np.linalg.det(found)) == pytest.approx(1)
     np.testing.assert_allclose(np.linalg.norm(found @ worse, axis=1), 1.5 * math.sqrt(3))
+
+
+@pytest.mark.parametrize("mode", SUMS)
+def test_widths_that_are_not_numbers_stay_so(mode):
+    """A training run that diverges is told by its loss."""
+    data = golden("triclinic6")
+    variance = torch.full((6, 2), math.nan, dtype=torch.float64)
+    assert FUNCTIONS[mode](data["pos"], data["lattice"], variance).isnan().all()
