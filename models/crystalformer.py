@@ -16,11 +16,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matattn.kernels.periodic_attention import cutoff_for_tolerance, periodic_attention
+from matattn.kernels.periodic_attention.reciprocal import (
+    SUMS,
+    EqualCrystals,
+    periodic_sums,
+    reciprocal_attention,
+)
 from matattn.kernels.periodic_attention.reference import adaptive_range, safe_distance
 from matattn.models.element_features import element_features as element_table
 from matattn.neighbors import ImageRule
 
 SUMMATIONS = ("converged", "published_adaptive", "published_r2")
+RECIPROCAL = ("none", *SUMS)
 
 
 @runtime_checkable
@@ -51,6 +58,7 @@ class Geometry:
     log_multiplicity: Float[Tensor, " edges"] | None
     orbit_size: Float[Tensor, " atoms"] | None
     atom_cell: Float[Tensor, "atoms 3 3"]  # Å
+    periodic_sums: list[EqualCrystals] | None = None  # of the reciprocal-space heads
 
 
 class InfinitelyConnectedAttention(nn.Module):
@@ -71,10 +79,14 @@ class InfinitelyConnectedAttention(nn.Module):
     they are frozen then and saved with the weights. Before any training they are recomputed for
     every batch and not stored.
 
+    With ``reciprocal``, the second half of the heads works in reciprocal space ("dual space" in the
+    paper): their Gaussians have :math:`\bar\sigma_i^2 = \bar r_0^2 \rho`, their values no W.
+
     Shapes: x [N, dim] -> [N, dim]. Units: Å.
     """
 
     R0, SLOPE, FLOOR = 1.4, 0.1, 0.5  # r_0 in Å, a and b
+    RECIPROCAL_R0 = 2.2  # Å
     sigma_mean: Tensor
     sigma_std: Tensor
     sigma_fitted: Tensor
@@ -87,11 +99,15 @@ class InfinitelyConnectedAttention(nn.Module):
         radial_max: float,
         radial_width: float,
         summation: str,
+        reciprocal: bool = False,
     ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        if reciprocal and num_heads % 2:
+            raise ValueError(f"num_heads={num_heads} is odd: half of the heads are reciprocal")
         self.num_heads, self.summation = num_heads, summation
+        self.real_heads = num_heads // 2 if reciprocal else num_heads
         self.head_dim = dim // num_heads
         self.spacing = radial_max / max(num_radial, 1)
         self.width = self.spacing * radial_width
@@ -100,7 +116,7 @@ class InfinitelyConnectedAttention(nn.Module):
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
         self.sigma_weight = nn.Parameter(torch.empty(num_heads, self.head_dim))
-        self.radial_weight = nn.Parameter(torch.empty(num_heads, self.head_dim, num_radial))
+        self.radial_weight = nn.Parameter(torch.empty(self.real_heads, self.head_dim, num_radial))
         self.register_buffer("sigma_mean", torch.zeros(()))
         self.register_buffer("sigma_std", torch.ones(()))
         self.register_buffer("sigma_fitted", torch.zeros((), dtype=torch.bool))
@@ -126,16 +142,23 @@ class InfinitelyConnectedAttention(nn.Module):
         """The mixing operator: what every atom gathers from all images."""
         shape = (len(x), self.num_heads, self.head_dim)
         q, k, v = (p(x).view(shape) for p in (self.q_proj, self.k_proj, self.v_proj))
-        inverse = self.inverse_square_sigma(q, geometry.orbit_size)
+        inverse, real = self.inverse_square_sigma(q, geometry.orbit_size), self.real_heads
         bias = geometry.log_multiplicity
         if self.summation == "published_adaptive":
-            bias = self._outside_box(inverse, geometry)
+            bias = self._outside_box(inverse[:, :real], geometry)
         y = periodic_attention(
-            q, k, v, -0.5 * inverse, self.radial_weight,
+            q[:, :real], k[:, :real], v[:, :real], -0.5 * inverse[:, :real], self.radial_weight,
             geometry.distance, geometry.source, geometry.row_ptr,
             spacing=self.spacing, width=self.width, bias=bias,
         )  # fmt: skip
-        return self.out_proj(cast(Tensor, y).flatten(1))  # (y, lse) only with return_lse
+        y = cast(Tensor, y)  # (y, lse) only with return_lse
+        if geometry.periodic_sums is not None:
+            variance = (self.R0 * self.RECIPROCAL_R0) ** 2 * inverse  # r̄_0^2 ρ
+            other = reciprocal_attention(
+                q[:, real:], k[:, real:], v[:, real:], variance[:, real:], geometry.periodic_sums
+            )
+            y = torch.cat([y, other], 1)
+        return self.out_proj(y.flatten(1))
 
     forward = mix
 
@@ -193,6 +216,9 @@ class Crystalformer(nn.Module):
         summation: "converged" sums all images whose weight is above a tolerance;
             "published_adaptive" and "published_r2" sum the boxes of the published CUDA kernels and
             PyTorch path, for weights that were trained with them.
+        reciprocal: "published" or "converged" puts the second half of the heads in reciprocal space
+            (the paper's "dual space"), with the published wave vectors |m_t| <= 2 or with all
+            that count; "none" leaves all heads in real space.
 
     Shapes: batch of B crystals -> [B, T], in whatever units the targets were normalised to.
 
@@ -214,23 +240,32 @@ class Crystalformer(nn.Module):
         radial_width: float = 1.0,
         element_features: str = "one_hot",
         summation: str = "converged",
+        reciprocal: str = "none",
     ) -> None:
         super().__init__()
         if summation not in SUMMATIONS:
             raise ValueError(f"summation={summation!r}: choose one of {', '.join(SUMMATIONS)}")
+        if reciprocal not in RECIPROCAL:
+            raise ValueError(f"reciprocal={reciprocal!r}: choose one of {', '.join(RECIPROCAL)}")
         if num_blocks < 1 or num_radial < 0 or radial_max <= 0 or radial_width <= 0:
             raise ValueError(
                 "num_blocks must be at least 1, num_radial at least 0, radial_max and radial_width "
                 f"above 0; got {num_blocks}, {num_radial}, {radial_max}, {radial_width}"
             )
-        self.summation = summation
+        self.summation, self.reciprocal = summation, reciprocal
         table = element_table(element_features)
         self.register_buffer("elements", table)
         self.embedding = nn.Linear(table.shape[1], dim, bias=False)
         self.blocks = nn.ModuleList(
             CrystalformerBlock(
                 InfinitelyConnectedAttention(
-                    dim, num_heads, num_radial, radial_max, radial_width, summation
+                    dim,
+                    num_heads,
+                    num_radial,
+                    radial_max,
+                    radial_width,
+                    summation,
+                    reciprocal != "none",
                 ),
                 dim,
                 ffn_dim,
@@ -272,12 +307,14 @@ class Crystalformer(nn.Module):
     def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule:
         """The neighbour list this network needs.
 
-        ``tolerance`` and ``symmetry`` (see ``ImageRule``) count in converged mode only.
+        ``tolerance`` and ``symmetry`` (see ``ImageRule``) count in converged mode only, and
+        ``symmetry`` only where all heads work in real space, with distances.
         """
         if self.summation == "published_r2":
             return ImageRule(cutoff=0.0, box=True)
         if self.summation == "published_adaptive":
             return ImageRule(cutoff=3.5 * self.sigma_max + 0.01, box=True)
+        symmetry = symmetry if self.reciprocal == "none" else 0.0
         return ImageRule(self.cutoff(tolerance), symmetry=symmetry)
 
     def geometry(self, batch: Crystals) -> Geometry:
@@ -289,6 +326,8 @@ class Crystalformer(nn.Module):
         distance, multiplicity, orbit_size = (
             getattr(batch, name, None) for name in ("distance", "multiplicity", "orbit_size")
         )
+        if distance is not None and self.reciprocal != "none":
+            raise ValueError("reciprocal-space heads need positions: a batch without symmetry")
         if distance is None:
             assert batch.image is not None
             cell = batch.cell[batch.batch[target]]
@@ -305,6 +344,9 @@ class Crystalformer(nn.Module):
             log_multiplicity=None if multiplicity is None else multiplicity.log(),
             orbit_size=orbit_size,
             atom_cell=batch.cell[batch.batch],
+            periodic_sums=None
+            if self.reciprocal == "none"
+            else periodic_sums(batch.pos, batch.cell, batch.batch, self.reciprocal),
         )
 
     def embed(self, batch: Crystals) -> Float[Tensor, "atoms dim"]:

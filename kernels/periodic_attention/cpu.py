@@ -32,9 +32,7 @@ _PROBLEM = {
     )
     for dtype, real in _REALS.items()
 }
-_GRADIENTS = _structure(
-    "grad_y grad_lse y lse grad_q grad_k grad_v grad_a grad_distance"
-)
+_GRADIENTS = _structure("grad_y grad_lse y lse grad_q grad_k grad_v grad_a grad_distance")
 
 
 @cache

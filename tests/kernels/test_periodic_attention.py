@@ -3,6 +3,7 @@
 Needs torch, numpy and pytest only.
 """
 
+import ctypes
 import math
 from functools import cache
 from pathlib import Path
@@ -337,6 +338,32 @@ def test_compiled_results_do_not_depend_on_the_number_of_threads(dtype):
     for other in results[1:]:
         for one, another in zip(results[0], other, strict=True):
             assert torch.equal(one, another)
+
+
+@pytest.mark.skipif(CPU_REFUSES is not None, reason=f"cpu backend: {CPU_REFUSES}")
+@pytest.mark.parametrize("heads, dim, radial", [(8, 16, 64), (4, 16, 64), (3, 5, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_code_for_every_kind_of_processor(heads, dim, radial, dtype):
+    library = cpu._library()
+    most = ctypes.c_int.in_dll(library, "most_variant")
+    arguments = random_arguments([30, 2, 8, 61, 17, 129], heads, dim, radial, dtype)
+    results = {}
+    try:
+        for most.value in range(3):
+            leaves = [tensor.clone().requires_grad_() for tensor in arguments[:6]]
+            y, lse = periodic_attention(
+                *leaves, *arguments[6:], spacing=0.2, width=0.2, return_lse=True, backend="cpu"
+            )
+            gradients = torch.autograd.grad(y.sum() + lse.sum(), leaves)
+            results[library.variant()] = [y, lse, *gradients]
+    finally:
+        most.value = 2
+    assert set(results) == set(range(library.variant() + 1))
+    expected = results[0]
+    for result in results.values():
+        for name, value, other in zip(("y", "lse", *INPUTS), result, expected, strict=True):
+            error = (value - other).abs().max() / other.abs().max().clamp(min=1e-3)
+            assert error <= (1e-13 if dtype == torch.float64 else 1e-5), f"{name}: {error:.1e}"
 
 
 def test_without_a_compiled_library_the_torch_backend_serves(monkeypatch, caplog):

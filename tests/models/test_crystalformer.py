@@ -9,11 +9,19 @@ import pytest
 import torch
 
 from matattn.batch import collate
-from matattn.models.crystalformer import SUMMATIONS, Crystalformer, from_reference_state
+from matattn.kernels.periodic_attention import reference
+from matattn.models.crystalformer import (
+    RECIPROCAL,
+    SUMMATIONS,
+    Crystalformer,
+    from_reference_state,
+)
 from matattn.models.element_features import element_features
-from matattn.testing import CrystalContract, rutile_supercell
+from matattn.neighbors import ImageRule
+from matattn.testing import CrystalContract, random_crystal, rutile_supercell
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "crystalformer" / "model_small.npz"
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 MODES = {"published_r2": "R2", "published_adaptive": "adaptive", "converged": "converged"}
 
 
@@ -54,6 +62,38 @@ class TestWithoutPsi(CrystalContract):
         assert difference.abs().max() < 1e-12
 
 
+class TestDualSpace(CrystalContract):
+    network_class = Crystalformer
+    arguments = {
+        "num_targets": 2,
+        "dim": 16,
+        "num_heads": 4,
+        "num_blocks": 1,
+        "ffn_dim": 24,
+        "num_radial": 12,
+        "reciprocal": "converged",
+    }
+
+
+class TestPublishedDualSpace(CrystalContract):
+    network_class = Crystalformer
+    arguments = TestDualSpace.arguments | {"reciprocal": "published"}
+
+    def samples(self):
+        generator = np.random.default_rng(7)
+        return [random_crystal(generator, atoms) for atoms in (1, 12, 5, 3)]
+
+    def test_supercell(self) -> None:
+        """The published wave vectors |m_t| <= 2 are too few for a long cell."""
+        with pytest.raises(AssertionError, match="differs by"):
+            super().test_supercell()
+
+    def test_other_basis_of_the_same_lattice(self) -> None:
+        """They depend on the basis as well."""
+        with pytest.raises(AssertionError, match="differs by"):
+            super().test_other_basis_of_the_same_lattice()
+
+
 @pytest.mark.parametrize(
     "arguments, count",
     [({}, 853_505), ({"num_radial": 0}, 820_737), ({"num_blocks": 7}, 1_471_745)],
@@ -64,6 +104,12 @@ def test_published_number_of_parameters(arguments, count):
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert trainable == count
     assert trainable + 3 * len(network.blocks) in (853_517, 820_749, 1_471_766)
+
+
+def test_dual_space_has_radial_weights_for_half_of_the_heads():
+    network = Crystalformer(reciprocal="published")
+    assert network.blocks[0].attention.radial_weight.shape == (4, 16, 64)
+    assert sum(p.numel() for p in network.parameters()) == 853_505 - 4 * 4 * 16 * 64
 
 
 def test_initialisation_is_t_fixup():
@@ -127,8 +173,51 @@ def test_widths_are_scaled_by_all_atoms_that_a_row_stands_for():
     torch.testing.assert_close(statistics[0], statistics[1], rtol=0, atol=1e-12)
 
 
-def test_gradients_reach_positions_and_cell():
+def test_reciprocal_heads_refuse_a_batch_reduced_by_symmetry():
+    network = Crystalformer(dim=16, num_heads=2, reciprocal="converged")
+    assert network.image_rule(1e-6, symmetry=1e-3).symmetry == 0
+    batch = collate([rutile_supercell()], ImageRule(6.0, symmetry=1e-3))
+    with pytest.raises(ValueError, match="without symmetry"):
+        network(batch)
+
+
+@pytest.mark.parametrize("reciprocal", ["published", "converged"])
+def test_dual_space_attention_by_the_formula(reciprocal):
+    """One layer, head by head: heads 0 and 1 real with psi, heads 2 and 3 without it at 2.2 Å."""
+    contract = TestDualSpace()
+    contract.arguments = contract.arguments | {"reciprocal": reciprocal}
+    network, sample = contract.network(), contract.samples()[2]
+    batch = contract.batch(network, [sample])
+    attention, geometry = network.blocks[0].attention, network.geometry(batch)
+    x = torch.randn(len(sample["z"]), 16, dtype=torch.float64)
+    seen = []
+    attention.out_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    attention.mix(x, geometry)
+    q, k, v = (p(x).unflatten(1, (4, 4)) for p in map(attention.get_submodule, PROJECTIONS))
+    rho = attention.inverse_square_sigma(q) * 1.4**2
+    a = -0.5 * torch.cat([rho[:, :2] / 1.4**2, 1 / (2.2**2 * rho[:, 2:])], 1)
+    pos, cell = sample["pos"], sample["cell"][0]
+    alpha, beta = reference.image_sums(
+        pos, cell, a, reference.sphere_images(pos, cell, 22.0),
+        spacing=attention.spacing, width=attention.width, count=12,
+    )  # fmt: skip
+    if reciprocal == "published":
+        m = reference.box_images(torch.tensor([2, 2, 2])).double()
+        waves = 2 * math.pi * m @ torch.linalg.inv(cell).T
+        cosine = torch.cos((pos[None] - pos[:, None]) @ waves.T)
+        decay = torch.exp(waves.square().sum(-1) / (4 * a[:, 2:, None]))
+        total = torch.einsum("ijm,ihm->ijh", cosine, decay)
+        alpha[..., 2:] = total.log() + 1.5 * (-math.pi / a[:, None, 2:]).log()
+        alpha[..., 2:] -= torch.linalg.det(cell).abs().log()
+    weight = torch.cat([attention.radial_weight, torch.zeros(2, 4, 12, dtype=torch.float64)])
+    y, _ = reference.pair_attention(q, k, v, alpha, beta, weight)
+    assert (seen[0] - y.flatten(1)).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("reciprocal", RECIPROCAL)
+def test_gradients_reach_positions_and_cell(reciprocal):
     contract = TestCrystalformer()
+    contract.arguments = contract.arguments | {"reciprocal": reciprocal}
     network = contract.network()
     batch = contract.batch(network, contract.samples())
     batch.pos.requires_grad_()
@@ -142,6 +231,10 @@ def test_gradients_reach_positions_and_cell():
 def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="published_r2"):
         Crystalformer(summation="exact")
+    with pytest.raises(ValueError, match="none, published, converged"):
+        Crystalformer(reciprocal="dual")
+    with pytest.raises(ValueError, match="num_heads=3 is odd"):
+        Crystalformer(dim=12, num_heads=3, reciprocal="published")
     with pytest.raises(ValueError, match="one_hot, properties"):
         Crystalformer(element_features="magpie")
     with pytest.raises(ValueError, match="multiple of num_heads"):
