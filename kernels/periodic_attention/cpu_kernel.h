@@ -44,8 +44,10 @@ typedef struct {
 typedef struct {
     VEC *basis;                   /* [BLOCK, window / LANES] */
     VEC *weight, *radial, *slope; /* of the neighbours of one atom */
+    VEC *run, *other;             /* of the runs of one atom */
+    int64_t *place;               /* of the runs of one atom: where their other atom stands */
     VEC *table, *block;           /* [rows]: c or G by lanes, and partial sums of c */
-    VEC *out;                     /* [2, D] */
+    VEC *out;                     /* [D] */
 } NAME(room);
 
 /* One group of heads of one atom. */
@@ -94,6 +96,24 @@ static ALWAYS_INLINE VEC NAME(dot)(const VEC *restrict x, const VEC *restrict y,
 static ALWAYS_INLINE void NAME(add_scaled)(VEC s, const VEC *restrict x, int64_t dim,
                                            VEC *restrict out) {
     for (int64_t d = 0; d < dim; d++) out[d] += s * x[d];
+}
+
+/* out[d] = sum_n factor[n] x[place[n], d], in registers: 8 vectors at a time */
+static ALWAYS_INLINE void NAME(weighted_sum)(const VEC *restrict factor,
+                                             const int64_t *restrict place, int64_t size,
+                                             const VEC *restrict x, int64_t dim,
+                                             VEC *restrict out) {
+    int64_t d = 0;
+    for (; d + 7 < dim; d += 8) {
+        VEC sum[8] = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
+        for (int64_t n = 0; n < size; n++)
+            for (int64_t t = 0; t < 8; t++) sum[t] += factor[n] * x[place[n] * dim + d + t];
+        for (int64_t t = 0; t < 8; t++) out[d + t] = sum[t];
+    }
+    for (; d < dim; d++) {
+        out[d] = (VEC){0};
+        for (int64_t n = 0; n < size; n++) out[d] += factor[n] * x[place[n] * dim + d];
+    }
 }
 
 /* b_k(d) of the neighbours begin .. begin + size, each for the window of functions k that begins at
@@ -170,15 +190,18 @@ static ALWAYS_INLINE void NAME(forward_unit)(const NAME(problem) *p, const NAME(
         }
         for (int64_t m = 0; m < rows; m++) table[m] += block[m];
     }
-    memset(out, 0, sizeof(VEC) * dim);
     VEC total = {0};
-    for (int64_t run = s->by.run_ptr[u.atom]; run < s->by.run_ptr[u.atom + 1]; run++) {
-        const int64_t from = s->by.begin[run], to = s->by.begin[run + 1];
+    const int64_t first_run = s->by.run_ptr[u.atom];
+    const int64_t number = s->by.run_ptr[u.atom + 1] - first_run;
+    for (int64_t n = 0; n < number; n++) {
+        const int64_t from = s->by.begin[first_run + n], to = s->by.begin[first_run + n + 1];
         VEC sum = {0};
         for (int64_t e = from; e < to; e++) sum += r->weight[e - begin];
         total += sum;
-        NAME(add_scaled)(sum, s->v + (p->source[from] * s->groups + u.group) * dim, dim, out);
+        r->run[n] = sum;
+        r->place[n] = p->source[from] * s->groups + u.group;
     }
+    NAME(weighted_sum)(r->run, r->place, number, s->v, dim, out);
     for (int64_t k = 0; k < p->count; k++)
         NAME(add_scaled)(table[k], s->weight + (u.group * p->count + k) * dim, dim, out);
     const VEC inverse = 1 / total;
@@ -235,12 +258,13 @@ static ALWAYS_INLINE void NAME(backward_unit)(const NAME(problem) *p, const NAME
     for (int64_t h = 0; h < u.heads; h++) normal[h] = EXP(LN_2 * normal[h] - lse[h]);
     NAME(to_lanes)(g->y + row * dim, u, dim, r->out);
     const VEC offset = NAME(load)(g->grad_lse + row, u) - NAME(dot)(go, r->out, dim);
-    VEC *restrict grad_q = r->out, grad_a = {0};
-    memset(grad_q, 0, sizeof(VEC) * dim);
-    for (int64_t run = s->by.run_ptr[u.atom]; run < s->by.run_ptr[u.atom + 1]; run++) {
-        const int64_t from = s->by.begin[run], to = s->by.begin[run + 1];
-        const int64_t source = (p->source[from] * s->groups + u.group) * dim;
-        const VEC value = NAME(dot)(go, s->v + source, dim) + offset;
+    VEC grad_a = {0};
+    const int64_t first_run = s->by.run_ptr[u.atom];
+    const int64_t number = s->by.run_ptr[u.atom + 1] - first_run;
+    for (int64_t n = 0; n < number; n++) {
+        const int64_t run = first_run + n, from = s->by.begin[run], to = s->by.begin[run + 1];
+        const int64_t place = p->source[from] * s->groups + u.group;
+        const VEC value = NAME(dot)(go, s->v + place * dim, dim) + offset;
         VEC run_weight = {0}, run_score = {0};
         for (int64_t e = from; e < to; e++) {
             const REAL d = p->distance[e];
@@ -258,10 +282,12 @@ static ALWAYS_INLINE void NAME(backward_unit)(const NAME(problem) *p, const NAME
         run_score *= factor;
         s->run_weight[run * s->groups + u.group] = run_weight;
         s->run_score[run * s->groups + u.group] = run_score;
-        NAME(add_scaled)(run_score, s->k + source, dim, grad_q);
+        r->run[n] = run_score;
+        r->place[n] = place;
     }
     NAME(store)(grad_a, u, g->grad_a + row);
-    NAME(from_lanes)(grad_q, u, dim, g->grad_q + row * dim);
+    NAME(weighted_sum)(r->run, r->place, number, s->k, dim, r->out);
+    NAME(from_lanes)(r->out, u, dim, g->grad_q + row * dim);
 }
 
 /* The source pass: what atom j receives, from its runs, in the order of their targets. */
@@ -269,16 +295,17 @@ static ALWAYS_INLINE void NAME(source_unit)(const NAME(problem) *p, const NAME(g
                                             const NAME(shared) *s, const NAME(unit) u,
                                             const NAME(room) *r) {
     const int64_t dim = u.dim, row = u.atom * p->heads * dim;
-    VEC *restrict grad_k = r->out, *restrict grad_v = r->out + dim;
-    memset(r->out, 0, sizeof(VEC) * 2 * dim);
-    for (int64_t n = s->by.source_ptr[u.atom]; n < s->by.source_ptr[u.atom + 1]; n++) {
-        const int64_t run = s->by.by_source[n];
-        const int64_t target = (s->by.target[run] * s->groups + u.group) * dim;
-        NAME(add_scaled)(s->run_score[run * s->groups + u.group], s->q + target, dim, grad_k);
-        NAME(add_scaled)(s->run_weight[run * s->groups + u.group], s->grad_y + target, dim, grad_v);
+    const int64_t *by_source = s->by.by_source + s->by.source_ptr[u.atom];
+    const int64_t number = s->by.source_ptr[u.atom + 1] - s->by.source_ptr[u.atom];
+    for (int64_t n = 0; n < number; n++) {
+        r->place[n] = s->by.target[by_source[n]] * s->groups + u.group;
+        r->run[n] = s->run_score[by_source[n] * s->groups + u.group];
+        r->other[n] = s->run_weight[by_source[n] * s->groups + u.group];
     }
-    NAME(from_lanes)(grad_k, u, dim, g->grad_k + row);
-    NAME(from_lanes)(grad_v, u, dim, g->grad_v + row);
+    NAME(weighted_sum)(r->run, r->place, number, s->q, dim, r->out);
+    NAME(from_lanes)(r->out, u, dim, g->grad_k + row);
+    NAME(weighted_sum)(r->other, r->place, number, s->grad_y, dim, r->out);
+    NAME(from_lanes)(r->out, u, dim, g->grad_v + row);
 }
 
 /* Does CALL for each unit of atom i. Heads of 16 numbers and windows of 16 functions, as published,
@@ -322,19 +349,27 @@ static void *NAME(allocate)(int64_t vectors) {
 
 /* Returns the memory that `room` points into, NULL when there is none. */
 static VEC *NAME(make_room)(const NAME(problem) *p, const NAME(shared) *s, NAME(room) *r) {
-    int64_t longest = 0;
+    int64_t longest = 0, runs = 0;
     for (int64_t i = 0; i < p->atoms; i++) {
         const int64_t size = p->row_ptr[i + 1] - p->row_ptr[i];
+        const int64_t out = s->by.run_ptr[i + 1] - s->by.run_ptr[i];
+        const int64_t in = s->by.source_ptr[i + 1] - s->by.source_ptr[i];
         longest = size > longest ? size : longest;
+        runs = out > runs ? out : runs;
+        runs = in > runs ? in : runs;
     }
     longest += longest % 2; /* the weights are WIDE vectors */
-    const int64_t basis = NAME(BLOCK) * s->window / LANES;
-    VEC *next = NAME(allocate)(basis + 3 * longest + 2 * s->rows + 2 * p->dim), *memory = next;
+    const int64_t basis = NAME(BLOCK) * s->window / LANES, places = runs * 8 / sizeof(VEC) + 1;
+    VEC *next = NAME(allocate)(basis + 3 * longest + 2 * runs + places + 2 * s->rows + p->dim);
+    VEC *memory = next;
     if (!next) return NULL;
     r->basis = next, next += basis;
     r->weight = next, next += longest;
     r->radial = next, next += longest;
     r->slope = next, next += longest;
+    r->run = next, next += runs;
+    r->other = next, next += runs;
+    r->place = (int64_t *)next, next += places;
     r->table = next, next += s->rows;
     r->block = next, next += s->rows;
     r->out = next;
