@@ -1,19 +1,23 @@
-"""Infinitely connected attention against the dense formulation, in one run, on one thread.
+"""Infinitely connected attention: the operator and the whole network, against named alternatives.
 
-    python benchmarks/periodic_attention.py [--repeats 5]
-        [--output benchmarks/results/periodic_attention.csv]
+    python benchmarks/periodic_attention.py [--repeats 9] [--output benchmarks/results]
 
-32 random crystals of 20 atoms at 0.06 atoms/Å^3, the published network (853,505 parameters),
-forward and backward of the summed output in float32. Neighbour lists and radial functions are made
-anew in every repeat, as they are for every training batch.
+Random crystals of 0.06 atoms/Å^3, 8 heads of 16 numbers and 64 radial functions (the published
+sizes), forward and backward in float32. Contenders:
 
-The alternative is the paper's equations as they stand (alpha and beta of every pair over the images
-|n_t| <= 2, then attention over pairs; ``kernels/periodic_attention/reference.py`` in float32),
-which is what the authors' PyTorch path computes. Outputs are compared before any time is printed.
-Each contender runs in a process of its own, so that its peak memory is its own.
+dense     the paper's equations as they stand: alpha and beta of every pair over the images
+          |n_t| <= 2, then attention over pairs (``reference.image_sums``). The authors' PyTorch path
+          computes this.
+compiled  ``torch.compile`` of the flat formula (``reference.neighbor_attention``)
+torch     the ``torch`` backend
+cpu       the ``cpu`` backend
 
-The floor is the time of the matrix products alone (linear layers, and P·B and G·Bᵀ of every
-neighbour) at the sgemm rate measured in the same run.
+``level=op`` times the operator alone on ready neighbour lists; ``level=network`` the published
+network (853,505 parameters) from the atoms to all gradients, neighbour lists included. Every case
+runs in a process of its own; outputs and gradients of the contenders are compared before any time
+is written. The floor is derived in ``kernels/periodic_attention/README.md``: counted multiply-adds
+at the sgemm rate that the same process measures. ``extra_MB`` is how far a call raises the peak
+memory, its outputs and gradients (``outputs_MB``) included.
 """
 
 from __future__ import annotations
@@ -21,174 +25,310 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from matattn.batch import collate
+from matattn.batch import CrystalBatch, collate
 from matattn.files import write_text
-from matattn.kernels.periodic_attention import reference
+from matattn.kernels.periodic_attention import periodic_attention, reference
 from matattn.models.crystalformer import Crystalformer, Geometry, InfinitelyConnectedAttention
 from matattn.neighbors import ImageRule
 from matattn.runtime import tune_malloc
 from matattn.structure import tensors_from_arrays
 
-CRYSTALS, ATOMS, DENSITY = 32, 20, 0.06
-# name: (backend, summation, tolerance)
-CONTENDERS = {
-    "dense, R = 2": ("dense", "published_r2", 0.0),
-    "torch backend, R = 2": ("torch", "published_r2", 0.0),
-    "cpu backend, R = 2": ("cpu", "published_r2", 0.0),
-    "torch backend, 10.4 Å (tolerance 1e-6)": ("torch", "converged", 1e-6),
-    "cpu backend, 10.4 Å (tolerance 1e-6)": ("cpu", "converged", 1e-6),
-    "torch backend, 8.0 Å (tolerance 3e-4)": ("torch", "converged", 3e-4),
-    "cpu backend, 8.0 Å (tolerance 3e-4)": ("cpu", "converged", 3e-4),
-}
+HEADS, DIM, COUNT, SPACING = 8, 16, 64, 14 / 64
+DENSITY = 0.06  # atoms/Å^3
+BOX = torch.tensor([2, 2, 2])
+TRAINING, PREDICTION = 3e-4, 1e-6  # smallest weight that is summed: 8.0 and 10.4 Å
+
+
+@dataclass(frozen=True)
+class Case:
+    level: str
+    contender: str
+    crystals: int
+    atoms: int
+    tolerance: float = TRAINING
+    threads: int = 1
+
+
+def cases() -> list[Case]:
+    fast = ("torch", "cpu")
+    listed = [Case("op", c, 32, 20, t) for t in (TRAINING, PREDICTION)
+              for c in ("dense", "compiled", *fast)]  # fmt: skip
+    listed += [Case("op", c, 32, 20, t, 2) for t in (TRAINING, PREDICTION) for c in fast]
+    for atoms in (1, 5, 50, 100, 200, 500):  # growth with the cell, about 1,000 atoms in all
+        listed += [Case("op", c, max(2, 1000 // atoms), atoms) for c in fast]
+    for crystals in (1, 8, 128, 256):  # growth with the batch
+        listed += [Case("op", c, crystals, 20, threads=t) for c in fast for t in (1, 2)]
+    listed += [Case("op", c, 256, 40) for c in fast]  # memory
+    listed += [Case("network", c, 32, 20, t) for t in (TRAINING, PREDICTION)
+               for c in ("dense", *fast)]  # fmt: skip
+    listed += [Case("network", "cpu", max(2, 1000 // atoms), atoms) for atoms in (1, 5, 100, 500)]
+    return listed
+
+
+def crystals(number: int, atoms: int) -> list[dict[str, Tensor]]:
+    generator = np.random.default_rng(0)
+    items = []
+    for _ in range(number):
+        cell = np.eye(3) + 0.15 * generator.standard_normal((3, 3))
+        cell *= np.cbrt(atoms / DENSITY / abs(np.linalg.det(cell)))
+        z, frac = generator.integers(1, 90, atoms), generator.random((atoms, 3))
+        items.append(tensors_from_arrays(z, frac, cell))
+    return items
+
+
+def dense_attention(
+    items: list[dict[str, Tensor]], q: Tensor, k: Tensor, v: Tensor, a: Tensor, weight: Tensor
+) -> Tensor:
+    """All image sums of all pairs, crystal by crystal."""
+    outputs, start = [], 0
+    for item in items:
+        atoms = slice(start, start := start + len(item["z"]))
+        alpha, beta = reference.image_sums(
+            item["pos"], item["cell"][0], a[atoms], reference.box_images(BOX),
+            spacing=SPACING, width=SPACING, count=COUNT,
+        )  # fmt: skip
+        outputs.append(
+            reference.pair_attention(q[atoms], k[atoms], v[atoms], alpha, beta, weight)[0]
+        )
+    return torch.cat(outputs)
 
 
 class DenseAttention(InfinitelyConnectedAttention):
-    """The same layer with all image sums of all pairs formed, crystal by crystal."""
+    """The network's layer in the dense formulation."""
 
-    crystals: list[tuple[slice, Tensor, Tensor]]  # atoms, pos, cell
+    items: list[dict[str, Tensor]]
 
     def mix(self, x: Tensor, geometry: Geometry) -> Tensor:
         shape = (len(x), self.num_heads, self.head_dim)
         q, k, v = (p(x).view(shape) for p in (self.q_proj, self.k_proj, self.v_proj))
         a = -0.5 * self.inverse_square_sigma(q)
-        images = reference.box_images(torch.tensor([2, 2, 2]))
-        outputs = []
-        for atoms, pos, cell in self.crystals:
-            alpha, beta = reference.image_sums(
-                pos, cell, a[atoms], images,
-                spacing=self.spacing, width=self.width, count=self.radial_weight.shape[-1],
-            )  # fmt: skip
-            y, _ = reference.pair_attention(
-                q[atoms], k[atoms], v[atoms], alpha, beta, self.radial_weight
-            )
-            outputs.append(y)
-        return self.out_proj(torch.cat(outputs).flatten(1))
+        y = dense_attention(self.items, q, k, v, a, self.radial_weight)
+        return self.out_proj(y.flatten(1))
 
 
-def crystals() -> list[dict[str, Tensor]]:
-    generator = np.random.default_rng(0)
-    items = []
-    for _ in range(CRYSTALS):
-        cell = np.eye(3) + 0.15 * generator.standard_normal((3, 3))
-        cell *= np.cbrt(ATOMS / DENSITY / abs(np.linalg.det(cell)))
-        z, frac = generator.integers(1, 90, ATOMS), generator.random((ATOMS, 3))
-        items.append(tensors_from_arrays(z, frac, cell))
-    return items
+Call = Callable[[], list[Tensor]]  # one forward and backward: the output and gradients
 
 
-def network_for(backend: str, summation: str) -> Crystalformer:
+def operator_call(case: Case, items: list[dict[str, Tensor]], batch: CrystalBatch) -> Call:
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(batch.z), HEADS, DIM)
+    q, k, v, direction = (torch.randn(shape, generator=generator) for _ in range(4))
+    a = -0.13 - 0.3 * torch.rand(shape[:2], generator=generator)
+    leaves = [q, k, v, a, 0.1 * torch.randn(HEADS, DIM, COUNT, generator=generator)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    geometry = Crystalformer().geometry(batch)
+    neighbors = (geometry.distance, geometry.source, geometry.row_ptr)
+    if case.contender == "dense":
+        forward = lambda: dense_attention(items, *leaves)  # noqa: E731
+    elif case.contender == "compiled":
+        formula = torch.compile(reference.neighbor_attention)
+        forward = lambda: formula(*leaves, *neighbors, None, SPACING, SPACING)[0]  # noqa: E731
+    else:
+        forward = lambda: periodic_attention(  # noqa: E731
+            *leaves, *neighbors, spacing=SPACING, width=SPACING, backend=case.contender
+        )
+
+    def call() -> list[Tensor]:
+        y = forward()
+        return [y, *torch.autograd.grad((y * direction).sum(), leaves)]
+
+    return call
+
+
+def network_call(case: Case, items: list[dict[str, Tensor]], images: ImageRule) -> Call:
     torch.manual_seed(0)
-    network = Crystalformer(summation=summation)
-    if backend == "dense":
+    network = Crystalformer().eval()
+    if case.contender == "dense":
+        DenseAttention.items = items
         for block in network.blocks:
             block.attention.__class__ = DenseAttention
-    return network.eval()
-
-
-def run_contender(name: str, repeats: int) -> dict:
-    """Times and output of one contender (in its own process)."""
-    backend, summation, tolerance = CONTENDERS[name]
-    items, network = crystals(), network_for(backend, summation)
-    images = network.image_rule(tolerance)
-    if backend == "dense":  # sums its own images: the list only gives the batch its form
-        images = ImageRule(0.5)
-        DenseAttention.crystals = [
-            (slice(n * ATOMS, (n + 1) * ATOMS), item["pos"], item["cell"][0])
-            for n, item in enumerate(items)
-        ]
     else:
-        os.environ["MATATTN_BACKEND"] = backend
-    times, list_times = [], []
-    for _ in range(repeats + (backend != "dense")):  # one round to warm up; not for the slow one
+        os.environ["MATATTN_BACKEND"] = case.contender
+
+    def call() -> list[Tensor]:
+        output = network(collate(items, images))
+        parameters = [p for p in network.parameters() if p.numel()]
+        return [output, *torch.autograd.grad(output.sum(), parameters)]
+
+    return call
+
+
+def run(case: Case, repeats: int) -> dict:
+    """Times and a summary of the results of one case (in its own process)."""
+    torch.set_num_threads(case.threads)
+    items, network = crystals(case.crystals, case.atoms), Crystalformer()
+    images = network.image_rule(case.tolerance)
+    if case.contender == "dense":
+        images = ImageRule(0.5)  # it sums its own images: the list only gives the batch its form
+    batch = collate(items, images)
+    if case.level == "op":
+        call = operator_call(case, items, batch)
+    else:
+        call = network_call(case, items, images)
+    before, times = peak_memory(), []
+    for number in range(repeats + 1):
         start = time.perf_counter()
-        batch = collate(items, images)
-        list_times.append(time.perf_counter() - start)
-        network.zero_grad()
-        output = network(batch)
-        output.sum().backward()
+        results = call()
         times.append(time.perf_counter() - start)
+        if number == 0:
+            extra = peak_memory() - before
+    times = times[1:] or times
+    neighbours = 0 if case.contender == "dense" else batch.edge_index.shape[1]
+    pairs = len(torch.unique(batch.edge_index[0] * len(batch.z) + batch.edge_index[1]))
+    floor = floor_seconds(case, neighbours, pairs, len(batch.z)) if neighbours else math.nan
     return {
-        "output": output[:, 0].tolist(),
-        "gradient": float(network.embedding.weight.grad.norm()),
-        "neighbours": 0 if backend == "dense" else batch.edge_index.shape[1],
-        "times": times[-repeats:],
-        "list": float(np.median(list_times[-repeats:])),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "checks": [float(result.detach().double().norm()) for result in results],
+        "neighbours": neighbours,
+        "pairs": pairs,
+        "times": times,
+        "floor": floor,
+        "extra": extra,
+        "outputs": sum(result.numel() * result.element_size() for result in results),
     }
 
 
-def sgemm_rate() -> float:
-    """Multiply-adds counted as two operations, per second, of one thread."""
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def floor_seconds(case: Case, neighbours: int, pairs: int, atoms: int) -> float:
+    """The time of all multiply-adds at the sgemm rate (README of the kernel, section 5)."""
+    reaching, exponential = 13, 13  # radial functions at a distance; operations of one exponential
+    per_neighbour = 2 * (reaching * HEADS + exponential * (reaching + HEADS)) + 10 * HEADS
+    total = neighbours * per_neighbour + pairs * 7 * HEADS * DIM + 3 * atoms * HEADS * DIM * COUNT
+    if case.level == "network":
+        blocks = Crystalformer().blocks
+        linear = sum(p.numel() for p in blocks.parameters() if p.dim() == 2)
+        total = len(blocks) * total + 3 * atoms * linear
     a = torch.randn(1024, 1024)
-    (a @ a).sum()
-    start = time.perf_counter()
+    best = math.inf
     for _ in range(10):
+        start = time.perf_counter()
         a @ a
-    return 10 * 2 * 1024**3 / (time.perf_counter() - start)
+        best = min(best, time.perf_counter() - start)
+    return total / (1024**3 / best)
 
 
-def floor_seconds(neighbours: int, rate: float) -> float:
-    network = Crystalformer()
-    linear = sum(p.numel() for p in network.blocks.parameters() if p.dim() == 2)
-    dense_layers = 3 * 2 * linear * CRYSTALS * ATOMS  # forward, and two products backward
-    images = 4 * 2 * 2 * 8 * 64 * neighbours  # per layer P·B forward and G·Bᵀ backward
-    return (dense_layers + images) / rate
+COLUMNS = ["level", "contender", "crystals", "atoms", "cutoff_A", "threads", "neighbours", "p20_ms",
+           "p50_ms", "p80_ms", "us_per_atom", "floor_ms", "percent_of_floor", "extra_MB",
+           "outputs_MB", "times_faster_than_torch", "times_faster_than_dense"]  # fmt: skip
+
+
+def table(results: dict[Case, dict]) -> list[dict[str, Any]]:
+    rows = []
+    for case, result in results.items():
+        p20, p50, p80 = np.percentile(result["times"], [20, 50, 80]) * 1e3
+        ratios = []
+        for other in ("torch", "dense"):
+            twin = Case(**asdict(case) | {"contender": other})
+            known = twin in results and other != case.contender
+            ratios.append(f"{np.median(results[twin]['times']) * 1e3 / p50:.1f}" if known else "")
+        floor = result["floor"] * 1e3
+        cutoff = "|n| <= 2" if case.contender == "dense" else (
+            f"{Crystalformer().cutoff(case.tolerance):.1f}")  # fmt: skip
+        atoms = case.crystals * case.atoms
+        values = [case.level, case.contender, case.crystals, case.atoms, cutoff, case.threads,
+                  result["neighbours"], f"{p20:.2f}", f"{p50:.2f}", f"{p80:.2f}",
+                  f"{p50 / atoms * 1e3:.2f}", f"{floor:.2f}", f"{100 * floor / p50:.0f}",
+                  f"{result['extra'] / 1e6:.1f}", f"{result['outputs'] / 1e6:.1f}", *ratios]  # fmt: skip
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows
+
+
+def compare(results: dict[Case, dict]) -> None:
+    """Leave with an error where contenders disagree on one problem."""
+    for case, result in results.items():
+        twin = Case(**asdict(case) | {"contender": "torch", "threads": 1})
+        if twin not in results:
+            continue
+        # The dense box leaves out images that the sphere holds, and the other way round.
+        tolerance = 1e-2 if case.contender == "dense" else 1e-4
+        for ours, theirs in zip(result["checks"], results[twin]["checks"], strict=True):
+            if abs(ours - theirs) > tolerance * max(abs(theirs), 1e-6):
+                sys.exit(f"{case}: norm {ours}, but {theirs} on the torch backend: no times")
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    chosen = [r for r in rows if r["level"] == "op" and r["cutoff_A"] in ("8.0", "|n| <= 2")]
+    by_size = [r for r in chosen if r["crystals"] * r["atoms"] <= 1000 and r["threads"] == 1]
+    by_batch = [r for r in chosen if r["atoms"] == 20]
+    for axis, key, shown, label in (
+        (axes[0], "atoms", by_size, "atoms in the cell (about 1,000 in all)"),
+        (axes[1], "crystals", by_batch, "crystals of 20 atoms in the batch"),
+    ):
+        for contender, threads in itertools.product(("dense", "compiled", "torch", "cpu"), (1, 2)):
+            points = sorted((r[key], float(r["us_per_atom"])) for r in shown
+                            if (r["contender"], r["threads"]) == (contender, threads))  # fmt: skip
+            if points:
+                name = contender if threads == 1 else f"{contender}, 2 threads"
+                axis.plot(*zip(*points, strict=True), "o-" if threads == 1 else "s--", label=name)
+        floors = sorted(
+            (r[key], 1e3 * float(r["floor_ms"]) / (r["crystals"] * r["atoms"]))
+            for r in shown
+            if (r["contender"], r["threads"]) == ("cpu", 1)
+        )
+        axis.plot(*zip(*floors, strict=True), "k:", label="floor, 1 thread")
+        axis.set(xscale="log", yscale="log", xlabel=label)
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("forward and backward, µs per atom")
+    figure.suptitle("Infinitely connected attention, 8 heads, 8.0 Å")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--output", type=Path, default=None)
-    parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     tune_malloc()
-    if arguments.contender:
-        print(json.dumps(run_contender(arguments.contender, arguments.repeats)))
+    if arguments.case:
+        print(json.dumps(run(Case(**arguments.case), arguments.repeats)))
         return
-
     results = {}
-    for name in CONTENDERS:
-        repeats = min(arguments.repeats, 2) if name.startswith("dense") else arguments.repeats
-        command = [sys.executable, __file__, "--contender", name, "--repeats", str(repeats)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        results[name] = json.loads(done.stdout)
-    dense = results["dense, R = 2"]
-    spread, difference = np.std(dense["output"]), 0.0
-    for name in ("torch backend, R = 2", "cpu backend, R = 2"):
-        same = results[name]
-        difference = max(difference, np.abs(np.subtract(dense["output"], same["output"])).max())
-        if difference > 1e-3 * spread or abs(same["gradient"] / dense["gradient"] - 1) > 1e-3:
-            sys.exit(f"{name}: outputs differ by {difference:.1e} (spread {spread:.1e}): no times")
-    rate = sgemm_rate()
-    print(f"largest difference of outputs at R = 2: {difference:.1e} (their spread: {spread:.1e})")
-    print(f"sgemm on one thread: {rate / 1e9:.0f} GFLOP/s")
+    for case in cases():
+        repeats = min(arguments.repeats, 1) if case.contender == "dense" else arguments.repeats
+        command = [sys.executable, __file__, "--case", json.dumps(asdict(case)),
+                   "--repeats", str(repeats)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{case} failed:\n{done.stderr}")
+        results[case] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{case}: {np.median(results[case]['times']) * 1e3:.2f} ms", file=sys.stderr)
+    compare(results)
+    rows = table(results)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["contender", "neighbours", "p20_s", "p50_s", "p80_s", "list_s", "floor_s",
-                     "peak_memory_MB", "speedup"])  # fmt: skip
-    for name, result in results.items():
-        p20, p50, p80 = np.percentile(result["times"], [20, 50, 80])
-        floor = floor_seconds(result["neighbours"], rate) if result["neighbours"] else float("nan")
-        speedup = np.median(dense["times"]) / p50
-        writer.writerow([name, result["neighbours"], f"{p20:.4f}", f"{p50:.4f}", f"{p80:.4f}",
-                         f"{result['list']:.4f}", f"{floor:.4f}", f"{result['peak_mb']:.0f}",
-                         f"{speedup:.1f}"])  # fmt: skip
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     print(text.getvalue(), end="")
     if arguments.output:
-        write_text(arguments.output, text.getvalue())
+        write_text(arguments.output / "periodic_attention.csv", text.getvalue())
+        plot(rows, arguments.output / "periodic_attention.png")
 
 
 if __name__ == "__main__":

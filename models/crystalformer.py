@@ -300,9 +300,12 @@ class Crystalformer(nn.Module):
         """Upper bound of all Gaussian widths, Å."""
         return InfinitelyConnectedAttention.R0 / math.sqrt(InfinitelyConnectedAttention.FLOOR)
 
-    def cutoff(self, tolerance: float) -> float:
-        """Distance in Å beyond which an image's Gaussian weight is below ``tolerance``."""
-        return cutoff_for_tolerance(self.sigma_max, tolerance)
+    def cutoff(self, tolerance: float, logit_spread: float = 0.0) -> float:
+        """Distance in Å beyond which an image weighs less than ``tolerance`` of the atom itself.
+
+        ``logit_spread`` is how much larger a scaled score q_i . k_j may be than q_i . k_i.
+        """
+        return cutoff_for_tolerance(self.sigma_max, tolerance, logit_spread)
 
     def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule:
         """The neighbour list this network needs.

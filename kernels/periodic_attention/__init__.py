@@ -13,7 +13,7 @@ from torch import Tensor
 from ..dispatch import Backend, choose
 from . import cpu, reference, torch_ops
 
-__all__ = ["periodic_attention", "cutoff_for_tolerance"]
+__all__ = ["periodic_attention", "cutoff_for_tolerance", "weight_beyond"]
 
 BACKENDS = {
     "cpu": Backend(cpu, cpu.refuses),
@@ -22,9 +22,32 @@ BACKENDS = {
 }
 
 
-def cutoff_for_tolerance(sigma: float, tolerance: float) -> float:
-    r"""Distance in Å where a Gaussian weight :math:`e^{-d^2/2\sigma^2}` falls to ``tolerance``."""
-    return sigma * math.sqrt(-2 * math.log(tolerance))
+def cutoff_for_tolerance(sigma: float, tolerance: float, logit_spread: float = 0.0) -> float:
+    r"""Distance in Å beyond which every image weighs less than ``tolerance``.
+
+    The weight is relative to the atom's own image at d = 0, which is always in the sum:
+
+    .. math::
+        P_{ijn} / P_{ii0} = e^{(q_i \cdot k_j - q_i \cdot k_i) / \sqrt{D}} e^{-d^2 / 2 \sigma^2}
+
+    ``logit_spread`` is the largest exponent of the first factor, ``sigma`` the largest width in Å.
+    """
+    return sigma * math.sqrt(2 * (logit_spread - math.log(tolerance)))
+
+
+def weight_beyond(sigma: float, cutoff: float, density: float, logit_spread: float = 0.0) -> float:
+    r"""Share of an atom's attention that images beyond ``cutoff`` Å can have at most.
+
+    .. math::
+        \epsilon = e^{\Delta} \, 4 \pi \rho \int_{r_c}^\infty r^2 e^{-r^2 / 2 \sigma^2} dr
+
+    with ``density`` :math:`\rho` in atoms/Å^3 (about 0.05 in oxides, 0.08 in metals, 0.18 in
+    diamond) and ``logit_spread`` :math:`\Delta` as in ``cutoff_for_tolerance``. Leaving them out
+    changes y by at most :math:`2 \epsilon` times the largest value :math:`|v_j + W b(d)|`.
+    """
+    x = cutoff / sigma
+    tail = x * math.exp(-x * x / 2) + math.sqrt(math.pi / 2) * math.erfc(x / math.sqrt(2))
+    return math.exp(logit_spread) * 4 * math.pi * density * sigma**3 * tail
 
 
 def periodic_attention(
@@ -122,6 +145,8 @@ torch.library.define(
 @torch.library.impl("matattn::periodic_attention", ("cpu", "cuda"))
 def _forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
+    if not len(q):  # no atoms
+        return torch.empty_like(v), torch.empty_like(a), q.new_empty(0, *weight.shape[::2])
     run = BACKENDS[name].module.forward
     return run(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
 
@@ -132,6 +157,8 @@ def _backward(
     y, lse, mean_basis, spacing, width, backend, distance_grad,
 ):  # fmt: skip
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
+    if not len(q):
+        return tuple(torch.zeros_like(t) for t in (q, k, v, a, weight, distance))
     return BACKENDS[name].module.backward(
         grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
         y, lse, mean_basis, spacing, width, distance_grad,
