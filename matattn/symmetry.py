@@ -8,6 +8,7 @@ then grows with the asymmetric unit, and a supercell costs what its primitive ce
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 import spglib
 
 from matattn.neighbors import Neighbors, periodic_neighbors
+
+# A search that fails means no symmetry here; spglib would also write about it to stderr.
+os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 
 def orbits(z: np.ndarray, pos: np.ndarray, cell: np.ndarray, tolerance: float) -> np.ndarray:
