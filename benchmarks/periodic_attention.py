@@ -6,8 +6,8 @@ Random crystals of 0.06 atoms/Å^3, 8 heads of 16 numbers and 64 radial function
 sizes), forward and backward in float32. Contenders:
 
 dense     the paper's equations as they stand: alpha and beta of every pair over the images
-          |n_t| <= 2, then attention over pairs (``reference.image_sums``). The authors' PyTorch path
-          computes this.
+          |n_t| <= 2, then attention over pairs (``reference.image_sums``), as in the authors'
+          PyTorch path
 compiled  ``torch.compile`` of the flat formula (``reference.neighbor_attention``)
 torch     the ``torch`` backend
 cpu       the ``cpu`` backend
@@ -247,7 +247,8 @@ def table(results: dict[Case, dict]) -> list[dict[str, Any]]:
         values = [case.level, case.contender, case.crystals, case.atoms, cutoff, case.threads,
                   result["neighbours"], f"{p20:.2f}", f"{p50:.2f}", f"{p80:.2f}",
                   f"{p50 / atoms * 1e3:.2f}", f"{floor:.2f}", f"{100 * floor / p50:.0f}",
-                  f"{result['extra'] / 1e6:.1f}", f"{result['outputs'] / 1e6:.1f}", *ratios]  # fmt: skip
+                  f"{result['extra'] / 1e6:.1f}", f"{result['outputs'] / 1e6:.1f}",
+                  *ratios]  # fmt: skip
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
 
