@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, choose
-from . import cpu, reference, torch_ops
+from . import cpu, reference, torch_ops, triton_ops
 
 __all__ = ["periodic_attention", "cutoff_for_tolerance", "weight_beyond"]
 
 BACKENDS = {
     "cpu": Backend(cpu, cpu.refuses),
+    "triton": Backend(triton_ops, triton_ops.refuses),
     "torch": Backend(torch_ops),
     "reference": Backend(reference, automatic=False),
 }
@@ -88,7 +89,7 @@ def periodic_attention(
         bias: constant :math:`c_{ijn}` [E] or [E, H] added to the logits, not differentiated: the
             logarithm of a multiplicity, or -inf where a head does not see an image.
         return_lse: also return :math:`\log Z_i` [N, H], differentiable.
-        backend: "auto", "torch" or "reference" (float64 sums).
+        backend: "auto", "cpu", "triton", "torch" or "reference" (float64 sums).
 
     Returns:
         y [N, H, D], or (y, lse).
@@ -145,8 +146,10 @@ torch.library.define(
 @torch.library.impl("matattn::periodic_attention", ("cpu", "cuda"))
 def _forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
-    if not len(q):  # no atoms
-        return torch.empty_like(v), torch.empty_like(a), q.new_empty(0, *weight.shape[::2])
+    if not len(q):  # no atoms: shapes and types are all there is
+        return _fake_forward(
+            q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, name
+        )
     run = BACKENDS[name].module.forward
     return run(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
 
@@ -168,8 +171,11 @@ def _backward(
 @torch.library.register_fake("matattn::periodic_attention")
 def _fake_forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
     atoms, heads, _ = q.shape
-    mean_basis = q.new_empty(atoms, heads, weight.shape[-1])
-    return torch.empty_like(v), q.new_empty(atoms, heads), mean_basis
+    name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
+    # Of lower precisions, "triton" alone keeps what its backward pass needs in single precision.
+    dtype = triton_ops.accumulator(q.dtype) if name == "triton" else q.dtype
+    mean_basis = q.new_empty(atoms, heads, weight.shape[-1], dtype=dtype)
+    return torch.empty_like(v), q.new_empty(atoms, heads, dtype=dtype), mean_basis
 
 
 @torch.library.register_fake("matattn::periodic_attention_backward")

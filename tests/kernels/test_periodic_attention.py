@@ -20,8 +20,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "crystalformer"
 CRYSTALS = ("po_sc", "nacl_conv", "zno_wurtzite", "triclinic6", "skew_elongated10")
 RADIAL = {"spacing": 14 / 64, "width": 14 / 64}
 MODES = ("converged", "adaptive", "R2")
-CPU_REFUSES = cpu.refuses(torch.device("cpu"), torch.float64)
-BACKENDS = [name for name in package.BACKENDS if name != "cpu" or CPU_REFUSES is None]
+HERE = (torch.device("cpu"), torch.float64)
+CPU_REFUSES = cpu.refuses(*HERE)
+BACKENDS = [name for name, backend in package.BACKENDS.items() if not backend.refuses(*HERE)]
 INPUTS = ("q", "k", "v", "a", "weight", "distance")
 
 

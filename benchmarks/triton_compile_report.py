@@ -1,0 +1,143 @@
+"""What the compiler makes of the Triton kernels, for GPUs that need not be there.
+
+    python benchmarks/triton_compile_report.py --output benchmarks/results/triton_compile.csv
+
+Compiles every kernel of ``kernels/periodic_attention/triton_kernels.py`` ahead of time and counts
+registers of a thread, bytes of spilled registers and of shared memory, and in the machine code the
+tensor-core instructions and all instructions. ``programs`` is how many programs fit on a
+multiprocessor at a time. Nothing is run or timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from matattn.kernels.periodic_attention import triton_kernels
+from matattn.kernels.periodic_attention.triton_ops import accumulator, launch_options
+
+NETWORKS = {"published": (8, 16, 64), "small": (4, 16, 64)}  # H, D, K
+RADIAL = 14 / 64  # spacing and width, Å
+REGISTERS = 65536  # of a multiprocessor
+SHARED_MEMORY = {80: 164 * 1024, 90: 228 * 1024}  # bytes of a multiprocessor
+POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+INTEGERS = {"source", "row_ptr", "target", "by_source", "source_ptr"}
+LIKE_Q = {"q", "k", "v", "a", "y", "grad_y", "grad_q", "grad_k", "grad_v", "grad_a", "bias"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel as it is compiled for one kind of call."""
+
+    kernel: str
+    arch: int  # compute capability, 80 or 90
+    dtype: torch.dtype
+    network: str
+    bias: str = "none"  # "none", "edge" [E] or "heads" [E, H]
+    distance_grad: bool = False
+
+
+def variants() -> Iterator[Variant]:
+    """All kernels in single precision and bfloat16; in double precision the largest of each."""
+    for arch, dtype, network in product(SHARED_MEMORY, (torch.float32, torch.bfloat16), NETWORKS):
+        for bias in ("none", "edge", "heads"):
+            yield Variant("forward", arch, dtype, network, bias)
+            yield Variant("backward_target", arch, dtype, network, bias)
+            yield Variant("backward_target", arch, dtype, network, bias, distance_grad=True)
+        yield Variant("backward_source", arch, dtype, network)
+    for arch in SHARED_MEMORY:
+        yield Variant("forward", arch, torch.float64, "published", "heads")
+        yield Variant("backward_target", arch, torch.float64, "published", "heads", True)
+        yield Variant("backward_source", arch, torch.float64, "published")
+
+
+def measure(variant: Variant) -> dict[str, str | int]:
+    """Compile one variant: its row of the table."""
+    kernel = getattr(triton_kernels, variant.kernel)
+    heads, dim, count = NETWORKS[variant.network]
+    bias_heads = {"none": 0, "edge": 1, "heads": heads}[variant.bias]
+    constants = launch_options(
+        variant.kernel, variant.dtype, heads, dim, count, RADIAL, RADIAL, bias_heads,
+        variant.distance_grad,
+    )  # fmt: skip
+    warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
+    if bias_heads == 0:
+        constants["bias"] = None
+    if not variant.distance_grad:
+        constants["grad_distance"] = None
+    signature, aligned = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        dtype = variant.dtype if name in LIKE_Q else accumulator(variant.dtype)
+        signature[name] = "*i64" if name in INTEGERS else POINTERS[dtype]
+        if name in constants:
+            signature[name] = "constexpr"
+        else:  # PyTorch's allocations are
+            aligned[index,] = [["tt.divisibility", 16]]
+    constants = {name: value for name, value in constants.items() if name in signature}
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, aligned),
+        target=GPUTarget("cuda", variant.arch, 32),
+        options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True},
+    )
+    registers, spilled = _resources(compiled.asm["cubin"])
+    shared = compiled.metadata.shared
+    code = compiled.asm["sass"]
+    return {
+        "kernel": variant.kernel,
+        "arch": f"sm_{variant.arch}",
+        "dtype": str(variant.dtype).removeprefix("torch."),
+        "network": variant.network,
+        "bias": variant.bias,
+        "distance_grad": int(variant.distance_grad),
+        "heads_x_block": f"{constants['HEADS']}x{constants['BLOCK']}",
+        "warps": warps,
+        "stages": stages,
+        "registers": registers,
+        "spilled_bytes": spilled,
+        "shared_bytes": shared,
+        "programs": min(
+            REGISTERS // (registers * 32 * warps), SHARED_MEMORY[variant.arch] // (shared + 1024)
+        ),
+        "tensor_core_instructions": len(re.findall(r"\b(?:H|D|HG)MMA\b", code)),
+        "instructions": len(re.findall(r";\s*$", code, re.MULTILINE)),
+    }
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes of stack: where registers are spilled to."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        output = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
+    numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", output))
+    return int(numbers["REG"]), int(numbers["STACK"]) + int(numbers["LOCAL"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels without a GPU.")
+    parser.add_argument("--output", type=Path, required=True)
+    path = parser.parse_args().output
+    rows = [measure(variant) for variant in variants()]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{len(rows)} variants, Triton {triton.__version__}: {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

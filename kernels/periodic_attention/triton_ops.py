@@ -1,0 +1,193 @@
+"""The ``triton`` backend: one kernel forward, two backward, on NVIDIA GPUs (README.md section 3c).
+
+Triton is imported when the first call is taken, so the package does not need it. With
+``TRITON_INTERPRET=1`` in the environment, Triton executes the kernels in Python on the CPU, slowly:
+this is how they are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot take a call, or None."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        return f"it runs on NVIDIA GPUs, the tensors are on {device}"
+    if dtype not in _DTYPES:
+        return f"it computes in floating point of 16, 32 and 64 bits, not {dtype}"
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    if interpreted:
+        return None
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs an NVIDIA GPU of compute capability 8.0 or higher"
+    return None
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type of sums over neighbours, of lse and of the mean basis: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _power(n: int) -> int:
+    """The smallest power of two that is not smaller than n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def launch_options(
+    kernel: str,
+    dtype: torch.dtype,
+    heads: int,
+    dim: int,
+    count: int,
+    spacing: float,
+    width: float,
+    bias_heads: int,
+    distance_grad: bool = False,
+) -> dict[str, Any]:
+    """Compile-time constants of a kernel (see ``triton_kernels``) and how it is launched.
+
+    Sizes were chosen from the compiler's report (Triton 3.6 and 3.9: no spilled registers, several
+    programs at a time on a multiprocessor; benchmarks/triton_compile_report.py), not from timings,
+    since no GPU was at hand. It gave no reason to tell compute capabilities 8.0 and 9.0 apart.
+    """
+    from triton import language as tl
+
+    def in_triton(dtype: torch.dtype) -> Any:
+        return getattr(tl, str(dtype).removeprefix("torch."))
+
+    exact = accumulator(dtype)
+    padded_dim, padded_count = _power(dim), max(16, _power(count))
+    group = min(16, _power(heads), max(1, 512 // exact.itemsize // padded_dim))
+    row = exact.itemsize * max(group * padded_dim, padded_count)  # bytes of a neighbour's numbers
+    options = {
+        "H": heads,
+        "D": dim,
+        "HEADS": group,
+        "DIM": padded_dim,
+        "BLOCK": 16,
+        "ACC": in_triton(exact),
+        "num_warps": 4 if row <= 512 else 8,
+        "num_stages": 3 if kernel == "forward" else 1,
+    }
+    if kernel != "backward_source":
+        options |= {
+            "K": count,
+            "COUNT": padded_count,
+            "SPACING": spacing,
+            "WIDTH": width,
+            "BIAS_HEADS": bias_heads,
+            "FACTOR": in_triton(dtype),
+            "PRECISION": "ieee" if dtype == torch.float64 else "tf32x3",
+        }
+    if kernel == "backward_target":
+        options["DISTANCE_GRAD"] = distance_grad
+    return options
+
+
+def _bias_heads(bias: Tensor | None) -> int:
+    return 0 if bias is None else 1 if bias.dim() == 1 else bias.shape[1]
+
+
+def _run(kernel: str, options: dict[str, Any], q: Tensor, *others: Tensor | None) -> None:
+    """Launch a kernel of ``triton_kernels``: one program for each atom and group of heads."""
+    from . import triton_kernels
+
+    atoms, heads, _ = q.shape
+    if atoms:
+        arguments = [x if x is None else x.contiguous() for x in (q, *others)]
+        grid = (atoms, -(-heads // options["HEADS"]))
+        with torch.cuda.device_of(q):
+            # The default of enable_fp_fusion (a * b + c rounded once) depends on Triton's version.
+            getattr(triton_kernels, kernel)[grid](*arguments, **options, enable_fp_fusion=True)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    spacing: float,
+    width: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y [N, H, D], lse [N, H] and mean basis c [N, H, K] (see ``__init__`` for the arguments)."""
+    if len(q) and int(row_ptr.diff().min()) < 1:  # the only time that the host waits for the GPU
+        raise ValueError("periodic_attention: an atom has no neighbour, not even its own image")
+    exact: dict[str, Any] = {"dtype": accumulator(q.dtype), "device": q.device}
+    heads, dim, count = weight.shape
+    attended = torch.empty(v.shape, **exact)
+    lse = torch.empty(a.shape, **exact)
+    mean_basis = torch.empty(*a.shape, count, **exact)
+    problem = (q.dtype, heads, dim, count, spacing, width, _bias_heads(bias))
+    _run(
+        "forward", launch_options("forward", *problem),
+        q, k, v, a, distance, source, row_ptr, bias, attended, lse, mean_basis,
+    )  # fmt: skip
+    y = attended + torch.einsum("nhk,hdk->nhd", mean_basis, weight.to(mean_basis.dtype))
+    return y.to(v.dtype), lse, mean_basis
+
+
+def backward(
+    grad_y: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    mean_basis: Tensor,
+    spacing: float,
+    width: float,
+    distance_grad: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients for q, k, v, a, weight and (if ``distance_grad``) distance; README.md section 3."""
+    atoms, edges = len(q), len(source)
+    exact: dict[str, Any] = {"dtype": accumulator(q.dtype), "device": q.device}
+    heads, dim, count = weight.shape
+    problem = (q.dtype, heads, dim, count, spacing, width, _bias_heads(bias))
+    options = launch_options("backward_target", *problem, distance_grad=distance_grad)
+    groups = -(-heads // options["HEADS"])
+    received = grad_y.to(**exact)
+    projected = torch.einsum("nhd,hdk->nhk", received, weight.to(**exact))
+    p, delta = (torch.empty(edges, heads, **exact) for _ in range(2))
+    grad_q, grad_k, grad_v, grad_a = (t.new_empty(t.shape) for t in (q, k, v, a))
+    parts = torch.empty(edges, groups, **exact) if distance_grad else None
+    _run(
+        "backward_target", options,
+        q, k, v, a, distance, source, row_ptr, bias, y, lse, grad_y, grad_lse, projected,
+        p, delta, grad_q, grad_a, parts,
+    )  # fmt: skip
+
+    # The same list by source: the sort is stable, so that sums have one order. Nothing here waits.
+    atom = torch.arange(atoms + 1, device=q.device)
+    target = torch.repeat_interleave(atom[:-1], row_ptr.diff(), output_size=edges)
+    sources, by_source = source.sort(stable=True)
+    source_ptr = torch.searchsorted(sources, atom)
+    _run(
+        "backward_source", launch_options("backward_source", *problem),
+        q, grad_y, target, by_source, source_ptr, p, delta, grad_k, grad_v,
+    )  # fmt: skip
+
+    grad_weight = torch.einsum("nhd,nhk->hdk", received, mean_basis).to(weight.dtype).contiguous()
+    grad_distance = distance.new_empty(0) if parts is None else parts.sum(1).to(distance.dtype)
+    return grad_q, grad_k, grad_v, grad_a, grad_weight, grad_distance
