@@ -43,35 +43,42 @@ static void free_runs(runs *r) {
     free(r->by_source);
 }
 
-/* Returns 0, or 1 when memory ran out. */
-static int make_runs(const int64_t *source, const int64_t *row_ptr, int64_t atoms, int threads,
-                     runs *r) {
+/* What a call returns: 0, or why there is no result. */
+enum { DONE, NO_MEMORY, EMPTY_ROW, BAD_SOURCE, BAD_ROW_PTR };
+
+static int make_runs(const int64_t *source, const int64_t *row_ptr, int64_t atoms,
+                     int64_t neighbours, int threads, runs *r) {
     const size_t word = sizeof(int64_t);
     memset(r, 0, sizeof(runs));
+    if (row_ptr[0] != 0 || row_ptr[atoms] != neighbours) return BAD_ROW_PTR;
+    for (int64_t i = 0; i < atoms; i++)
+        if (row_ptr[i] >= row_ptr[i + 1]) return EMPTY_ROW;
     r->run_ptr = calloc((size_t)atoms + 1, word);
     r->source_ptr = calloc((size_t)atoms + 2, word);
-    if (!r->run_ptr || !r->source_ptr) return 1;
-#pragma omp parallel for num_threads(threads) schedule(static)
+    if (!r->run_ptr || !r->source_ptr) return NO_MEMORY;
+    int bad = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : bad)
     for (int64_t i = 0; i < atoms; i++) {
-        int64_t count = 0;
-        for (int64_t e = row_ptr[i]; e < row_ptr[i + 1]; e++)
-            count += e == row_ptr[i] || source[e] != source[e - 1];
-        r->run_ptr[i + 1] = count;
+        const int64_t begin = row_ptr[i], end = row_ptr[i + 1];
+        int64_t changes = 0;
+        for (int64_t e = begin + 1; e < end; e++) changes += source[e] != source[e - 1];
+        for (int64_t e = begin; e < end; e++) bad |= (uint64_t)source[e] >= (uint64_t)atoms;
+        r->run_ptr[i + 1] = 1 + changes;
     }
+    if (bad) return BAD_SOURCE;
     for (int64_t i = 0; i < atoms; i++) r->run_ptr[i + 1] += r->run_ptr[i];
     r->number = r->run_ptr[atoms];
     r->begin = malloc(word * ((size_t)r->number + 1));
     r->target = malloc(word * ((size_t)r->number + 1));
     r->by_source = malloc(word * ((size_t)r->number + 1));
-    if (!r->begin || !r->target || !r->by_source) return 1;
+    if (!r->begin || !r->target || !r->by_source) return NO_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < atoms; i++) {
         int64_t run = r->run_ptr[i];
-        for (int64_t e = row_ptr[i]; e < row_ptr[i + 1]; e++)
-            if (e == row_ptr[i] || source[e] != source[e - 1]) {
-                r->target[run] = i;
-                r->begin[run++] = e;
-            }
+        r->begin[run++] = row_ptr[i];
+        for (int64_t e = row_ptr[i] + 1; e < row_ptr[i + 1]; e++)
+            if (source[e] != source[e - 1]) r->begin[run++] = e;
+        for (run = r->run_ptr[i]; run < r->run_ptr[i + 1]; run++) r->target[run] = i;
     }
     r->begin[r->number] = row_ptr[atoms];
     int64_t *next = r->source_ptr + 1; /* counts, then ends, of source j - 1 at next[j] */
@@ -79,7 +86,7 @@ static int make_runs(const int64_t *source, const int64_t *row_ptr, int64_t atom
     for (int64_t j = 0; j < atoms; j++) next[j + 1] += next[j];
     for (int64_t run = 0; run < r->number; run++)
         r->by_source[next[source[r->begin[run]]]++] = run;
-    return 0;
+    return DONE;
 }
 
 /* The code once for any processor, and on x86-64 again for those with AVX2 and FMA and for those
@@ -142,7 +149,7 @@ EXPORT int variant(void) {
     return best < most_variant ? best : most_variant;
 }
 
-/* What cpu.py calls: each returns 0, or 1 when memory ran out. */
+/* What cpu.py calls. */
 EXPORT int forward_float(const void *p, int threads, float *y, float *lse, float *mean) {
     return CALL(periodic_attention_forward_float, p, threads, y, lse, mean);
 }

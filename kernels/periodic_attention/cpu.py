@@ -26,13 +26,21 @@ def _structure(pointers: str, sizes: str = "", lengths: str = "", real: type | N
 _PROBLEM = {
     dtype: _structure(
         "q k v a weight distance bias source row_ptr",
-        "atoms heads dim count bias_heads",
+        "atoms neighbours heads dim count bias_heads",
         "spacing width reach",
         real,
     )
     for dtype, real in _REALS.items()
 }
 _GRADIENTS = _structure("grad_y grad_lse y lse grad_q grad_k grad_v grad_a grad_distance")
+
+
+_ERRORS = {  # what the C functions return
+    1: (MemoryError, "out of memory"),
+    2: (ValueError, "an atom has no neighbour, not even its own image"),
+    3: (ValueError, "source must lie in 0..N - 1 for N atoms"),
+    4: (ValueError, "row_ptr must run from 0 to the number of neighbours"),
+}
 
 
 @cache
@@ -70,18 +78,12 @@ def _problem(
 ) -> tuple[ctypes.Structure, list[Tensor]]:
     """The C structure of a call, and the tensors that it points into."""
     atoms, heads, dim = q.shape
-    if atoms and int(row_ptr.diff().min()) < 1:
-        raise ValueError("periodic_attention: an atom has no neighbour, not even its own image")
-    if len(source) and not 0 <= int(source.min()) <= int(source.max()) < atoms:
-        raise ValueError(f"periodic_attention: source must lie in 0..{atoms - 1}")
-    if int(row_ptr[0]) != 0 or int(row_ptr[-1]) != len(source):
-        raise ValueError("periodic_attention: row_ptr must run from 0 to the number of neighbours")
     reals = [t.to(q.dtype).contiguous() for t in (q, k, v, a, weight, distance)]
     reals.append(q.new_empty(0) if bias is None else bias.to(q.dtype).contiguous())
     integers = [t.to(torch.int64).contiguous() for t in (source, row_ptr)]
     bias_heads = 0 if bias is None else 1 if bias.dim() == 1 else heads
     reach = width * (2 * _NEGLIGIBLE[q.dtype]) ** 0.5
-    sizes = [atoms, heads, dim, weight.shape[-1], bias_heads]
+    sizes = [atoms, len(source), heads, dim, weight.shape[-1], bias_heads]
     pointers = [t.data_ptr() or None for t in (*reals, *integers)]
     problem = _PROBLEM[q.dtype](*pointers, *sizes, spacing, width, reach)
     return problem, [*reals, *integers]
@@ -90,8 +92,9 @@ def _problem(
 def _run(name: str, dtype: torch.dtype, *arguments: object) -> None:
     precision = "double" if dtype == torch.float64 else "float"
     function = getattr(_library(), f"{name}_{precision}")
-    if function(*arguments):
-        raise MemoryError(f"periodic_attention ({name}): out of memory")
+    if state := function(*arguments):
+        kind, reason = _ERRORS[state]
+        raise kind(f"periodic_attention: {reason}")
 
 
 def forward(

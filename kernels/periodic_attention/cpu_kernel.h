@@ -14,7 +14,7 @@
 typedef struct {
     const REAL *q, *k, *v, *a, *weight, *distance, *bias;
     const int64_t *source, *row_ptr;
-    int64_t atoms, heads, dim, count, bias_heads;
+    int64_t atoms, neighbours, heads, dim, count, bias_heads;
     REAL spacing, width, reach; /* reach: a radial function is negligible this far from its centre */
 } NAME(problem);
 
@@ -119,24 +119,26 @@ static ALWAYS_INLINE void NAME(weighted_sum)(const VEC *restrict factor,
 /* b_k(d) of the neighbours begin .. begin + size, each for the window of functions k that begins at
  * first[e] (counted from 0). */
 static ALWAYS_INLINE void NAME(basis)(const NAME(problem) *p, const NAME(shared) *s, int64_t begin,
-                                      int64_t size, int64_t window, int64_t *restrict first,
+                                      int64_t size, int64_t window, int32_t *restrict first,
                                       REAL *restrict b) {
     const REAL scale = (REAL)0.84932180028801904272 / p->width; /* sqrt(log2(e) / 2) */
     const REAL step = p->spacing * scale, per_spacing = 1 / p->spacing, reach = p->reach;
-    const int64_t last = s->rows - window;
+    const REAL last = (REAL)(s->rows - window);
     const WIDE counting = *(const WIDE *)COUNTING;
+    REAL start[NAME(BLOCK)];
     for (int64_t e = 0; e < size; e++) {
         const REAL d = p->distance[begin + e];
-        int64_t k = (int64_t)((d - reach) * per_spacing);
+        REAL k = (d - reach) * per_spacing;
         k = k > 0 ? k : 0;
         k = k < last ? k : last;
-        first[e] = k;
-        const REAL start = d * scale - (REAL)(k + 1) * step;
+        first[e] = (int32_t)k;
+        start[e] = d * scale - (REAL)(first[e] + 1) * step;
+    }
+    for (int64_t e = 0; e < size; e++)
         for (int64_t n = 0; n < window; n += WIDTH) {
-            const WIDE x = start - (counting + (REAL)n) * step;
+            const WIDE x = start[e] - (counting + (REAL)n) * step;
             *(WIDE *)(b + e * window + n) = EXP2(-x * x);
         }
-    }
 }
 
 /* Weights of the neighbours before normalisation, exp(logit - largest logit); returns the largest
@@ -174,7 +176,7 @@ static ALWAYS_INLINE void NAME(forward_unit)(const NAME(problem) *p, const NAME(
                                              REAL *restrict mean) {
     const int64_t begin = p->row_ptr[u.atom], end = p->row_ptr[u.atom + 1];
     const int64_t dim = u.dim, window = u.window, rows = s->rows;
-    int64_t first[NAME(BLOCK)];
+    int32_t first[NAME(BLOCK)];
     VEC *restrict table = r->table, *restrict block = r->block, *restrict out = r->out;
     REAL *restrict b = (REAL *)r->basis;
     const VEC largest = NAME(weights)(p, s, u, r->weight);
@@ -217,7 +219,7 @@ static ALWAYS_INLINE void NAME(forward_unit)(const NAME(problem) *p, const NAME(
 static ALWAYS_INLINE void NAME(projections)(const NAME(problem) *p, const NAME(shared) *s,
                                             const NAME(unit) u, int slopes, const NAME(room) *r) {
     const int64_t begin = p->row_ptr[u.atom], end = p->row_ptr[u.atom + 1], window = u.window;
-    int64_t first[NAME(BLOCK)];
+    int32_t first[NAME(BLOCK)];
     REAL *b = (REAL *)r->basis;
     for (int64_t from = begin; from < end; from += NAME(BLOCK)) {
         const int64_t size = end - from < NAME(BLOCK) ? end - from : NAME(BLOCK);
@@ -382,10 +384,10 @@ static void NAME(free_shared)(NAME(shared) *s) {
     free_runs(&s->by);
 }
 
-/* Returns 0, or 1 when memory ran out. */
 static int NAME(make_shared)(const NAME(problem) *p, int backward, int threads, NAME(shared) *s) {
     memset(s, 0, sizeof(*s));
-    if (make_runs(p->source, p->row_ptr, p->atoms, threads, &s->by)) return 1;
+    const int state = make_runs(p->source, p->row_ptr, p->atoms, p->neighbours, threads, &s->by);
+    if (state != DONE) return state;
     const int64_t needed = (int64_t)(2 * p->reach / p->spacing) + 2, whole = 2 * LANES;
     s->window = ((needed < p->count ? needed : p->count) + whole - 1) / whole * whole;
     s->rows = p->count > s->window ? p->count : s->window; /* of radial functions in tables */
@@ -399,7 +401,7 @@ static int NAME(make_shared)(const NAME(problem) *p, int backward, int threads, 
     s->run_weight = NAME(allocate)(runs * s->groups);
     s->run_score = NAME(allocate)(runs * s->groups);
     if (!s->q || !s->k || !s->v || !s->grad_y || !s->weight || !s->run_weight || !s->run_score)
-        return 1;
+        return NO_MEMORY;
     memset(s->weight, 0, sizeof(VEC) * p->dim * p->count * s->groups);
     for (int64_t h = 0; h < p->heads; h++) {
         REAL *lane = (REAL *)(s->weight + h / LANES * p->count * p->dim) + h % LANES;
@@ -407,24 +409,28 @@ static int NAME(make_shared)(const NAME(problem) *p, int backward, int threads, 
             for (int64_t k = 0; k < p->count; k++)
                 lane[(k * p->dim + d) * LANES] = p->weight[(h * p->dim + d) * p->count + k];
     }
-    return 0;
+    return DONE;
 }
 
 /* Forward where `g` is NULL, else backward. */
 static ALWAYS_INLINE int NAME(run)(const NAME(problem) *p, const NAME(gradients) *g, int threads,
                                    REAL *y, REAL *lse, REAL *mean) {
     NAME(shared) s;
-    int failed = NAME(make_shared)(p, g != NULL, threads, &s);
+    int state = NAME(make_shared)(p, g != NULL, threads, &s);
+    if (state != DONE) {
+        NAME(free_shared)(&s);
+        return state;
+    }
 #pragma omp parallel num_threads(threads)
     {
         NAME(room) r;
-        VEC *memory = failed ? NULL : NAME(make_room)(p, &s, &r);
+        VEC *memory = NAME(make_room)(p, &s, &r);
         if (!memory) {
 #pragma omp atomic write
-            failed = 1;
+            state = NO_MEMORY;
         }
 #pragma omp barrier
-        if (!failed) {
+        if (state == DONE) {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < p->atoms; i++) {
                 NAME(copy_atom)(p, &s, i, p->q, s.q);
@@ -445,7 +451,7 @@ static ALWAYS_INLINE int NAME(run)(const NAME(problem) *p, const NAME(gradients)
         free(memory);
     }
     NAME(free_shared)(&s);
-    return failed;
+    return state;
 }
 
 static int NAME(periodic_attention_forward)(const NAME(problem) *p, int threads, REAL *y, REAL *lse,

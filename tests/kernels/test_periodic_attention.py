@@ -323,6 +323,24 @@ def test_an_atom_without_neighbours_is_refused():
 
 
 @pytest.mark.skipif(CPU_REFUSES is not None, reason=f"cpu backend: {CPU_REFUSES}")
+@pytest.mark.parametrize(
+    "source, row_ptr, message",
+    [
+        ([0, 0, 1], [0, 2, 2, 3], "an atom has no neighbour"),
+        ([0, 1, 3], [0, 1, 2, 3], "source must lie in"),
+        ([0, -1, 2], [0, 1, 2, 3], "source must lie in"),
+        ([0, 1, 2], [0, 1, 2, 2], "row_ptr must run from 0"),
+        ([0, 1, 2], [0, 3, 2, 3], "an atom has no neighbour"),
+    ],
+)
+def test_compiled_code_refuses_lists_that_are_not_lists(source, row_ptr, message):
+    arguments = random_arguments([1, 1, 1], 1, 2, 3)
+    arguments[6:] = torch.tensor(source), torch.tensor(row_ptr)
+    with pytest.raises(ValueError, match=message):
+        periodic_attention(*arguments, spacing=0.5, width=0.4, backend="cpu")
+
+
+@pytest.mark.skipif(CPU_REFUSES is not None, reason=f"cpu backend: {CPU_REFUSES}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiled_results_do_not_depend_on_the_number_of_threads(dtype):
     arguments = random_arguments([30, 2, 8, 61, 17] * 9, 8, 16, 64, dtype)
