@@ -37,8 +37,8 @@ def energy_forces_stress(
 ) -> EnergyDerivatives:
     """Energy, forces and stress from ``energy(batch)``: the energy of every cell [B], eV.
 
-    A network that predicts an energy per atom needs the factor: ``lambda batch:
-    network(batch)[:, 0] * torch.bincount(batch.batch)``. With ``create_graph`` the results can be
+    For a saved model this is ``model.energy``; a network's raw output is normalised and per atom.
+    With ``create_graph`` the results can be
     differentiated again, to train on forces and stress.
 
     Works on a batch of all atoms; raises ValueError for one that is reduced by symmetry, where

@@ -30,10 +30,8 @@ class Neighbors:
     multiplicity: np.ndarray | None = None  # [E] float32, images at this distance; None: one each
     image: np.ndarray | None = None  # [E, 3] int16
 
-    @property
-    def target(self) -> np.ndarray:
-        """Row i that each neighbour belongs to, [E]."""
-        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+LARGEST_SYMMETRY = 0.01  # Å: beyond it, shells of one crystal would run into each other
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class ImageRule:
     symmetry: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.symmetry <= LARGEST_SYMMETRY:
+            raise ValueError(f"symmetry={self.symmetry} Å: expected 0 to {LARGEST_SYMMETRY}")
         if self.box and self.symmetry:
             raise ValueError("boxes of images do not have the symmetry of the crystal")
 

@@ -22,7 +22,7 @@ os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 
 def orbits(z: np.ndarray, pos: np.ndarray, cell: np.ndarray, tolerance: float) -> np.ndarray:
-    """Orbit [N] of each atom under the crystal's space group, numbered from 0.
+    """Orbit [N] of each atom under the crystal's space group, numbered by their first atoms.
 
     z [N], pos [N, 3] Å, cell [3, 3] Å. ``tolerance`` is how far an atom may be from its symmetric
     place, Å. Translations within a supercell count. Where spglib finds no symmetry, every atom is
@@ -37,7 +37,10 @@ def orbits(z: np.ndarray, pos: np.ndarray, cell: np.ndarray, tolerance: float) -
             dataset = None
     if dataset is None:
         return np.arange(len(z))
-    return np.unique(dataset.crystallographic_orbits, return_inverse=True)[1]
+    _, first, orbit = np.unique(
+        dataset.crystallographic_orbits, return_index=True, return_inverse=True
+    )
+    return first.argsort().argsort()[orbit]
 
 
 def reduced_neighbors(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -165,7 +165,7 @@ class InfinitelyConnectedAttention(nn.Module):
     def _outside_box(self, inverse: Tensor, geometry: Geometry) -> Tensor:
         """-inf [E, H] for images beyond the published range of each atom and head, else 0."""
         sigma = inverse.detach().rsqrt()
-        assert geometry.image is not None  # the rule of a box is never reduced by symmetry
+        assert geometry.image is not None  # ``geometry`` refuses batches without
         half_widths = adaptive_range(sigma, geometry.atom_cell)[geometry.target]
         outside = (geometry.image.abs()[:, None] > half_widths).any(-1)
         return torch.zeros_like(sigma[geometry.target]).masked_fill(outside, -math.inf)
@@ -326,12 +326,18 @@ class Crystalformer(nn.Module):
         Without symmetry, distances are differentiable by pos and cell.
         """
         source, target = batch.edge_index
-        distance, multiplicity, orbit_size = (
-            getattr(batch, name, None) for name in ("distance", "multiplicity", "orbit_size")
+        multiplicity, orbit_size = (
+            getattr(batch, name, None) for name in ("multiplicity", "orbit_size")
         )
-        if distance is not None and self.reciprocal != "none":
-            raise ValueError("reciprocal-space heads need positions: a batch without symmetry")
-        if distance is None:
+        reduced = multiplicity is not None or orbit_size is not None
+        if reduced and (self.reciprocal != "none" or self.summation != "converged"):
+            raise ValueError(
+                f"reciprocal={self.reciprocal}, summation={self.summation} need a batch of all "
+                "atoms; make its neighbour list with symmetry=0"
+            )
+        if reduced:
+            distance = cast(Any, batch).distance
+        else:
             assert batch.image is not None
             cell = batch.cell[batch.batch[target]]
             shift = torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)

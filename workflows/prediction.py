@@ -16,7 +16,7 @@ from pymatgen.core import Structure
 from torch import nn
 
 from matattn import bundle
-from matattn.batch import by_atom_budget, collate
+from matattn.batch import CrystalBatch, by_atom_budget, collate
 from matattn.errors import StructureError
 from matattn.neighbors import HasImageRule
 from matattn.structure import to_tensors, validate
@@ -70,6 +70,19 @@ class Predictor:
     def targets(self) -> list[dict[str, str]]:
         """Name and unit of each predicted property."""
         return self.config["targets"]
+
+    def energy(self, batch: CrystalBatch) -> torch.Tensor:
+        """Energy of every cell [B], eV: what ``matattn.derivatives`` differentiates.
+
+        Raises ValueError when the model predicts no energy in eV/atom, or several.
+        """
+        columns = [n for n, target in enumerate(self.targets) if target["unit"] == "eV/atom"]
+        if len(columns) != 1:
+            names = ", ".join(target["name"] for target in self.targets)
+            raise ValueError(f"expected one target in eV/atom; this model predicts {names}")
+        mean, std = (self.config["normaliser"][key][columns[0]] for key in ("mean", "std"))
+        per_atom = self.network(batch)[:, columns[0]] * std + mean
+        return per_atom * torch.bincount(batch.batch, minlength=batch.num_graphs)
 
     def predict(
         self,

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -32,13 +32,13 @@ from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Data
 
 from matattn import bundle
-from matattn.batch import CrystalBatch, CrystalGraph, geometry, join, to_graph
+from matattn.batch import CrystalBatch, CrystalGraph, collate, geometry, join, to_graph
 from matattn.config import build, require
 from matattn.dataset import SPLITS, PropertyDataset
 from matattn.errors import ConfigError, TrainingError
 from matattn.files import write_json, write_text
 from matattn.metrics import evaluate
-from matattn.neighbors import HasImageRule, ImageRule
+from matattn.neighbors import LARGEST_SYMMETRY, HasImageRule, ImageRule
 from matattn.runtime import cores
 from matattn.training.averaging import LastEpochsAveraging
 from matattn.training.optimizers import adamw, per_step
@@ -51,6 +51,7 @@ from matattn.workflows.report import results_table
 
 __all__ = ["PropertyPrediction", "prepare", "results_table", "run"]
 
+WORTH_A_PROCESS = 500  # crystals whose neighbour lists take as long as to start a process
 # Remarks of Lightning that tell a user nothing.
 _LIGHTNING_REMARKS = (
     ".*does not have many workers.*",
@@ -164,7 +165,10 @@ def prepare(config: dict[str, Any]) -> Prepared:
     require("optimizer.betas", optimizer["betas"], list, lambda b: len(b) == 2, "two numbers")
     require("task.batch_size", task["batch_size"], int, lambda n: n >= 1, "at least 1")
     require("task.tolerance", task["tolerance"], number, lambda x: 0 < x < 1, "between 0 and 1")
-    require("task.symmetry", task["symmetry"], number, lambda x: x >= 0, "0 or more (Å)")
+    symmetry = f"0 to {LARGEST_SYMMETRY} (Å)"
+    require(
+        "task.symmetry", task["symmetry"], number, lambda x: 0 <= x <= LARGEST_SYMMETRY, symmetry
+    )
     averaging = f"0 to trainer.max_epochs ({epochs})"
     require("task.averaging_epochs", task["averaging_epochs"], int, range(epochs + 1).__contains__,
             averaging)  # fmt: skip
@@ -270,29 +274,33 @@ def _loaders(
 ) -> dict[str, DataLoader]:
     for row, item in enumerate(dataset.items):
         item.row = row
-    images = network.image_rule(task["tolerance"], task["symmetry"])
+    images = network.image_rule(float(task["tolerance"]), float(task["symmetry"]))
     loaders: dict[str, DataLoader] = {}
     for split in ("train", "val"):
-        graphs = _graphs([dataset.items[row] for row in dataset.rows(split)], images, split)
-        if not graphs:
+        items: list[Any] = [dataset.items[row] for row in dataset.rows(split)]
+        if not items:
             continue
+        if images.box:  # quick to make, and too long to keep: at least 125 images of every pair
+            make: Callable[[Any], CrystalBatch] = partial(collate, images=images)
+        else:
+            items, make = _graphs(items, images, split), join
         train = split == "train"
         loaders[split] = DataLoader(
-            cast(Dataset, graphs),  # any sequence will do
-            batch_size=min(task["batch_size"], len(graphs)),
-            sampler=EpochShuffle(len(graphs), seed) if train else None,
+            cast(Dataset, items),  # any sequence will do
+            batch_size=min(task["batch_size"], len(items)),
+            sampler=EpochShuffle(len(items), seed) if train else None,
             drop_last=train,
-            collate_fn=join,
+            collate_fn=make,
         )
     return loaders
 
 
 def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGraph]:
     """All crystals of a split with their neighbour lists, made once for all epochs."""
-    if not items:
-        return []
-    processes = min(cores(), len(items) // 500)  # starting one takes as long as 500 crystals
+    processes = min(cores(), torch.get_num_threads(), len(items) // WORTH_A_PROCESS)
     pool = ProcessPoolExecutor(processes) if processes > 1 else None
+    # Without this, a SIGTERM would leave the processes behind.
+    earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         arrays = zip(*map(geometry, items), strict=True)
         lists = pool.map(images, *arrays, chunksize=64) if pool else map(images, *arrays)
@@ -301,6 +309,7 @@ def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGra
                       transient=True, disable=not console.is_terminal)  # fmt: skip
         return [to_graph(item, found) for item, found in zip(items, shown, strict=True)]
     finally:
+        signal.signal(signal.SIGTERM, earlier)
         if pool:
             pool.shutdown(cancel_futures=True)
 

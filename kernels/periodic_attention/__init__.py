@@ -17,7 +17,8 @@ __all__ = ["periodic_attention", "cutoff_for_tolerance", "weight_beyond"]
 
 BACKENDS = {
     "cpu": Backend(cpu, cpu.refuses),
-    "triton": Backend(triton_ops, triton_ops.refuses),
+    # Not chosen by itself as long as it has not run on a GPU.
+    "triton": Backend(triton_ops, triton_ops.refuses, automatic=False),
     "torch": Backend(torch_ops),
     "reference": Backend(reference, automatic=False),
 }
@@ -96,7 +97,8 @@ def periodic_attention(
 
     Raises:
         BackendError: the backend is unknown or refuses the call.
-        ValueError: shapes disagree, or an atom has an empty neighbour list.
+        ValueError: shapes disagree, an atom has an empty neighbour list, or a length is not
+            above 0.
     """
     atoms, heads, dim = q.shape
     expected = {
@@ -117,6 +119,9 @@ def periodic_attention(
             f"periodic_attention: bias has shape {tuple(bias.shape)}, expected {(len(source),)} or "
             f"{(len(source), heads)}"
         )
+    for name, length in (("spacing", spacing), ("width", width)):
+        if not 0 < length < math.inf:
+            raise ValueError(f"periodic_attention: {name}={length} Å; expected a length above 0")
     y, lse, _ = torch.ops.matattn.periodic_attention(
         q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend
     )

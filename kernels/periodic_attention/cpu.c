@@ -46,26 +46,62 @@ static void free_runs(runs *r) {
 /* What a call returns: 0, or why there is no result. */
 enum { DONE, NO_MEMORY, EMPTY_ROW, BAD_SOURCE, BAD_ROW_PTR };
 
-static int make_runs(const int64_t *source, const int64_t *row_ptr, int64_t atoms,
-                     int64_t neighbours, int threads, runs *r) {
-    const size_t word = sizeof(int64_t);
-    memset(r, 0, sizeof(runs));
+/* Checks the list and cuts it where no neighbour crosses, into parts of PART atoms or a little more
+ * (whole crystals): what is copied and left in memory for the backward then stays small, and in the
+ * cache. cut[0] .. cut[*parts], which the caller frees. */
+enum { PART = 512 };
+
+static int make_parts(const int64_t *source, const int64_t *row_ptr, int64_t atoms,
+                      int64_t neighbours, int threads, int64_t **cut, int64_t *parts) {
     if (row_ptr[0] != 0 || row_ptr[atoms] != neighbours) return BAD_ROW_PTR;
     for (int64_t i = 0; i < atoms; i++)
         if (row_ptr[i] >= row_ptr[i + 1]) return EMPTY_ROW;
+    const size_t word = sizeof(int64_t);
+    int64_t *low = malloc(word * (size_t)(2 * atoms + 1)), *high = low + atoms + 1;
+    *cut = malloc(word * (size_t)(atoms / PART + 2));
+    if (!low || !*cut) {
+        free(low);
+        return NO_MEMORY;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < atoms; i++) {
+        int64_t least = source[row_ptr[i]], most = least;
+        for (int64_t e = row_ptr[i] + 1; e < row_ptr[i + 1]; e++) {
+            least = source[e] < least ? source[e] : least;
+            most = source[e] > most ? source[e] : most;
+        }
+        low[i] = least;
+        high[i] = most;
+    }
+    low[atoms] = atoms;
+    for (int64_t i = atoms - 1; i >= 0; i--) low[i] = low[i] < low[i + 1] ? low[i] : low[i + 1];
+    int64_t most = 0;
+    *parts = (*cut)[0] = 0;
+    for (int64_t i = 1; i <= atoms; i++) {
+        most = high[i - 1] > most ? high[i - 1] : most;
+        const int whole = most < i && low[i] >= i; /* no neighbour crosses from either side */
+        if (i == atoms || (whole && i - (*cut)[*parts] >= PART)) (*cut)[++*parts] = i;
+    }
+    const int state = low[0] < 0 || most >= atoms ? BAD_SOURCE : DONE;
+    free(low);
+    return state;
+}
+
+/* The runs of one part; sources are counted from `origin`, its first atom. */
+static int make_runs(const int64_t *source, const int64_t *row_ptr, int64_t atoms, int64_t origin,
+                     int threads, runs *r) {
+    const size_t word = sizeof(int64_t);
+    memset(r, 0, sizeof(runs));
     r->run_ptr = calloc((size_t)atoms + 1, word);
     r->source_ptr = calloc((size_t)atoms + 2, word);
     if (!r->run_ptr || !r->source_ptr) return NO_MEMORY;
-    int bad = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : bad)
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < atoms; i++) {
-        const int64_t begin = row_ptr[i], end = row_ptr[i + 1];
         int64_t changes = 0;
-        for (int64_t e = begin + 1; e < end; e++) changes += source[e] != source[e - 1];
-        for (int64_t e = begin; e < end; e++) bad |= (uint64_t)source[e] >= (uint64_t)atoms;
+        for (int64_t e = row_ptr[i] + 1; e < row_ptr[i + 1]; e++)
+            changes += source[e] != source[e - 1];
         r->run_ptr[i + 1] = 1 + changes;
     }
-    if (bad) return BAD_SOURCE;
     for (int64_t i = 0; i < atoms; i++) r->run_ptr[i + 1] += r->run_ptr[i];
     r->number = r->run_ptr[atoms];
     r->begin = malloc(word * ((size_t)r->number + 1));
@@ -82,10 +118,10 @@ static int make_runs(const int64_t *source, const int64_t *row_ptr, int64_t atom
     }
     r->begin[r->number] = row_ptr[atoms];
     int64_t *next = r->source_ptr + 1; /* counts, then ends, of source j - 1 at next[j] */
-    for (int64_t run = 0; run < r->number; run++) next[source[r->begin[run]] + 1]++;
+    for (int64_t run = 0; run < r->number; run++) next[source[r->begin[run]] - origin + 1]++;
     for (int64_t j = 0; j < atoms; j++) next[j + 1] += next[j];
     for (int64_t run = 0; run < r->number; run++)
-        r->by_source[next[source[r->begin[run]]]++] = run;
+        r->by_source[next[source[r->begin[run]] - origin]++] = run;
     return DONE;
 }
 
@@ -141,6 +177,8 @@ static int processor(void) {
 static int processor(void) { return 0; }
 #define CALL(f, ...) f##_plain(__VA_ARGS__)
 #endif
+
+EXPORT int abi = 1; /* counts changes of `problem`, `gradients` and results; cpu.py has the same */
 
 EXPORT int most_variant = 2; /* tests lower it, to run what other processors would */
 

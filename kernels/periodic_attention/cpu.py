@@ -14,11 +14,14 @@ _NEGLIGIBLE = {torch.float64: 40.0, torch.float32: 20.0}  # radial functions bel
 _REALS = {torch.float64: ctypes.c_double, torch.float32: ctypes.c_float}
 
 
-def _structure(pointers: str, sizes: str = "", lengths: str = "", real: type | None = None) -> type:
+def _structure(
+    pointers: str, sizes: str = "", lengths: str = "", real: type | None = None, last: str = ""
+) -> type:
     """A C structure with the named fields, in this order."""
     fields = [(name, ctypes.c_void_p) for name in pointers.split()]
     fields += [(name, ctypes.c_int64) for name in sizes.split()]  # type: ignore[misc]
     fields += [(name, real) for name in lengths.split()]  # type: ignore[misc]
+    fields += [(name, ctypes.c_int64) for name in last.split()]  # type: ignore[misc]
     return type("Structure", (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -29,13 +32,15 @@ _PROBLEM = {
         "atoms neighbours heads dim count bias_heads",
         "spacing width reach",
         real,
+        "origin",
     )
     for dtype, real in _REALS.items()
 }
-_GRADIENTS = _structure("grad_y grad_lse y lse grad_q grad_k grad_v grad_a grad_distance")
+_GRADIENTS = _structure("grad_y grad_lse y grad_q grad_k grad_v grad_a grad_distance")
 
 
-_ERRORS = {  # what the C functions return
+_ABI = 1  # as in cpu.c
+_ERRORS = {  # what the C functions return: the enum in cpu.c
     1: (MemoryError, "out of memory"),
     2: (ValueError, "an atom has no neighbour, not even its own image"),
     3: (ValueError, "source must lie in 0..N - 1 for N atoms"),
@@ -58,8 +63,11 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"it runs on the CPU, the tensors are on {device}"
     if dtype not in _REALS:
         return f"it computes in float32 and float64, not {dtype}"
-    if _library() is None:
+    library = _library()
+    if library is None:
         return "it was not compiled when matattn was installed (no C compiler?)"
+    if ctypes.c_int.in_dll(library, "abi").value != _ABI:
+        return "it was compiled from other sources; install matattn again"
     return None
 
 
@@ -85,7 +93,7 @@ def _problem(
     reach = width * (2 * _NEGLIGIBLE[q.dtype]) ** 0.5
     sizes = [atoms, len(source), heads, dim, weight.shape[-1], bias_heads]
     pointers = [t.data_ptr() or None for t in (*reals, *integers)]
-    problem = _PROBLEM[q.dtype](*pointers, *sizes, spacing, width, reach)
+    problem = _PROBLEM[q.dtype](*pointers, *sizes, spacing, width, reach)  # origin 0
     return problem, [*reals, *integers]
 
 
@@ -141,12 +149,14 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients for q, k, v, a, weight and (if ``distance_grad``) distance; README.md section 3."""
     problem, kept = _problem(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
-    given = [t.contiguous() for t in (grad_y, grad_lse, y, lse)]
+    given = [t.contiguous() for t in (grad_y, grad_lse, y)]
     grads = [torch.empty_like(t) for t in kept[:4]]
     grad_distance = torch.empty_like(kept[5]) if distance_grad else distance.new_empty(0)
     pointers = [t.data_ptr() or None for t in (*given, *grads, grad_distance)]
     threads = ctypes.c_int(torch.get_num_threads())
     gradients = ctypes.byref(_GRADIENTS(*pointers))
     _run("backward", q.dtype, ctypes.byref(problem), gradients, threads)
-    grad_weight = torch.einsum("nhd,nhk->hdk", grad_y, mean_basis).contiguous()
+    grad_weight = torch.empty_like(weight)
+    for head in range(q.shape[1]):  # one by one: einsum would copy the mean basis
+        torch.mm(given[0][:, head].t(), mean_basis[:, head], out=grad_weight[head])
     return *grads, grad_weight, grad_distance

@@ -1,7 +1,7 @@
 /* One precision of the periodic attention kernel; cpu.c includes it for float and for double.
  *
  * REAL, LANES, VEC (a vector of LANES numbers), BITS (as many integers), WIDE (a vector of LANES or
- * 2 LANES numbers), EXP2 (of a WIDE), COUNTING (0, 1, 2, ...), LOG2, EXP, SQRT and NAME(x) are set by
+ * 2 LANES numbers), EXP2 (of a WIDE), COUNTING (0, 1, 2, ...), LOG2, SQRT and NAME(x) are set by
  * cpu_variant.h. Formulas and names follow README.md. Arrays are contiguous: q, k, v, y, ...
  * [N, H, D]; a, lse [N, H]; weight [H, D, K]; mean (c) [N, H, K]; distance [E]; bias NULL, [E] or
  * [E, H]. The neighbours of atom i are row_ptr[i] .. row_ptr[i + 1].
@@ -16,10 +16,11 @@ typedef struct {
     const int64_t *source, *row_ptr;
     int64_t atoms, neighbours, heads, dim, count, bias_heads;
     REAL spacing, width, reach; /* reach: a radial function is negligible this far from its centre */
+    int64_t origin;             /* of a part of the list: its first atom */
 } NAME(problem);
 
 typedef struct {
-    const REAL *grad_y, *grad_lse, *y, *lse;
+    const REAL *grad_y, *grad_lse, *y;
     REAL *grad_q, *grad_k, *grad_v, *grad_a, *grad_distance; /* grad_distance may be NULL */
 } NAME(gradients);
 
@@ -27,7 +28,8 @@ typedef struct {
 #define LOG_2E ((REAL)1.44269504088896340736)
 #define LN_2 ((REAL)0.69314718055994530942)
 
-/* Sums over neighbours go through partial sums of BLOCK terms, for accuracy in single precision. */
+/* Neighbours are contracted with radial functions BLOCK at a time, and c is a sum of such partial
+ * sums, for accuracy in single precision. */
 enum { NAME(BLOCK) = 64 };
 
 /* What is shared by all threads: sizes, copies by lanes, and what the target pass of the backward
@@ -152,7 +154,7 @@ static ALWAYS_INLINE VEC NAME(weights)(const NAME(problem) *p, const NAME(shared
     VEC largest = (VEC){0} - (REAL)INFINITY;
     for (int64_t run = s->by.run_ptr[u.atom]; run < s->by.run_ptr[u.atom + 1]; run++) {
         const int64_t first = s->by.begin[run], end = s->by.begin[run + 1];
-        const VEC *key = s->k + (p->source[first] * s->groups + u.group) * u.dim;
+        const VEC *key = s->k + ((p->source[first] - p->origin) * s->groups + u.group) * u.dim;
         const VEC score = factor * NAME(dot)(query, key, u.dim);
         for (int64_t e = first; e < end; e++) {
             const REAL d = p->distance[e];
@@ -201,7 +203,7 @@ static ALWAYS_INLINE void NAME(forward_unit)(const NAME(problem) *p, const NAME(
         for (int64_t e = from; e < to; e++) sum += r->weight[e - begin];
         total += sum;
         r->run[n] = sum;
-        r->place[n] = p->source[from] * s->groups + u.group;
+        r->place[n] = (p->source[from] - p->origin) * s->groups + u.group;
     }
     NAME(weighted_sum)(r->run, r->place, number, s->v, dim, out);
     for (int64_t k = 0; k < p->count; k++)
@@ -251,13 +253,16 @@ static ALWAYS_INLINE void NAME(backward_unit)(const NAME(problem) *p, const NAME
     const int64_t begin = p->row_ptr[u.atom], dim = u.dim, row = u.atom * p->heads;
     const REAL factor = 1 / SQRT((REAL)dim), narrow = 1 / (p->width * p->width);
     const VEC *go = s->grad_y + (u.atom * s->groups + u.group) * dim;
-    const VEC a = NAME(load)(p->a + row, u), lse = NAME(load)(g->lse + row, u);
+    const VEC a = NAME(load)(p->a + row, u);
     memset(r->table, 0, sizeof(VEC) * s->rows); /* G = W^T go */
     for (int64_t k = 0; k < p->count; k++)
         r->table[k] = NAME(dot)(go, s->weight + (u.group * p->count + k) * dim, dim);
     NAME(projections)(p, s, u, g->grad_distance != NULL, r);
-    VEC normal = NAME(weights)(p, s, u, r->weight); /* the largest logit, then 1 / sum of weights */
-    for (int64_t h = 0; h < u.heads; h++) normal[h] = EXP(LN_2 * normal[h] - lse[h]);
+    /* Not from the saved log Z: the rounding error of a large logit is no small error of a weight. */
+    NAME(weights)(p, s, u, r->weight);
+    VEC sum[4] = {{0}, {0}, {0}, {0}};
+    for (int64_t e = 0; e < p->row_ptr[u.atom + 1] - begin; e++) sum[e % 4] += r->weight[e];
+    const VEC normal = 1 / (sum[0] + sum[1] + (sum[2] + sum[3]));
     NAME(to_lanes)(g->y + row * dim, u, dim, r->out);
     const VEC offset = NAME(load)(g->grad_lse + row, u) - NAME(dot)(go, r->out, dim);
     VEC grad_a = {0};
@@ -265,7 +270,7 @@ static ALWAYS_INLINE void NAME(backward_unit)(const NAME(problem) *p, const NAME
     const int64_t number = s->by.run_ptr[u.atom + 1] - first_run;
     for (int64_t n = 0; n < number; n++) {
         const int64_t run = first_run + n, from = s->by.begin[run], to = s->by.begin[run + 1];
-        const int64_t place = p->source[from] * s->groups + u.group;
+        const int64_t place = (p->source[from] - p->origin) * s->groups + u.group;
         const VEC value = NAME(dot)(go, s->v + place * dim, dim) + offset;
         VEC run_weight = {0}, run_score = {0};
         for (int64_t e = from; e < to; e++) {
@@ -386,10 +391,11 @@ static void NAME(free_shared)(NAME(shared) *s) {
 
 static int NAME(make_shared)(const NAME(problem) *p, int backward, int threads, NAME(shared) *s) {
     memset(s, 0, sizeof(*s));
-    const int state = make_runs(p->source, p->row_ptr, p->atoms, p->neighbours, threads, &s->by);
+    const int state = make_runs(p->source, p->row_ptr, p->atoms, p->origin, threads, &s->by);
     if (state != DONE) return state;
-    const int64_t needed = (int64_t)(2 * p->reach / p->spacing) + 2, whole = 2 * LANES;
-    s->window = ((needed < p->count ? needed : p->count) + whole - 1) / whole * whole;
+    const REAL needed = 2 * p->reach / p->spacing + 2; /* compared before it is an integer */
+    const int64_t most = needed < (REAL)p->count ? (int64_t)needed : p->count, whole = 2 * LANES;
+    s->window = (most + whole - 1) / whole * whole;
     s->rows = p->count > s->window ? p->count : s->window; /* of radial functions in tables */
     s->groups = (p->heads + LANES - 1) / LANES;
     const int64_t size = p->atoms * p->dim * s->groups, runs = backward ? s->by.number : 0;
@@ -413,7 +419,7 @@ static int NAME(make_shared)(const NAME(problem) *p, int backward, int threads, 
 }
 
 /* Forward where `g` is NULL, else backward. */
-static ALWAYS_INLINE int NAME(run)(const NAME(problem) *p, const NAME(gradients) *g, int threads,
+static ALWAYS_INLINE int NAME(run_part)(const NAME(problem) *p, const NAME(gradients) *g, int threads,
                                    REAL *y, REAL *lse, REAL *mean) {
     NAME(shared) s;
     int state = NAME(make_shared)(p, g != NULL, threads, &s);
@@ -451,6 +457,34 @@ static ALWAYS_INLINE int NAME(run)(const NAME(problem) *p, const NAME(gradients)
         free(memory);
     }
     NAME(free_shared)(&s);
+    return state;
+}
+
+static ALWAYS_INLINE int NAME(run)(const NAME(problem) *p, const NAME(gradients) *g, int threads,
+                                   REAL *y, REAL *lse, REAL *mean) {
+    int64_t *cut = NULL, parts;
+    int state = make_parts(p->source, p->row_ptr, p->atoms, p->neighbours, threads, &cut, &parts);
+    for (int64_t n = 0; state == DONE && n < parts; n++) {
+        const int64_t i = cut[n], heads = i * p->heads, row = heads * p->dim;
+        NAME(problem) part = *p;
+        part.atoms = cut[n + 1] - i;
+        part.origin = i;
+        part.row_ptr += i;
+        part.q += row, part.k += row, part.v += row;
+        part.a += heads;
+        if (g) {
+            NAME(gradients) of_part = *g;
+            of_part.grad_y += row, of_part.y += row;
+            of_part.grad_lse += heads;
+            of_part.grad_q += row, of_part.grad_k += row, of_part.grad_v += row;
+            of_part.grad_a += heads;
+            state = NAME(run_part)(&part, &of_part, threads, NULL, NULL, NULL);
+        } else {
+            state = NAME(run_part)(&part, NULL, threads, y + row, lse + heads,
+                                   mean + heads * p->count);
+        }
+    }
+    free(cut);
     return state;
 }
 

@@ -2,11 +2,11 @@
  * that exponentials work on) are set by cpu.c. */
 
 typedef float VARIANT(wide_float) __attribute__((vector_size(WIDE_BYTES)));
-typedef int32_t VARIANT(bits_wide_float) __attribute__((vector_size(WIDE_BYTES)));
+typedef uint32_t VARIANT(bits_wide_float) __attribute__((vector_size(WIDE_BYTES)));
 typedef double VARIANT(wide_double) __attribute__((vector_size(WIDE_BYTES)));
-typedef int64_t VARIANT(bits_wide_double) __attribute__((vector_size(WIDE_BYTES)));
+typedef uint64_t VARIANT(bits_wide_double) __attribute__((vector_size(WIDE_BYTES)));
 
-/* 2^x, zero below the smallest normal number (also for -inf): 2^n times a polynomial of the rest.
+/* 2^x, zero below the smallest normal number (also for -inf), NaN of NaN: 2^n times a polynomial.
  * Adding 1.5 * 2^23 (2^52) rounds to an integer and leaves it in the low bits. */
 static ALWAYS_INLINE VARIANT(wide_float) VARIANT(exp2_float)(VARIANT(wide_float) x) {
     const VARIANT(wide_float) shifted = x + 12582912.0f;
@@ -17,8 +17,8 @@ static ALWAYS_INLINE VARIANT(wide_float) VARIANT(exp2_float)(VARIANT(wide_float)
     e = e * r + 2.4022650761e-1f;
     e = e * r + 6.9314718803e-1f;
     e = e * r + 1.0f;
-    const VARIANT(bits_wide_float) power = ((VARIANT(bits_wide_float))shifted << 23) + 0x3f800000;
-    return (VARIANT(wide_float))((VARIANT(bits_wide_float))(e * (VARIANT(wide_float))power) & (x > -126.0f));
+    const VARIANT(bits_wide_float) power = ((VARIANT(bits_wide_float))shifted << 23) + 0x3f800000u;
+    return (VARIANT(wide_float))((VARIANT(bits_wide_float))(e * (VARIANT(wide_float))power) & ~(VARIANT(bits_wide_float))(x <= -126.0f));
 }
 
 static ALWAYS_INLINE VARIANT(wide_double) VARIANT(exp2_double)(VARIANT(wide_double) x) {
@@ -37,8 +37,8 @@ static ALWAYS_INLINE VARIANT(wide_double) VARIANT(exp2_double)(VARIANT(wide_doub
     e = e * r + 2.4022650695910071233e-1;
     e = e * r + 6.9314718055994530942e-1;
     e = e * r + 1.0;
-    const VARIANT(bits_wide_double) power = ((VARIANT(bits_wide_double))shifted << 52) + 0x3ff0000000000000;
-    return (VARIANT(wide_double))((VARIANT(bits_wide_double))(e * (VARIANT(wide_double))power) & (x > -1022.0));
+    const VARIANT(bits_wide_double) power = ((VARIANT(bits_wide_double))shifted << 52) + 0x3ff0000000000000u;
+    return (VARIANT(wide_double))((VARIANT(bits_wide_double))(e * (VARIANT(wide_double))power) & ~(VARIANT(bits_wide_double))(x <= -1022.0));
 }
 
 #define REAL float
@@ -49,7 +49,6 @@ static ALWAYS_INLINE VARIANT(wide_double) VARIANT(exp2_double)(VARIANT(wide_doub
 #define COUNTING counting_float
 #define EXP2 VARIANT(exp2_float)
 #define LOG2 log2f
-#define EXP expf
 #define SQRT sqrtf
 #define NAME(x) VARIANT(x##_float)
 #include "cpu_kernel.h"
@@ -61,7 +60,6 @@ static ALWAYS_INLINE VARIANT(wide_double) VARIANT(exp2_double)(VARIANT(wide_doub
 #undef COUNTING
 #undef EXP2
 #undef LOG2
-#undef EXP
 #undef SQRT
 #undef NAME
 
@@ -73,7 +71,6 @@ static ALWAYS_INLINE VARIANT(wide_double) VARIANT(exp2_double)(VARIANT(wide_doub
 #define COUNTING counting_double
 #define EXP2 VARIANT(exp2_double)
 #define LOG2 log2
-#define EXP exp
 #define SQRT sqrt
 #define NAME(x) VARIANT(x##_double)
 #include "cpu_kernel.h"
@@ -85,6 +82,5 @@ static ALWAYS_INLINE VARIANT(wide_double) VARIANT(exp2_double)(VARIANT(wide_doub
 #undef COUNTING
 #undef EXP2
 #undef LOG2
-#undef EXP
 #undef SQRT
 #undef NAME

@@ -8,12 +8,14 @@ this is how they are tested without a GPU.
 from __future__ import annotations
 
 import os
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_OLDEST = (3, 6)  # products with 8 heads, less than older versions multiply
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,6 +28,8 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"it computes in floating point of 16, 32 and 64 bits, not {dtype}"
     if find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
+    if tuple(map(int, metadata.version("triton").split(".")[:2])) < _OLDEST:
+        return f"it needs Triton {_OLDEST[0]}.{_OLDEST[1]}, not {metadata.version('triton')}"
     if interpreted:
         return None
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
@@ -111,6 +115,20 @@ def _run(kernel: str, options: dict[str, Any], q: Tensor, *others: Tensor | None
             getattr(triton_kernels, kernel)[grid](*arguments, **options, enable_fp_fusion=True)
 
 
+def _check(source: Tensor, row_ptr: Tensor) -> None:
+    """The only time that the host waits for the GPU."""
+    if len(row_ptr) == 1:
+        return
+    facts = [row_ptr.diff().min(), row_ptr[0], row_ptr[-1], source.min(), source.max()]
+    shortest, begin, end, least, most = torch.stack(facts).tolist()
+    if shortest < 1:
+        raise ValueError("periodic_attention: an atom has no neighbour, not even its own image")
+    if begin != 0 or end != len(source):
+        raise ValueError("periodic_attention: row_ptr must run from 0 to the number of neighbours")
+    if least < 0 or most >= len(row_ptr) - 1:
+        raise ValueError("periodic_attention: source must lie in 0..N - 1 for N atoms")
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -125,8 +143,7 @@ def forward(
     width: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [N, H, D], lse [N, H] and mean basis c [N, H, K] (see ``__init__`` for the arguments)."""
-    if len(q) and int(row_ptr.diff().min()) < 1:  # the only time that the host waits for the GPU
-        raise ValueError("periodic_attention: an atom has no neighbour, not even its own image")
+    _check(source, row_ptr)
     exact: dict[str, Any] = {"dtype": accumulator(q.dtype), "device": q.device}
     heads, dim, count = weight.shape
     attended = torch.empty(v.shape, **exact)

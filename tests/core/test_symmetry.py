@@ -1,7 +1,10 @@
 """Neighbour lists of one atom per orbit."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from matattn.batch import collate, geometry
 from matattn.neighbors import ImageRule
@@ -16,14 +19,19 @@ def lists(crystal, tolerance=1e-6):
     return ImageRule(CUTOFF, symmetry=tolerance)(*arrays), ImageRule(CUTOFF)(*arrays)
 
 
+def target(neighbors):
+    return np.repeat(np.arange(len(neighbors.counts)), neighbors.counts)
+
+
 def check_all_images_are_there(reduced, full, orbit=None):
     """Every row has the images of its atom, as (orbit of the source, distance)."""
     orbit = np.arange(len(full.counts)) if orbit is None else orbit
+    row_of, atom_of = target(reduced), target(full)
     for row, atom in enumerate(reduced.atoms):
-        mine = reduced.target == row
+        mine = row_of == row
         size = reduced.multiplicity[mine].astype(int)
         found = np.repeat(np.stack([reduced.source, reduced.distance], 1)[mine], size, axis=0)
-        mine = full.target == atom
+        mine = atom_of == atom
         expected = np.stack([orbit[full.source[mine]], full.distance[mine]], 1)
         for pairs in (found, expected):
             pairs[:] = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
@@ -54,16 +62,34 @@ def test_without_symmetry_every_atom_keeps_its_row():
     assert reduced.orbit_size.tolist() == [1] * 5
     check_all_images_are_there(reduced, full)
     # inversion brings an atom's own images in pairs
-    own = reduced.source == reduced.target
+    own = reduced.source == target(reduced)
     assert (reduced.multiplicity[~own] == 1).all() and (reduced.multiplicity[own] == 2).any()
 
 
 @pytest.mark.parametrize("size, rows", [(1e-8, 2), (1e-3, 12)])
 def test_a_displaced_atom_counts_only_within_the_tolerance(size, rows):
     crystal = rutile_supercell()
-    crystal["pos"][3] += size
-    reduced, _ = lists(crystal, tolerance=1e-5)
-    assert len(reduced.counts) == rows or (size > 1e-5 and len(reduced.counts) > 2)
+    crystal["pos"][3] += torch.tensor([1.0, 0.7, -0.4]) * size
+    reduced, full = lists(crystal, tolerance=1e-5)
+    assert len(reduced.counts) == rows
+    if rows == 12:
+        check_all_images_are_there(reduced, full)
+
+
+def test_orbits_are_numbered_by_their_first_atoms(monkeypatch):
+    labels = np.array([7, 7, 0, 0, 0, 0] * 2)
+    monkeypatch.setattr(
+        "spglib.get_symmetry_dataset", lambda *_: SimpleNamespace(crystallographic_orbits=labels)
+    )
+    reduced, full = lists(rutile_supercell())
+    assert reduced.atoms.tolist() == [0, 2]
+    check_all_images_are_there(reduced, full, orbit=np.array([0, 0, 1, 1, 1, 1] * 2))
+
+
+@pytest.mark.parametrize("symmetry", [-1e-3, 0.1, float("inf")])
+def test_tolerances_that_merge_shells_are_refused(symmetry):
+    with pytest.raises(ValueError, match="expected 0 to 0.01"):
+        ImageRule(7.0, symmetry=symmetry)
 
 
 def test_a_proposal_that_the_distances_deny_is_refused(monkeypatch):

@@ -1,5 +1,6 @@
 """Crystalformer: contract, published sizes, initialisation, and the golden network."""
 
+import dataclasses
 import math
 from functools import cache
 from pathlib import Path
@@ -173,12 +174,29 @@ def test_widths_are_scaled_by_all_atoms_that_a_row_stands_for():
     torch.testing.assert_close(statistics[0], statistics[1], rtol=0, atol=1e-12)
 
 
-def test_reciprocal_heads_refuse_a_batch_reduced_by_symmetry():
-    network = Crystalformer(dim=16, num_heads=2, reciprocal="converged")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"reciprocal": "converged"},
+        {"summation": "published_r2"},
+        {"summation": "published_adaptive"},
+    ],
+)
+def test_what_needs_all_atoms_refuses_a_batch_reduced_by_symmetry(arguments):
+    network = Crystalformer(dim=16, num_heads=2, **arguments)
     assert network.image_rule(1e-6, symmetry=1e-3).symmetry == 0
     batch = collate([rutile_supercell()], ImageRule(6.0, symmetry=1e-3))
-    with pytest.raises(ValueError, match="without symmetry"):
+    with pytest.raises(ValueError, match="a batch of all atoms"):
         network(batch)
+
+
+def test_a_batch_may_carry_distances_of_its_own():
+    """A key of that name in a PyG batch means nothing, as long as there is no symmetry."""
+    contract = TestCrystalformer()
+    network = contract.network()
+    batch = contract.batch(network, contract.samples())
+    other = dataclasses.replace(batch, distance=torch.zeros(batch.edge_index.shape[1]))
+    assert torch.equal(network(batch), network(other))
 
 
 @pytest.mark.parametrize("reciprocal", ["published", "converged"])

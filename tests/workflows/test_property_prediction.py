@@ -1,8 +1,10 @@
 """Training runs end to end: what they write, that they repeat and resume, what stops them."""
 
 import csv
+import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import lightning as L
@@ -10,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from pymatgen.core import Structure
 
 import matattn
+from matattn.batch import collate
 from matattn.conf.schema import register
+from matattn.derivatives import energy_forces_stress
 from matattn.errors import ConfigError, TrainingError
-from matattn.structure import read
+from matattn.structure import read, to_tensors
 from matattn.training import run_log
-from matattn.workflows import training
+from matattn.workflows import property_prediction, training
 
 SMALL = [
     "model.dim=16",
@@ -133,6 +138,29 @@ def test_two_runs_are_bit_equal(finished, table, tmp_path):
     training.run(config(table, tmp_path))
     assert_same_bits(folder, tmp_path)
     assert (folder / "predictions.csv").read_text() == (tmp_path / "predictions.csv").read_text()
+
+
+def test_neighbour_lists_from_processes_change_nothing(finished, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(property_prediction, "WORTH_A_PROCESS", 3)
+    monkeypatch.setattr(property_prediction, "cores", lambda: 2)
+    other = tmp_path / "again"
+    handler = signal.getsignal(signal.SIGTERM)
+    training.run(config(table, other))
+    assert_same_bits(finished[0], other)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_training_on_all_atoms_gives_the_same_model_to_rounding(finished, table, tmp_path):
+    """Symmetry changes the work, not the result."""
+    training.run(config(table, tmp_path / "all", "task.symmetry=0"))
+    ours, theirs = weights(finished[0]), weights(tmp_path / "all")
+    for name in ours:
+        assert torch.allclose(ours[name].float(), theirs[name].float(), rtol=0, atol=2e-3), name
+
+
+def test_published_sums_train_on_boxes_made_per_batch(table, tmp_path):
+    overrides = ("model.summation=published_r2", "trainer.max_epochs=1")
+    assert training.run(config(table, tmp_path / "boxes", *overrides))["train_time_s"] >= 0
 
 
 def test_another_seed_gives_another_model(finished, table, tmp_path):
@@ -301,7 +329,7 @@ def test_loss_that_is_not_finite_stops_the_run(table, tmp_path, monkeypatch):
         ),
         ("task.batch_size=0", "task.batch_size=0: expected at least 1"),
         ("task.tolerance=0", "task.tolerance=0: expected between 0 and 1"),
-        ("task.symmetry=-1", "task.symmetry=-1: expected 0 or more"),
+        ("task.symmetry=-1", "task.symmetry=-1: expected 0 to 0.01"),
         ("optimizer.lr=fast", "optimizer.lr='fast': expected a number above 0"),
         ("optimizer.betas=[0.9]", r"optimizer.betas=\[0.9\]: expected two numbers"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: expected at least 1"),
@@ -340,3 +368,25 @@ def test_predictor_gives_a_row_for_everything(finished, tmp_path):
     good.to(filename=str(tmp_path / "lif.cif"))
     (from_file,) = model.predict(read(tmp_path / "lif.cif"))
     assert from_file["band_gap"] == pytest.approx(rows[0]["band_gap"], abs=1e-4)
+
+
+def test_forces_of_a_saved_model_are_slopes_of_its_predictions(finished):
+    """Through the normaliser and to the whole cell, as docs/forces.md shows it."""
+    model = matattn.load(finished[0] / "model")
+    model.network.double()
+    structure = Structure(4.3 * np.eye(3), [11, 17], [[0, 0, 0], [0.42, 0.55, 0.5]])
+    batch = collate([to_tensors(structure, torch.float64)], model.network.image_rule(1e-10))
+    with pytest.raises(ValueError, match="no target|one target in eV/atom"):
+        two = [target | {"unit": "eV"} for target in model.targets]
+        dataclasses.replace(model, config=model.config | {"targets": two}).energy(batch)
+    result = energy_forces_stress(model.energy, batch)
+    expected = model.predict(structure)[0]["formation_energy_per_atom"]
+    assert result.energy.item() / 2 == pytest.approx(expected, abs=1e-5)
+    energies = []
+    for step in (-1e-3, 1e-3):
+        moved = dataclasses.replace(batch, pos=batch.pos + torch.tensor([[0, 0, 0], [step, 0, 0]]))
+        with torch.no_grad():
+            energies.append(model.energy(moved).item())
+    slope = (energies[1] - energies[0]) / 2e-3
+    assert abs(slope + result.forces[1, 0].item()) <= 1e-3 * abs(slope)
+    assert abs(slope) > 1e-5
