@@ -296,18 +296,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
     chosen = [r for r in rows if r["level"] == "op" and r["cutoff_A"] in ("8.0", "|n| <= 2")]
-    by_size = [r for r in chosen if r["crystals"] * r["atoms"] <= 1000 and r["threads"] == 1]
+    by_size = [r for r in chosen if 600 < r["crystals"] * r["atoms"] <= 1000 and r["threads"] == 1]
     by_batch = [r for r in chosen if r["atoms"] == 20]
+    colors = {"dense": "C0", "compiled": "C1", "torch": "C2", "cpu": "C3"}
     for axis, key, shown, label in (
         (axes[0], "atoms", by_size, "atoms in the cell (about 1,000 in all)"),
         (axes[1], "crystals", by_batch, "crystals of 20 atoms in the batch"),
     ):
-        for contender, threads in itertools.product(("dense", "compiled", "torch", "cpu"), (1, 2)):
+        for contender, threads in itertools.product(colors, (1, 2)):
             points = sorted((r[key], float(r["us_per_atom"])) for r in shown
                             if (r["contender"], r["threads"]) == (contender, threads))  # fmt: skip
             if points:
                 name = contender if threads == 1 else f"{contender}, 2 threads"
-                axis.plot(*zip(*points, strict=True), "o-" if threads == 1 else "s--", label=name)
+                style = {"marker": "o"} if threads == 1 else {"marker": "s", "ls": "--", "mfc": "w"}
+                axis.plot(*zip(*points, strict=True), label=name, color=colors[contender], **style)
         floors = sorted(
             (r[key], 1e3 * float(r["floor_ms"]) / (r["crystals"] * r["atoms"]))
             for r in shown

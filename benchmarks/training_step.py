@@ -169,7 +169,8 @@ def main() -> None:
         one_pass = passes(network.train(), graphs, collate)
         number = 1 if len(graphs) > 1000 else 5
         best = min(cpu_seconds(one_pass) for _ in range(number))
-        share = f"{share_of_operator(one_pass):.2f}" if isinstance(network, Crystalformer) else ""
+        profiled = isinstance(network, Crystalformer) and number > 1
+        share = f"{share_of_operator(one_pass):.2f}" if profiled else ""
         parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         per_crystal = 1e3 / len(graphs)
         rows.append([name, parameters, len(graphs), f"{seconds * per_crystal:.2f}",

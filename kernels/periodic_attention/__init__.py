@@ -195,13 +195,16 @@ def _fake_backward(
 def _save_forward(ctx, inputs, output):
     *tensors, ctx.spacing, ctx.width, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)  # there never is one for the mean basis, the largest output
 
 
 def _forward_autograd(ctx, grad_y, grad_lse, _grad_mean_basis):
     q, k, v, a, weight, distance, source, row_ptr, bias, y, lse, mean_basis = ctx.saved_tensors
+    grad_y = torch.zeros_like(y) if grad_y is None else grad_y.contiguous()
+    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     distance_grad = ctx.needs_input_grad[5]
     grads = torch.ops.matattn.periodic_attention_backward(
-        grad_y.contiguous(), grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
+        grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
         y, lse, mean_basis, ctx.spacing, ctx.width, ctx.backend, distance_grad,
     )  # fmt: skip
     grad_distance = grads[5] if distance_grad else None
