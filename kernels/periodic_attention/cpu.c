@@ -178,7 +178,7 @@ static int processor(void) { return 0; }
 #define CALL(f, ...) f##_plain(__VA_ARGS__)
 #endif
 
-EXPORT int abi = 1; /* counts changes of `problem`, `gradients` and results; cpu.py has the same */
+EXPORT int abi = 2; /* counts changes of `problem`, `gradients` and results; cpu.py has the same */
 
 EXPORT int most_variant = 2; /* tests lower it, to run what other processors would */
 

@@ -14,14 +14,11 @@ _NEGLIGIBLE = {torch.float64: 40.0, torch.float32: 20.0}  # radial functions bel
 _REALS = {torch.float64: ctypes.c_double, torch.float32: ctypes.c_float}
 
 
-def _structure(
-    pointers: str, sizes: str = "", lengths: str = "", real: type | None = None, last: str = ""
-) -> type:
+def _structure(pointers: str, sizes: str = "", lengths: str = "", real: type | None = None) -> type:
     """A C structure with the named fields, in this order."""
     fields = [(name, ctypes.c_void_p) for name in pointers.split()]
     fields += [(name, ctypes.c_int64) for name in sizes.split()]  # type: ignore[misc]
     fields += [(name, real) for name in lengths.split()]  # type: ignore[misc]
-    fields += [(name, ctypes.c_int64) for name in last.split()]  # type: ignore[misc]
     return type("Structure", (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -29,17 +26,16 @@ def _structure(
 _PROBLEM = {
     dtype: _structure(
         "q k v a weight distance bias source row_ptr",
-        "atoms neighbours heads dim count bias_heads",
+        "atoms neighbours heads dim count bias_heads origin",
         "spacing width reach",
         real,
-        "origin",
     )
     for dtype, real in _REALS.items()
 }
 _GRADIENTS = _structure("grad_y grad_lse y grad_q grad_k grad_v grad_a grad_distance")
 
 
-_ABI = 1  # as in cpu.c
+_ABI = 2  # as in cpu.c
 _ERRORS = {  # what the C functions return: the enum in cpu.c
     1: (MemoryError, "out of memory"),
     2: (ValueError, "an atom has no neighbour, not even its own image"),
@@ -91,9 +87,9 @@ def _problem(
     integers = [t.to(torch.int64).contiguous() for t in (source, row_ptr)]
     bias_heads = 0 if bias is None else 1 if bias.dim() == 1 else heads
     reach = width * (2 * _NEGLIGIBLE[q.dtype]) ** 0.5
-    sizes = [atoms, len(source), heads, dim, weight.shape[-1], bias_heads]
+    sizes = [atoms, len(source), heads, dim, weight.shape[-1], bias_heads, 0]
     pointers = [t.data_ptr() or None for t in (*reals, *integers)]
-    problem = _PROBLEM[q.dtype](*pointers, *sizes, spacing, width, reach)  # origin 0
+    problem = _PROBLEM[q.dtype](*pointers, *sizes, spacing, width, reach)
     return problem, [*reals, *integers]
 
 

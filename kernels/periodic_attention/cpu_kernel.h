@@ -15,8 +15,8 @@ typedef struct {
     const REAL *q, *k, *v, *a, *weight, *distance, *bias;
     const int64_t *source, *row_ptr;
     int64_t atoms, neighbours, heads, dim, count, bias_heads;
+    int64_t origin;             /* of a part of the list: its first atom; 0 for all of it */
     REAL spacing, width, reach; /* reach: a radial function is negligible this far from its centre */
-    int64_t origin;             /* of a part of the list: its first atom */
 } NAME(problem);
 
 typedef struct {
