@@ -20,6 +20,7 @@ class TrainConfig:
     trainer: dict[str, Any] = MISSING
     paths: dict[str, Any] = MISSING
     logger: dict[str, Any] = field(default_factory=dict)
+    init_from: str | None = None  # a model to start from: a shipped one's name, or a model/ folder
     seed: int = 0
     overwrite: bool = False  # train again where a finished run stands
 

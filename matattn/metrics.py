@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from matattn.dataset import SPLITS, PropertyDataset
+from matattn.dataset import EVALUATED, PropertyDataset
 from matattn.structure import MAX_ATOMIC_NUMBER
 
 
@@ -55,30 +55,60 @@ def baselines(dataset: PropertyDataset, ridge: float = 1.0) -> dict[str, np.ndar
     return {"mean": mean, "linear_composition": linear}
 
 
-def evaluate(dataset: PropertyDataset, predicted: np.ndarray) -> dict[str, Any]:
+def evaluate(
+    dataset: PropertyDataset,
+    predicted: np.ndarray,
+    intervals: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, Any]:
     """Errors and baseline errors of every split and target.
 
     Returns {split: {target: {mae, rmse, unit, n, baselines: {name: mae}}}}; a split without
-    labelled rows is left out.
+    labelled rows is left out. ``new_formulas`` holds mae, n and baselines of the rows whose reduced
+    formula is not among the training rows with a label. With the lower and upper ends [n, T] of
+    ``intervals``, also ``interval``: {coverage, mean_width}.
     """
-    labels = dataset.labels()
+    labels, formulas = dataset.labels(), np.array(dataset.formulas())
     floors = baselines(dataset)
+    train = dataset.rows("train")
     result: dict[str, Any] = {}
-    for split in SPLITS:
-        rows = dataset.rows(split)
+    for split in EVALUATED:
         for column, target in enumerate(dataset.targets):
-            true = labels[rows, column]
-            count = int((~np.isnan(true)).sum())
-            if count == 0:
+            rows = dataset.rows(split)
+            rows = rows[~np.isnan(labels[rows, column])]
+            if not len(rows):
                 continue
-            result.setdefault(split, {})[target.name] = {
-                "mae": mean_absolute_error(true, predicted[rows, column]),
-                "rmse": root_mean_square_error(true, predicted[rows, column]),
+            found = _errors(labels, predicted, floors, rows, column)
+            found |= {
+                "rmse": root_mean_square_error(labels[rows, column], predicted[rows, column]),
                 "unit": target.unit,
-                "n": count,
-                "baselines": {
-                    name: mean_absolute_error(true, floor[rows, column])
-                    for name, floor in floors.items()
-                },
             }
+            known = formulas[train[~np.isnan(labels[train, column])]]
+            new = rows[~np.isin(formulas[rows], known)]
+            if len(new):
+                found["new_formulas"] = _errors(labels, predicted, floors, new, column)
+            if intervals is not None and not np.isnan(intervals[0][rows, column]).any():
+                lower, upper = (ends[rows, column] for ends in intervals)
+                true = labels[rows, column]
+                found["interval"] = {
+                    "coverage": float(((lower <= true) & (true <= upper)).mean()),
+                    "mean_width": float((upper - lower).mean()),
+                }
+            result.setdefault(split, {})[target.name] = found
     return result
+
+
+def _errors(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    floors: dict[str, np.ndarray],
+    rows: np.ndarray,
+    column: int,
+) -> dict[str, Any]:
+    true = labels[rows, column]
+    return {
+        "mae": mean_absolute_error(true, predicted[rows, column]),
+        "n": len(rows),
+        "baselines": {
+            name: mean_absolute_error(true, floor[rows, column]) for name, floor in floors.items()
+        },
+    }

@@ -5,34 +5,35 @@ Imports neither Lightning nor PyTorch Geometric, so that a first prediction take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from pymatgen.core import Structure
+from pymatgen.core import Element, Structure
 from torch import nn
 
 from matattn import bundle
 from matattn.batch import CrystalBatch, by_atom_budget, collate
+from matattn.ensemble import HasFeatures
 from matattn.errors import StructureError
 from matattn.neighbors import HasImageRule
 from matattn.structure import to_tensors, validate
+from matattn.uncertainty import LEVEL, Uncertainty
+from matattn.units import PROPERTIES
 
 TOLERANCE = 1e-6  # smallest weight of an image that is still summed
 
 
-def predict_items(
+def encode(
     network: nn.Module,
     items: Sequence[Mapping[str, Any]],
-    mean: torch.Tensor,
-    std: torch.Tensor,
     atoms_per_batch: int = 1000,
     advance: Callable[[int], Any] = lambda crystals: None,
-) -> np.ndarray:
-    """Predictions [n, T] in physical units for items with z, pos and cell.
+) -> torch.Tensor:
+    """Features [n, F] of items with z, pos and cell, on the CPU.
 
     ``advance`` is called with the number of crystals done after each batch.
     """
@@ -42,16 +43,20 @@ def predict_items(
     images = cast(HasImageRule, network).image_rule(TOLERANCE)
     order = sorted(range(len(items)), key=lambda row: len(items[row]["z"]))
     sizes = [len(items[row]["z"]) for row in order]
-    result = np.empty((len(items), len(mean)))
+    parts = []
     with torch.no_grad():
         for positions in by_atom_budget(sizes, atoms_per_batch):
             rows = [order[position] for position in positions]
             batch = collate([items[row] for row in rows], images).to(device)
-            output = network(batch).cpu().double()
-            result[rows] = (output * std.double() + mean.double()).numpy()
+            parts.append(cast(HasFeatures, network).features(batch).cpu())
             advance(len(rows))
     network.train(was_training)
-    return result
+    if not parts:
+        return torch.empty(0, 0)
+    sorted_features = torch.cat(parts)
+    features = torch.empty_like(sorted_features)
+    features[order] = sorted_features
+    return features
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Predictor:
 
     network: nn.Module
     config: dict[str, Any]
+    uncertainty: Uncertainty | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Predictor:
@@ -70,6 +76,32 @@ class Predictor:
     def targets(self) -> list[dict[str, str]]:
         """Name and unit of each predicted property."""
         return self.config["targets"]
+
+    def values(self, features: torch.Tensor) -> np.ndarray:
+        """Predictions [n, T] in physical units from features [n, F], above physical bounds."""
+        mean, std = (
+            torch.tensor(self.config["normaliser"][key], dtype=torch.float64)
+            for key in ("mean", "std")
+        )
+        with torch.no_grad():
+            output = cast(HasFeatures, self.network).readout(features)
+        return np.maximum((output.double() * std + mean).numpy(), self._minimum)
+
+    def intervals(
+        self, features: torch.Tensor, level: float = LEVEL
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends [n, T] of the intervals; NaN if the model is not calibrated."""
+        values = self.values(features)
+        if self.uncertainty is None:
+            return np.full_like(values, np.nan), np.full_like(values, np.nan)
+        with torch.no_grad():
+            half = self.uncertainty.half_widths(self.network, features, level).double().numpy()
+        return np.maximum(values - half, self._minimum), values + half
+
+    @property
+    def _minimum(self) -> np.ndarray:
+        names = (target["name"] for target in self.targets)
+        return np.array([PROPERTIES[n].minimum if n in PROPERTIES else -np.inf for n in names])
 
     def energy(self, batch: CrystalBatch) -> torch.Tensor:
         """Energy of every cell [B], eV: what ``matattn.derivatives`` differentiates.
@@ -90,28 +122,33 @@ class Predictor:
         places: Sequence[str] | None = None,
         advance: Callable[[int], Any] = lambda crystals: None,
     ) -> list[dict[str, Any]]:
-        """One row per structure: formula, natoms, each target and its unit, status, message.
+        """One row per structure: formula, natoms, each target with its interval and unit, the
+        novelty, status and message.
 
-        ``status`` is "ok" or the name of the error, and ``message`` says what is wrong or worth
-        knowing; a bad structure (or a StructureError in its place) gives a row without values and
-        does not stop the others. ``places`` are what messages call the structures.
+        ``<target>_lower`` and ``_upper`` hold 90 % of the true values of crystals like those the
+        model was calibrated on. ``ood_score`` is the distance from the training crystals in units
+        of one that 1 % of the calibration crystals exceed; ``ood_flag`` is true above 1, and for
+        elements that the model never saw. ``status`` is "ok" or the name of the error, and
+        ``message`` says what is wrong or worth knowing; a bad structure (or a StructureError in its
+        place) gives a row without values and does not stop the others. ``places`` are what messages
+        call the structures.
         """
         given = [structures] if isinstance(structures, Structure) else list(structures)
         places = places or [f"structure {number + 1}" for number in range(len(given))]
         rows, items, usable = [], [], []
-        for number, structure in enumerate(given):
+        for structure, place in zip(given, places, strict=True):
             row: dict[str, Any] = {"formula": "", "natoms": None}
             for target in self.targets:
-                row |= {target["name"]: None, f"{target['name']}_unit": target["unit"]}
+                name = target["name"]
+                row |= {name: None, f"{name}_lower": None, f"{name}_upper": None}
+                row[f"{name}_unit"] = target["unit"]
+            row |= {"ood_score": None, "ood_flag": None}
             try:
                 if isinstance(structure, StructureError):
                     raise structure
-                row["formula"], row["natoms"] = (
-                    structure.composition.reduced_formula,
-                    len(structure),
-                )
-                remarks = validate(structure, places[number])
-                remarks += self._unseen_elements(structure)
+                row["formula"] = structure.composition.reduced_formula
+                row["natoms"] = len(structure)
+                remarks = validate(structure, place)
                 row |= {"status": "ok", "message": "; ".join(remarks)}
                 items.append(to_tensors(structure))
                 usable.append(row)
@@ -119,21 +156,38 @@ class Predictor:
                 row |= {"status": type(error).__name__, "message": str(error)}
                 advance(1)
             rows.append(row)
-        normaliser = self.config["normaliser"]
-        values = predict_items(
-            self.network,
-            items,
-            torch.tensor(normaliser["mean"]),
-            torch.tensor(normaliser["std"]),
-            advance=advance,
-        )
-        for row, value in zip(usable, values, strict=True):
-            row |= {t["name"]: float(v) for t, v in zip(self.targets, value, strict=True)}
+        if usable:
+            features = encode(self.network, items, advance=advance)
+            for row, item, found in zip(usable, items, self._judge(features), strict=True):
+                row |= found
+                self._warn(row, item["z"])
         return rows
 
-    def _unseen_elements(self, structure: Structure) -> list[str]:
-        known = set(self.config["elements"])
-        unseen = sorted({site.specie.symbol for site in structure if site.specie.Z not in known})
-        if not unseen:
-            return []
-        return [f"no training crystal contains {', '.join(unseen)}: do not trust this value"]
+    def _judge(self, features: torch.Tensor) -> Iterator[dict[str, Any]]:
+        """Values, intervals and novelty of every crystal, from its features."""
+        values, (lower, upper) = self.values(features), self.intervals(features)
+        novelty = None if self.uncertainty is None else self.uncertainty.novelty(features)
+        for n in range(len(values)):
+            found: dict[str, Any] = {}
+            for column, target in enumerate(self.targets):
+                name = target["name"]
+                found[name] = float(values[n, column])
+                if self.uncertainty is not None:
+                    found[f"{name}_lower"] = float(lower[n, column])
+                    found[f"{name}_upper"] = float(upper[n, column])
+            if novelty is not None:
+                found["ood_score"] = float(novelty[n])
+            yield found
+
+    def _warn(self, row: dict[str, Any], z: torch.Tensor) -> None:
+        """Set ``ood_flag`` of a row, and say in its message what is behind it."""
+        remarks = [row["message"]] if row["message"] else []
+        unseen = sorted(set(z.tolist()) - set(self.config["elements"]))
+        if unseen:
+            symbols = ", ".join(Element.from_Z(number).symbol for number in unseen)
+            remarks.append(f"no training crystal contains {symbols}: do not trust this value")
+        far = row["ood_score"] is not None and row["ood_score"] > 1
+        if far:
+            remarks.append("far from all training crystals: the interval may be too narrow")
+        row["ood_flag"] = bool(unseen) or far
+        row["message"] = "; ".join(remarks)

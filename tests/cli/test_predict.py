@@ -15,10 +15,11 @@ from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 from matattn import bundle
+from matattn.batch import collate
 from matattn.cli import app
 from matattn.models.crystalformer import Crystalformer
 from matattn.structure import to_tensors
-from matattn.workflows.prediction import predict_items
+from matattn.workflows.prediction import TOLERANCE
 
 ARGUMENTS = {"num_targets": 2, "dim": 8, "num_heads": 1, "num_blocks": 1, "ffn_dim": 8}
 DESCRIPTION = {
@@ -75,8 +76,11 @@ def test_folder_with_a_bad_file(model, files):
     by_id = {row["id"]: row for row in rows}
     assert set(by_id) == {"salt", "POSCAR_lif", "broken"}
     assert list(rows[0]) == [
-        "id", "path", "formula", "natoms", "formation_energy_per_atom",
-        "formation_energy_per_atom_unit", "band_gap", "band_gap_unit", "status", "message",
+        "id", "path", "formula", "natoms",
+        "formation_energy_per_atom", "formation_energy_per_atom_lower",
+        "formation_energy_per_atom_upper", "formation_energy_per_atom_unit",
+        "band_gap", "band_gap_lower", "band_gap_upper", "band_gap_unit",
+        "ood_score", "ood_flag", "status", "message",
     ]  # fmt: skip
     salt, broken = by_id["salt"], by_id["broken"]
     assert salt["formula"] == "NaCl" and salt["natoms"] == "2" and salt["status"] == "ok"
@@ -87,9 +91,12 @@ def test_folder_with_a_bad_file(model, files):
 
 def test_values_are_those_of_the_network(model, files):
     _, rows = predict(model, files / "salt.cif")
-    network, _ = bundle.load(model)
+    network, _, _ = bundle.load(model)
     mean, std = (torch.tensor(DESCRIPTION["normaliser"][key]) for key in ("mean", "std"))
-    expected = predict_items(network, [to_tensors(crystal("Na", "Cl"))], mean, std)[0]
+    batch = collate([to_tensors(crystal("Na", "Cl"))], network.image_rule(TOLERANCE))
+    with torch.no_grad():
+        expected = network(batch)[0] * std + mean
+    expected[1].clamp_(min=0)  # no gap is negative
     values = [float(rows[0][name]) for name in ("formation_energy_per_atom", "band_gap")]
     assert np.allclose(values, expected, atol=1e-5)
 
