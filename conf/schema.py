@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -26,5 +26,6 @@ class TrainConfig:
 
 
 def register() -> None:
-    """Make the schema known to Hydra, as ``schema``."""
+    """Make the schema known to Hydra, as ``schema``, and ``${when:CONDITION,YES,NO}``."""
+    OmegaConf.register_new_resolver("when", lambda given, yes, no: yes if given else no, replace=True)
     ConfigStore.instance().store(name="schema", node=TrainConfig)

@@ -59,6 +59,18 @@ class PropertyDataset:
         """A key of the reduced formula of every crystal."""
         return [formula_key(item.z.numpy()) for item in self.items]
 
+    def limit(self, rows: int, seed: int) -> PropertyDataset:
+        """The same data with only so many training rows, drawn with ``seed``; the rest is unused.
+
+        Fewer rows with one seed are a part of more. Raises DataError when there are not so many.
+        """
+        train = self.rows(SPLITS[0])
+        if rows > len(train):
+            raise DataError(f"{self.name}: has {len(train)} training rows, {rows} were asked for")
+        split = self.split.copy()
+        split[np.random.default_rng(seed).permutation(train)[rows:]] = ""
+        return replace(self, split=split)
+
     def hold_out(self, fraction: float) -> PropertyDataset:
         """The same data with about ``fraction`` of the training formulas as the calibration split.
 

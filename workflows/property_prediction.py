@@ -184,6 +184,9 @@ def prepare(config: dict[str, Any]) -> Prepared:
     if spread == "ensemble" and task["members"] < 2:
         raise ConfigError("task.spread=ensemble needs task.members of at least 2")
     dataset: PropertyDataset = build(config["data"], "data")
+    if task["train_rows"] is not None:
+        require("task.train_rows", task["train_rows"], int, lambda n: n >= 1, "at least 1, or null")
+        dataset = dataset.limit(task["train_rows"], config["seed"])
     if task["calibration"]:
         dataset = _hold_out(dataset, task["calibration"])
     if not len(dataset.rows("train")):
