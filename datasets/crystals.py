@@ -1,52 +1,56 @@
-"""Crystals with properties from a JSON-lines file.
+"""Crystals with properties: from rows of a file to a data set, whatever the file.
 
-One crystal a line: ``id``, ``lattice`` 3 x 3 (rows, Å), ``Z`` (atomic numbers), ``frac`` (N x 3),
-any number of properties, and optionally ``split`` ("train", "val", "test") and ``formula``. The
-file may be gzipped. ``data=mp2018_subset`` and ``data=crystals data.path=FILE`` read it.
+A row is a dictionary with ``id``, ``lattice`` 3 x 3 (rows, Å), ``Z`` (atomic numbers), ``frac``
+(N x 3), any number of properties, and optionally ``split`` ("train", "val", "test").
+``matattn.datasets.formats`` reads such rows from users' files.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from matattn.cache import Arrays, cached
 from matattn.dataset import SPLITS, PropertyDataset, formula_key, group_split, random_split
+from matattn.datasets.formats import Row, Rows, find_files, read_rows
 from matattn.errors import DataError, StructureError
+from matattn.files import sha256
 from matattn.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.units import Property, find_properties
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-Row = dict[str, Any]
+_FORMAT = 1  # of the kept tables: to be raised whenever reading or checking gives other rows
 
 
 def load(
     name: str,
     path: str,
     targets: Sequence[str],
-    split: str = "official",
+    split: str | None = None,
     split_seed: int = 0,
     sizes: Sequence[int] | None = None,
     max_sites: int | None = None,
     units: Mapping[str, str] | None = None,
     note: str = "",
 ) -> PropertyDataset:
-    """Read a JSON-lines file of crystals.
+    """Read crystals from any file that ``matattn.datasets.formats`` knows.
 
     Args:
         name: how reports call the data.
-        path: the file, plain or ``.gz``.
+        path: JSON lines, extended XYZ, a CSV beside structure files, or the folder of such a CSV.
         targets: properties to predict, by matattn's names or the file's; moduli in GPa become
             log10(GPa), and values that are not positive count as missing.
         split: "official" (the file's ``split`` column), "random" (seeded 80/10/10 of the rows), or
-            "formula" (80/10/10 of the reduced formulas: no composition stands in two splits).
+            "formula" (80/10/10 of the reduced formulas: no composition stands in two splits);
+            None: official if the file has the column, else random.
         split_seed: seed of the latter two.
         sizes: rows that train, val and test must have, for published benchmarks.
         max_sites: leave out larger cells.
@@ -57,15 +61,110 @@ def load(
     the file, a target or the split column is missing, when the sizes differ, or when no usable row
     is left.
     """
-    rows, skipped = _read_rows(Path(path))
-    items, kept, properties = from_rows(path, rows, skipped, targets, units, max_sites)
-    assigned = _split(split, split_seed, kept, path)
-    check_sizes(path, assigned, sizes)
+    table = read_table(path, find_files(Path(path)), lambda: read_rows(Path(path)))
+    if "" in table.columns:  # the values of a CSV without a header
+        if len(names := [targets] if isinstance(targets, str) else list(targets)) != 1:
+            raise DataError(
+                f"{path}: has one column of values and no header; give one name, "
+                f"'data.targets=[NAME]', not {names}"
+            )
+        table.columns[names[0]] = table.columns.pop("")
+    return make_dataset(
+        name, path, table, targets, split, split_seed, sizes, max_sites, units, note
+    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Crystals that passed the checks, and one message per row that did not.
+
+    ``columns`` holds all other entries of the rows: numbers as an array with NaN where a row has
+    none, anything else as a list with None.
+    """
+
+    ids: list[str]
+    places: list[str]  # file, line and id, for messages
+    sites: np.ndarray  # [n] numbers of atoms
+    z: np.ndarray  # [sum of sites]
+    frac: np.ndarray  # [sum of sites, 3]
+    lattice: np.ndarray  # [n, 3, 3] Å
+    columns: dict[str, Any]
+    skipped: list[str]
+
+    def formulas(self) -> list[str]:
+        """Keys of the reduced formulas."""
+        return [formula_key(z) for z in np.split(self.z, np.cumsum(self.sites)[:-1])]
+
+
+def check_rows(source: str, rows: Rows) -> Table:
+    """The rows that hold a physical crystal, as a table; each id counts once."""
+    found, skipped = rows
+    if not found:
+        problem = f"; first problem: {skipped[0]}" if skipped else ""
+        raise DataError(f"{source}: holds no row{problem}")
+    kept: dict[str, tuple[str, Row]] = {}
+    skipped = list(skipped)
+    for where, row in found:
+        try:
+            identifier = str(row["id"])
+            if identifier in kept:
+                skipped.append(f"{where}: this id stands twice; the first row counts")
+                continue
+            validate_arrays(row["Z"], row["frac"], row["lattice"], where)
+            kept[identifier] = where, row
+        except StructureError as error:
+            skipped.append(str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            skipped.append(f"{where}: bad or missing value: {error}")
+    rows_kept = [row for _, row in kept.values()]
+    names = {name: None for row in rows_kept for name in row if name not in _STRUCTURE}
+    sites = np.array([len(row["Z"]) for row in rows_kept], dtype=np.int64)
+    return Table(
+        ids=list(kept),
+        places=[where for where, _ in kept.values()],
+        sites=sites,
+        z=np.array([z for row in rows_kept for z in row["Z"]], dtype=np.int64),
+        frac=np.concatenate([np.empty((0, 3)), *(_floats(row["frac"]) for row in rows_kept)]),
+        lattice=_floats([row["lattice"] for row in rows_kept]).reshape(-1, 3, 3),
+        columns={name: _column(name, rows_kept) for name in names},
+        skipped=skipped,
+    )
+
+
+def read_table(source: str, files: Sequence[Path], read: Callable[[], Rows]) -> Table:
+    """The checked rows that ``read`` gives, kept in matattn's cache if that took long.
+
+    ``files`` are all that ``read`` depends on; a change of their content is noticed.
+    """
+    state = [(str(file), sha256(file)) for file in files]
+    key = repr((_FORMAT, read.__module__, source, state))
+    return _from_arrays(cached(key, lambda: _to_arrays(check_rows(source, read()))))
+
+
+def make_dataset(
+    name: str,
+    source: str,
+    table: Table,
+    targets: Sequence[str],
+    split: str | None = "official",
+    split_seed: int = 0,
+    sizes: Sequence[int] | None = None,
+    max_sites: int | None = None,
+    units: Mapping[str, str] | None = None,
+    note: str = "",
+) -> PropertyDataset:
+    """The data set of a table, with the arguments of ``load``."""
+    if split is None:
+        split = "official" if "split" in table.columns else "random"
+    rows, labels, properties, skipped = labelled(source, table, targets, units, max_sites)
+    assigned = _split(split, split_seed, table, rows, source)
+    check_sizes(source, assigned, sizes)
     remarks = [note, _SPLIT_NOTES[split]]
     if max_sites is not None:
         remarks.append(f"Only cells of at most {max_sites} sites.")
     text = " ".join(remark.strip() for remark in remarks if remark)
-    return PropertyDataset(name, properties, items, assigned, text, skipped)
+    items = make_items(table, rows, labels)
+    return PropertyDataset(name, properties, items, assigned, text, [*table.skipped, *skipped])
 
 
 _SPLIT_NOTES = {
@@ -75,50 +174,49 @@ _SPLIT_NOTES = {
 }
 
 
-def from_rows(
+def labelled(
     source: str,
-    rows: Sequence[tuple[str, Row]],
-    skipped: list[str],
+    table: Table,
     targets: Sequence[str],
     units: Mapping[str, str] | None = None,
     max_sites: int | None = None,
-) -> tuple[list[Data], list[Row], tuple[Property, ...]]:
-    """Items with labels, the rows they came from, and the properties, of (place, row) pairs.
+) -> tuple[np.ndarray, np.ndarray, tuple[Property, ...], list[str]]:
+    """Usable rows [n], their labels [n, T], the properties, and messages about the other rows.
 
-    A row that cannot be used adds its reason to ``skipped``. Raises DataError when a target is
-    unknown or has no column.
+    Raises DataError when a target is unknown or has no column.
     """
-    if not rows:
-        problem = f"; first problem: {skipped[0]}" if skipped else ""
-        raise DataError(f"{source}: holds no row{problem}")
     properties = find_properties(targets, units)
-    columns = [_column(target, rows, source) for target in properties]
-    items: list[Data] = []
-    kept: list[Row] = []
-    seen: set[str] = set()
-    for where, row in rows:
-        try:
-            if str(row["id"]) in seen:
-                skipped.append(f"{where}: this id stands twice; the first row counts")
-                continue
-            if max_sites is not None and len(row["Z"]) > max_sites:
-                continue
-            validate_arrays(row["Z"], row["frac"], row["lattice"], where)
-            labels = [
-                _label(row.get(column), target, column)
-                for column, target in zip(columns, properties, strict=True)
-            ]
-        except StructureError as error:
-            skipped.append(str(error))
-            continue
-        except (KeyError, TypeError, ValueError) as error:
-            skipped.append(f"{where}: bad or missing value: {error}")
-            continue
-        tensors = tensors_from_arrays(row["Z"], row["frac"], row["lattice"])
-        items.append(to_data(tensors, labels, str(row["id"])))
-        kept.append(row)
-        seen.add(str(row["id"]))
-    return items, kept, properties
+    if not table.ids:
+        raise DataError(f"{source}: no usable crystal; first problem: {table.skipped[0]}")
+    labels = np.empty((len(table.ids), len(properties)))
+    usable = np.ones(len(table.ids), dtype=bool)
+    skipped: list[str] = []
+    for number, target in enumerate(properties):
+        column = _find_column(target, table, source)
+        parsed = [_number(value) for value in table.columns[column]]
+        for row in [row for row, value in enumerate(parsed) if value is None]:
+            usable[row] = False
+            shown = table.columns[column][row]
+            skipped.append(f"{table.places[row]}: {column} is {shown!r}, not a number")
+        values = np.array(parsed, dtype=float)  # None becomes NaN
+        if column in target.log10_of:
+            values = np.log10(values, where=values > 0, out=np.full_like(values, np.nan))
+        labels[:, number] = np.where(np.isfinite(values), values, np.nan)
+    if max_sites is not None:
+        usable &= table.sites <= max_sites
+    rows = np.flatnonzero(usable)
+    return rows, labels[rows], properties, skipped
+
+
+def make_items(table: Table, rows: np.ndarray, labels: np.ndarray) -> list[Data]:
+    """PyG ``Data`` of some rows of a table, with their labels [n, T]."""
+    ends = np.cumsum(table.sites)
+    items = []
+    for row, y in zip(rows, labels, strict=True):
+        atoms = slice(ends[row] - table.sites[row], ends[row])
+        tensors = tensors_from_arrays(table.z[atoms], table.frac[atoms], table.lattice[row])
+        items.append(to_data(tensors, y, table.ids[row]))
+    return items
 
 
 def check_sizes(source: str, split: np.ndarray, sizes: Sequence[int] | None) -> None:
@@ -131,67 +229,79 @@ def check_sizes(source: str, split: np.ndarray, sizes: Sequence[int] | None) -> 
         )
 
 
-def _read_rows(path: Path) -> tuple[list[tuple[str, Row]], list[str]]:
-    """(place, row) of every line, and a message for every line that is not a JSON object."""
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; give data.path=FILE, or set MATATTN_DATA to the folder of"
-            " data sets"
-        )
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty")
-    opener = gzip.open if path.suffix == ".gz" else open
-    rows, bad = [], []
+_STRUCTURE = ("id", "Z", "frac", "lattice")
+_ARRAYS = ("sites", "z", "frac", "lattice")
+_TEXTS = ("ids", "places", "skipped")
+
+
+def _to_arrays(table: Table) -> Arrays:
+    """A table in arrays that need no pickle: the texts are one JSON text."""
+    numbers = {k: v for k, v in table.columns.items() if isinstance(v, np.ndarray)}
+    texts = {name: getattr(table, name) for name in _TEXTS}
+    texts["columns"] = {k: v if k not in numbers else None for k, v in table.columns.items()}
+    text = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+    columns = np.array(list(numbers.values())).reshape(len(numbers), len(table.ids))
+    return {name: getattr(table, name) for name in _ARRAYS} | {"columns": columns, "text": text}
+
+
+def _from_arrays(arrays: Arrays) -> Table:
+    texts = json.loads(arrays["text"].tobytes())
+    numbers = iter(arrays["columns"])
+    columns = {k: next(numbers) if v is None else v for k, v in texts["columns"].items()}
+    parts = {name: arrays[name] for name in _ARRAYS} | {name: texts[name] for name in _TEXTS}
+    return Table(**parts, columns=columns)
+
+
+def _column(name: str, rows: list[Row]) -> np.ndarray | list[Any]:
+    values = [row.get(name) for row in rows]
+    numbers = [_number(value) for value in values if not isinstance(value, str)]
+    if name == "split" or None in numbers or len(numbers) < len(values):
+        return values
+    return _floats(numbers)
+
+
+def _number(value: Any) -> float | None:
+    """NaN for a missing value, None for what is no number."""
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    rows.append((f"{path}:{number} ({row['id']})", row))
-                except (ValueError, KeyError, TypeError):
-                    bad.append(f"{path}:{number}: not a JSON object with an id")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    return rows, bad
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
-def _column(target: Property, rows: Sequence[tuple[str, Row]], path: str) -> str:
-    """The column of the file that holds a target, or a quantity whose logarithm it is."""
-    present = {key for _, row in rows for key in row}
+def _floats(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _find_column(target: Property, table: Table, source: str) -> str:
+    """The column that holds a target, or a quantity whose logarithm it is."""
     for column in (target.name, *target.columns, *target.log10_of):
-        if column in present:
+        if column in table.columns:
             return column
-    numeric = sorted(present - {"id", "formula", "spg", "lattice", "Z", "frac", "split"})
+    others = sorted(table.columns.keys() - {"formula", "spg", "split"})
     raise DataError(
-        f"{path}: no column for target {target.name!r}; columns of the file: {', '.join(numeric)}"
+        f"{source}: no column for target {target.name!r}; columns of the file: "
+        f"{', '.join(others) or 'none'}"
     )
 
 
-def _label(value: Any, target: Property, column: str) -> float:
-    number = math.nan if value is None else float(value)
-    if column in target.log10_of:
-        return math.log10(number) if number > 0 else math.nan
-    return number if math.isfinite(number) else math.nan
-
-
-def _split(scheme: str, seed: int, rows: list[Row], path: str) -> np.ndarray:
+def _split(scheme: str, seed: int, table: Table, rows: np.ndarray, source: str) -> np.ndarray:
     if scheme == "random":
         return random_split(len(rows), seed)
     if scheme == "formula":
-        return group_split([formula_key(row["Z"]) for row in rows], seed)
+        formulas = table.formulas()
+        return group_split([formulas[row] for row in rows], seed)
     if scheme != "official":
         raise DataError(f"data.split={scheme!r}: choose official, random or formula")
-    official = [row.get("split") or "" for row in rows]
-    if unknown := {str(name) for name in official} - {*SPLITS, ""}:
+    column = table.columns.get("split", [None] * len(table.ids))
+    official = ["" if column[row] is None else str(column[row]) for row in rows]
+    if unknown := set(official) - {*SPLITS, ""}:
         raise DataError(
-            f"{path}: split is {', '.join(sorted(unknown))} in some rows; use train, val and "
+            f"{source}: split is {', '.join(sorted(unknown))} in some rows; use train, val and "
             "test, or leave it empty for rows that are not used"
         )
     split = np.array(official, dtype="<U5")
-    if rows and not (split == "train").any():
+    if len(rows) and not (split == "train").any():
         raise DataError(
-            f"{path}: no row says split: train; use data.split=random or data.split=formula"
+            f"{source}: no row says split: train; use data.split=random or data.split=formula"
         )
     return split

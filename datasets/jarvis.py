@@ -1,4 +1,4 @@
-"""Benchmark tables in the format of JARVIS (jarvis-tools): ``dft_3d_2021`` and ``megnet``.
+"""JARVIS-DFT, and Materials Project 2018.6.1 as JARVIS serves it (``dft_3d_2021``, ``megnet``).
 
 Choudhary et al., npj Computational Materials 6, 173 (2020). ``megnet`` is Materials Project
 2018.6.1 as used by MEGNet (Chen et al., Chemistry of Materials 31, 3564, 2019). The files are those
@@ -11,16 +11,35 @@ import json
 import math
 import random
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pymatgen.core import Element
 
-from matattn.dataset import PropertyDataset
-from matattn.datasets.crystals import Row, check_sizes, from_rows
+from matattn.dataset import SPLITS, PropertyDataset
+from matattn.datasets.crystals import (
+    check_sizes,
+    labelled,
+    make_dataset,
+    make_items,
+    read_table,
+)
+from matattn.datasets.formats import Row, Rows, find_files, read_rows
 from matattn.errors import DataError
+from matattn.units import find_properties
+
+# Targets of the digits in ``split_codes``.
+_CODES = (
+    "formation_energy_per_atom",
+    "total_energy_per_atom",
+    "energy_above_hull",
+    "band_gap_opt",
+    "band_gap_mbj",
+    "log10_bulk_modulus",
+    "log10_shear_modulus",
+)
 
 
 def load(
@@ -41,15 +60,55 @@ def load(
 
     Raises DataError when the file or a target is missing or the sizes do not come out.
     """
-    skipped: list[str] = []
-    rows = _read_table(Path(path), skipped)
-    items, _, properties = from_rows(path, rows, skipped, targets, max_sites=max_sites)
-    items = [item for item in items if not item.y.isnan().any()]
-    split = community_split(len(items), sizes, split_seed)
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(
+            f"{path}: no such file; put the official file there, or set MATATTN_DATA (docs/data.md)"
+        )
+    table = read_table(path, [file], lambda: read_entries(file))
+    rows, labels, properties, skipped = labelled(path, table, targets, max_sites=max_sites)
+    complete = ~np.isnan(labels).any(axis=1)
+    rows, labels = rows[complete], labels[complete]
+    split = community_split(len(rows), sizes, split_seed)
     check_sizes(path, split, sizes)
     if sizes is None:
         note = "not the rows of a published benchmark: not comparable with published errors."
-    return PropertyDataset(name, properties, items, split, note, skipped)
+    items = make_items(table, rows, labels)
+    return PropertyDataset(name, properties, items, split, note, [*table.skipped, *skipped])
+
+
+def load_subset(
+    name: str,
+    path: str,
+    targets: Sequence[str],
+    split: str = "official",
+    split_seed: int = 0,
+    max_sites: int | None = None,
+    units: Mapping[str, str] | None = None,
+    note: str = "",
+) -> PropertyDataset:
+    """Read rows of JARVIS-DFT 3D 2021 from JSON lines with the official split in ``split_codes``.
+
+    The column has one digit per target (0 train, 1 val, 2 test, - none), since every property was
+    split on its own; "official" is the split of the first target. The other arguments are those of
+    ``matattn.datasets.crystals.load``.
+    """
+    file = Path(path)
+    table = read_table(path, find_files(file), lambda: read_rows(file))
+    if split == "official":
+        first = find_properties(targets, units)[0].name
+        if first not in _CODES:
+            raise DataError(
+                f"{path}: {first} has no official split; use data.split=random or formula"
+            )
+        codes = table.columns.get("split_codes", [""] * len(table.ids))
+        place = _CODES.index(first)
+        table.columns["split"] = [_split_of(str(code or "")[place : place + 1]) for code in codes]
+    return make_dataset(name, path, table, targets, split, split_seed, None, max_sites, units, note)
+
+
+def _split_of(digit: str) -> str | None:
+    return SPLITS[int(digit)] if digit in ("0", "1", "2") else None
 
 
 def community_split(count: int, sizes: Sequence[int] | None, seed: int = 123) -> np.ndarray:
@@ -67,11 +126,8 @@ def community_split(count: int, sizes: Sequence[int] | None, seed: int = 123) ->
     return split
 
 
-def _read_table(path: Path, skipped: list[str]) -> list[tuple[str, Row]]:
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; put the official file there, or set MATATTN_DATA (docs/data.md)"
-        )
+def read_entries(path: Path) -> Rows:
+    """All entries of an official file, as rows of ``matattn.datasets.crystals``."""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -82,27 +138,30 @@ def _read_table(path: Path, skipped: list[str]) -> list[tuple[str, Row]]:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise DataError(f"{path}: not a list of JSON objects")
-    rows = []
+    rows, skipped = [], []
     for number, entry in enumerate(entries):
         identifier = entry.get("jid", entry.get("id", number))
         where = f"{path}, entry {number} ({identifier})"
         try:
-            rows.append((where, _row(identifier, entry)))
+            rows.append((where, {"id": identifier} | numbers(entry) | structure(entry["atoms"])))
         except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
             skipped.append(f"{where}: bad or missing value: {error}")
-    return rows
+    return rows, skipped
 
 
-def _row(identifier: Any, entry: dict[str, Any]) -> Row:
-    """An entry in the form of ``matattn.datasets.crystals``; "na" and other texts are missing."""
-    atoms = entry["atoms"]
+def structure(atoms: dict[str, Any]) -> Row:
+    """The structure part of a row, from JARVIS's ``atoms``."""
     lattice = np.array(atoms["lattice_mat"], dtype=float)
     coords = np.array(atoms["coords"], dtype=float)
     frac = coords @ np.linalg.inv(lattice) if atoms["cartesian"] else coords
     z = [Element(symbol.strip()).Z for symbol in atoms["elements"]]
-    numbers = {
+    return {"Z": z, "frac": frac, "lattice": lattice}
+
+
+def numbers(entry: dict[str, Any]) -> Row:
+    """The properties of an entry; "na" and other texts are missing values."""
+    return {
         key: float(value) if isinstance(value, int | float) else math.nan
         for key, value in entry.items()
         if key not in ("atoms", "jid", "id")
     }
-    return {**numbers, "id": identifier, "Z": z, "frac": frac, "lattice": lattice}

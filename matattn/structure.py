@@ -6,6 +6,7 @@ the cell before anything else happens.
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +99,7 @@ def _parse(path: Path) -> list[Structure | StructureError]:
         if not isinstance(content, list):
             return [_from_json(content)]
         return [_or_error(_from_json, entry, f"{path}, entry {n}") for n, entry in _number(content)]
-    frames = _read_extxyz(path)
+    frames = parse_extxyz(path.read_text(encoding="utf-8"), str(path))
     return [_or_error(_from_atoms, atoms, f"{path}, frame {n}") for n, atoms in _number(frames)]
 
 
@@ -128,15 +129,15 @@ def _from_json(entry: dict[str, Any]) -> Structure:
     return Structure(entry["lattice"]["matrix"], species, [site["abc"] for site in sites])
 
 
-def _read_extxyz(path: Path) -> Any:
+def parse_extxyz(text: str, where: str) -> Any:
+    """The frames of an extended XYZ file as ASE ``Atoms``."""
     try:
         from ase.io import read as ase_read
     except ModuleNotFoundError:
         raise StructureError(
-            f"{path}: extended XYZ needs ASE: pip install 'matattn[data]'"
+            f"{where}: extended XYZ needs ASE: pip install 'matattn[data]'"
         ) from None
-    with open(path, encoding="utf-8") as file:
-        return ase_read(file, index=":", format="extxyz")
+    return ase_read(io.StringIO(text), index=":", format="extxyz")
 
 
 def _from_atoms(atoms: Any) -> Structure:

@@ -48,6 +48,14 @@ def poison_uninitialised_memory(request, monkeypatch):
             monkeypatch.setattr(torch.Tensor, name, _poisoned(allocate))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Tests neither read nor fill the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MATATTN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of published data sets, $MATATTN_DATA; skips the test when it is unset."""

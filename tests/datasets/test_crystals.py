@@ -63,7 +63,7 @@ def test_bad_rows_are_left_out_with_a_reason(tmp_path):
     assert "a.jsonl:4: not a JSON object" in data.skipped[0]
     reasons = " | ".join(data.skipped)
     for part in ("(x-11): sites 1 and 2 overlap", "(x-12)", "(x-13): the cell has a volume",
-                 "atomic number 120", "(x-15): bad or missing value", "(x-16)"):  # fmt: skip
+                 "atomic number 120", "(x-15): e_form is 'high'", "(x-16)"):  # fmt: skip
         assert part in reasons
 
 
@@ -71,7 +71,8 @@ def test_splits(tmp_path):
     rows = [row(n, Z=[n % 7 + 1, 17], split=None) for n in range(60)]
     path = write(tmp_path / "a.jsonl", rows)
     with pytest.raises(DataError, match="use data.split=random"):
-        crystals.load("toy", path, ["e_form"])
+        crystals.load("toy", path, ["e_form"], split="official")
+    assert "Random split" in crystals.load("toy", path, ["e_form"]).note  # the file has no split
     by_row = crystals.load("toy", path, ["e_form"], split="random")
     assert [len(by_row.rows(s)) for s in ("train", "val", "test")] == [48, 6, 6]
     by_formula = crystals.load("toy", path, ["e_form"], split="formula")
@@ -205,3 +206,26 @@ def test_mp2018_subset(data_dir):
     assert data.skipped == []
     salt = next(item for item in data.items if item.id == "mp-22862")
     assert salt.y[0, 0] == pytest.approx(-2.105, abs=1e-3)
+
+
+def test_jarvis_subset_has_a_split_of_each_property(tmp_path):
+    codes = ["0000-00", "0110000", "1------", "", None, "2120000"]
+    rows = [
+        row(n, e_form=n, gap_mbj=n / 2, tc=n, split=None, split_codes=code)
+        for n, code in enumerate(codes)
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    data = jarvis.load_subset("toy", path, ["e_form", "gap_mbj"])
+    assert data.split.tolist() == ["train", "train", "val", "", "", "test"]
+    data = jarvis.load_subset("toy", path, ["gap_mbj", "e_form"])
+    assert data.split.tolist() == ["", "train", "", "", "", "train"]
+    with pytest.raises(DataError, match="tc has no official split; use data.split=random"):
+        jarvis.load_subset("toy", path, ["tc"], units={"tc": "K"})
+    assert len(jarvis.load_subset("toy", path, ["tc"], "random", units={"tc": "K"}).items) == 6
+
+
+def test_jarvis_dft3d_subset(data_dir):
+    path = str(data_dir / "crystals" / "jarvis_dft3d_subset.jsonl.gz")
+    data = jarvis.load_subset("jarvis_dft3d_subset", path, ["e_form"])
+    assert [len(data.rows(split)) for split in ("train", "val", "test")] == [587, 80, 0]
+    assert len(data.items) == 831 and data.skipped == []

@@ -1,0 +1,276 @@
+"""Rows of crystals from the files that users have.
+
+- JSON lines, plain or gzipped: one row a line, in the form of ``matattn.datasets.crystals``, or
+  with pymatgen's ``structure`` in place of ``lattice``, ``Z`` and ``frac``.
+- A CSV with the columns ``id`` and the properties, beside one structure file per id; or CGCNN's and
+  ALIGNN's ``id_prop.csv``, without a header: id, value. A folder stands for the CSV in it.
+- Extended XYZ with the properties (and ``id`` and ``split``) in the comment line of each frame.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Element
+from rich.console import Console
+from rich.progress import track
+
+from matattn.errors import DataError, StructureError
+from matattn.runtime import cores
+from matattn.structure import is_structure_file, parse_extxyz, read, validate
+
+Row = dict[str, Any]
+Rows = tuple[list[tuple[str, Row]], list[str]]  # (place, row) pairs; messages about other rows
+
+# What may follow an id in the name of its structure file.
+_ENDINGS = ("", ".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", "/POSCAR", "/CONTCAR")
+_MISSING = ("", "na", "n/a", "nan", "null", "none")
+_WORTH_A_PROCESS = 100  # structure files, about a second of parsing
+
+
+def find_files(path: Path) -> list[Path]:
+    """All files that ``read_rows(path)`` reads, the table itself first.
+
+    Raises DataError when there is no such table.
+    """
+    table = _find_table(path)
+    if table.suffix != ".csv":
+        return [table]
+    entries, _ = _read_csv(table)
+    found = (_structure_file(table.parent, row["id"]) for _, row in entries)
+    return [table, *(file for file in found if file)]
+
+
+def read_rows(path: Path) -> Rows:
+    """All rows that ``path`` holds, and messages about those that cannot be read."""
+    table = _find_table(path)
+    try:
+        if table.suffix == ".csv":
+            return _with_structures(table, *_read_csv(table))
+        if table.suffix in (".xyz", ".extxyz"):
+            return _read_extxyz(table)
+        return _read_lines(table)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{table}: cannot be read: {error}") from error
+
+
+def pymatgen_row(structure: Any, where: str) -> Row:
+    """The structure part of a row, from pymatgen's dictionary; nothing else in it is looked at.
+
+    Raises StructureError for partial occupancy; KeyError, TypeError or ValueError when it is no
+    such dictionary.
+    """
+    z = []
+    for number, site in enumerate(structure["sites"], start=1):
+        kinds = site["species"]
+        if len(kinds) != 1 or kinds[0]["occu"] != 1:
+            raise StructureError(f"{where}: site {number} has partial occupancy")
+        z.append(Element(kinds[0]["element"]).Z)
+    frac = [site["abc"] for site in structure["sites"]]
+    return {"Z": z, "frac": frac, "lattice": structure["lattice"]["matrix"]}
+
+
+def _find_table(path: Path) -> Path:
+    if path.is_dir():
+        tables = [path / "id_prop.csv"]
+        if not tables[0].is_file():
+            tables = sorted(path.glob("*.csv"))
+        if len(tables) != 1:
+            raise DataError(
+                f"{path}: is a folder with {', '.join(t.name for t in tables) or 'no CSV file'}; "
+                "give data.path=FILE.csv, a table with id and properties beside the structure files"
+            )
+        path = tables[0]
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; give data.path=FILE, or set MATATTN_DATA to the folder of"
+            " data sets"
+        )
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    if not path.name.endswith((".csv", ".xyz", ".extxyz", ".jsonl", ".jsonl.gz")):
+        raise DataError(
+            f"{path}: unknown file type; expected .jsonl, .jsonl.gz, .csv, .extxyz or a folder"
+        )
+    return path
+
+
+def _read_lines(path: Path) -> Rows:
+    rows, bad = [], []
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                where = f"{path}:{number} ({row['id']})"
+            except (ValueError, KeyError, TypeError, RecursionError):
+                bad.append(f"{path}:{number}: not a JSON object with an id")
+                continue
+            try:
+                if "structure" in row:
+                    row |= pymatgen_row(row.pop("structure"), where)
+                rows.append((where, row))
+            except StructureError as error:
+                bad.append(str(error))
+            except (KeyError, TypeError, ValueError) as error:
+                bad.append(f"{where}: structure is not pymatgen's: {error!r}")
+    return rows, bad
+
+
+def _read_csv(path: Path) -> Rows:
+    """The lines of a CSV as rows without structures; an unnamed column of values is called ""."""
+    rows: list[tuple[str, Row]] = []
+    bad: list[str] = []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text; save it as CSV in UTF-8") from None
+    first = text.lstrip().partition("\n")[0]
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    names = ["id", ""] if path.name == "id_prop.csv" and not first.lower().startswith("id") else []
+    try:
+        for cells in lines:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            where = f"{path}:{lines.line_num}"
+            if not names:
+                names = _header(cells, where)
+            elif len(cells) != len(names):
+                bad.append(f"{where}: has {len(cells)} columns; expected {len(names)}")
+            else:
+                row = {name: _value(cell) for name, cell in zip(names, cells, strict=True)}
+                row["id"] = cells[names.index("id")]
+                rows.append((f"{where} ({row['id']})", row))
+    except csv.Error as error:
+        raise DataError(f"{path}:{lines.line_num}: not a CSV file: {error}") from error
+    return rows, bad
+
+
+def _header(cells: list[str], where: str) -> list[str]:
+    names = ["id" if cell.lower() == "id" else cell for cell in cells]
+    if "id" not in names:
+        raise DataError(
+            f"{where}: the first line must name the columns, one of them 'id'; it has "
+            f"{', '.join(map(repr, cells))}"
+        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{where}: two columns are called {', '.join(map(repr, twice))}")
+    return names
+
+
+def _value(cell: str) -> float | str | None:
+    if cell.lower() in _MISSING:
+        return None
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _structure_file(folder: Path, identifier: str) -> Path | None:
+    for ending in _ENDINGS:
+        file = folder / f"{identifier}{ending}"
+        if identifier and is_structure_file(file) and file.is_file():
+            return file
+    return None
+
+
+def _with_structures(table: Path, entries: list[tuple[str, Row]], bad: list[str]) -> Rows:
+    """Rows with the structures from the files beside the table."""
+    files = []
+    found = []
+    for where, row in entries:
+        if file := _structure_file(table.parent, row["id"]):
+            files.append(file)
+            found.append((where, row))
+        else:
+            expected = f"{row['id'] or 'ID'}.cif, .vasp or .extxyz"
+            bad.append(f"{where}: no structure file {expected} in {table.parent}")
+    rows = []
+    for (where, row), structure in zip(found, _read_structures(files), strict=True):
+        if isinstance(structure, str):
+            bad.append(f"{where}: {structure}")
+        else:
+            rows.append((where, row | structure))
+    return rows, bad
+
+
+def _read_structures(files: list[Path]) -> Iterator[Row | str]:
+    """What ``_read_structure`` gives for each file, in parallel when there are many."""
+    processes = min(cores(), len(files) // _WORTH_A_PROCESS)
+    pool = ProcessPoolExecutor(processes) if processes > 1 else None
+    apply = partial(pool.map, chunksize=16) if pool else map
+    console = Console(stderr=True)
+    try:
+        rows = apply(_read_structure, files)
+        yield from track(rows, "structure files", len(files), console=console, transient=True,
+                         disable=not console.is_terminal)  # fmt: skip
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read_structure(file: Path) -> Row | str:
+    """The structure part of a row, or what is wrong with the file."""
+    try:
+        structures = read(file)
+        if len(structures) != 1:
+            return f"{file}: holds {len(structures)} structures; expected one"
+        (structure,) = structures
+        if isinstance(structure, StructureError):
+            return str(structure)
+        validate(structure, str(file))
+    except StructureError as error:
+        return str(error)
+    z = [site.specie.Z for site in structure]
+    return {"Z": z, "frac": structure.frac_coords, "lattice": structure.lattice.matrix}
+
+
+def _read_extxyz(path: Path) -> Rows:
+    rows, bad = [], []
+    with open(path, encoding="utf-8-sig") as lines:
+        numbered = enumerate(lines, start=1)
+        for frame in itertools.count(1):
+            start, first = next(((n, line) for n, line in numbered if line.strip()), (0, ""))
+            if not start:
+                break
+            where = f"{path}:{start} (frame {frame})"
+            if not first.strip().isdigit():
+                bad.append(f"{where}: expected a number of atoms, found {first.strip()[:40]!r}; "
+                           "the frames from here on cannot be read")  # fmt: skip
+                break
+            rest = itertools.islice(numbered, int(first) + 1)
+            text = first + "".join(line for _, line in rest)
+            try:
+                rows.append((where, _frame(text, f"{path.stem}:{frame}", where)))
+            except StructureError as error:
+                bad.append(str(error))
+            except Exception as error:  # whatever a damaged frame makes ASE raise
+                bad.append(f"{where}: {' '.join(str(error).split()) or type(error).__name__}")
+    return rows, bad
+
+
+def _frame(text: str, default_id: str, where: str) -> Row:
+    (atoms,) = parse_extxyz(text, where)
+    if not atoms.pbc.all():
+        raise ValueError('not periodic in all directions (give Lattice="...")')
+    results = atoms.calc.results if atoms.calc else {}
+    row = {"id": default_id}
+    for name, value in (atoms.info | results).items():
+        if np.ndim(value) == 0:
+            row[name] = value.item() if isinstance(value, np.generic) else value
+    frac = np.linalg.solve(atoms.cell.array.T, atoms.positions.T).T
+    return row | {"Z": atoms.numbers, "frac": frac, "lattice": atoms.cell.array}

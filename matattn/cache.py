@@ -1,0 +1,49 @@
+"""Results that take long to make, kept in ``$MATATTN_CACHE`` or ``~/.cache/matattn``.
+
+The folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from matattn.files import atomic_path
+
+WORTH_KEEPING = 1.0  # seconds of work; less is done again
+
+Arrays = dict[str, np.ndarray]
+
+
+def folder() -> Path:
+    """Where results are kept."""
+    return Path(os.environ.get("MATATTN_CACHE") or Path.home() / ".cache" / "matattn")
+
+
+def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays that ``build()`` gives, or gave to an earlier call with this ``key``.
+
+    ``key`` must say all that the result depends on, the version of the code included. Processes
+    that build one result at once each write a whole file, and the last one stays.
+    """
+    path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    try:
+        with open(path, "rb") as kept, np.load(kept, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        pass  # absent or damaged
+    start = time.perf_counter()
+    arrays = build()
+    if time.perf_counter() - start > WORTH_KEEPING:
+        try:
+            with atomic_path(path) as partial, open(partial, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # all of them are arrays
+        except OSError:
+            pass  # no home, or no space: the next call builds again
+    return arrays

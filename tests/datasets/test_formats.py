@@ -1,0 +1,231 @@
+"""``data=table``: CSV beside structure files, extended XYZ, JSON lines; and everything broken."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from matattn import cache
+from matattn.datasets import crystals, formats
+from matattn.errors import DataError
+
+
+def structure(number):
+    return Structure(Lattice.cubic(4 + 0.1 * number), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def write_table(folder, lines, ids=range(6), name="table.csv", ending=".cif", **options):
+    folder.mkdir(exist_ok=True)
+    for number in ids:
+        structure(number).to(filename=str(folder / f"s{number}{ending}"), **options)
+    (folder / name).write_text("\n".join(lines))
+    return str(folder / name)
+
+
+def load(path, targets=("tc",), **options):
+    return crystals.load("toy", path, list(targets), units={"tc": "K"}, **options)
+
+
+LINES = ["id,tc,e_form", *(f"s{n},{n + 0.5},{-n}" for n in range(6))]
+
+
+@pytest.mark.parametrize(
+    "ending, options",
+    [(".cif", {}), (".vasp", {"fmt": "poscar"}), (".json", {})],
+)
+def test_csv_beside_structure_files(tmp_path, ending, options):
+    path = write_table(tmp_path / "d", LINES, ending=ending, **options)
+    data = load(path, ["tc", "e_form"])
+    assert data.labels() == pytest.approx(np.array([[n + 0.5, -n] for n in range(6)]))
+    assert [item.id for item in data.items] == [f"s{n}" for n in range(6)]
+    assert data.items[2].cell[0, 0, 0] == pytest.approx(4.2)
+    assert data.items[0].z.tolist() == [11, 17] and data.skipped == []
+    assert "Random split" in data.note
+    assert load(str(tmp_path / "d"), ["tc", "e_form"]).fingerprint() == data.fingerprint()
+
+
+def test_split_column_counts_when_there_is_one(tmp_path):
+    lines = ["id,tc,split", "s0,1,train", "s1,2,val", "s2,3,test", "s3,4,", "s4,5,train"]
+    path = write_table(tmp_path / "d", lines)
+    assert load(path).split.tolist() == ["train", "val", "test", "", "train"]
+    assert load(path, split="random").split.tolist().count("train") == 4
+    (tmp_path / "d" / "table.csv").write_text("id,tc,split\ns0,1,training\n")
+    with pytest.raises(DataError, match="split is training in some rows; use train, val and test"):
+        load(path)
+
+
+def test_vasp_folders_and_full_file_names(tmp_path):
+    write_table(tmp_path / "d", ["id,tc", "run1,1", "POSCAR-JVASP-5.vasp,2"], ids=())
+    (tmp_path / "d" / "run1").mkdir()
+    structure(1).to(filename=str(tmp_path / "d" / "run1" / "POSCAR"))
+    structure(2).to(filename=str(tmp_path / "d" / "POSCAR-JVASP-5.vasp"), fmt="poscar")
+    data = load(str(tmp_path / "d" / "table.csv"))
+    assert [item.id for item in data.items] == ["run1", "POSCAR-JVASP-5.vasp"]
+
+
+def test_id_prop_has_no_header(tmp_path):
+    lines = [f"s{n},{n}" for n in range(6)]
+    path = write_table(tmp_path / "d", lines, name="id_prop.csv")
+    assert load(path).labels()[:, 0].tolist() == list(range(6))
+    assert len(load(str(tmp_path / "d")).items) == 6
+    with pytest.raises(DataError, match=r"no header; give one name, .* not \['tc', 'e_form'\]"):
+        load(path, ["tc", "e_form"])
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators_and_a_byte_order_mark(tmp_path, separator):
+    path = write_table(tmp_path / "d", ["\ufeffID;tc", "s0;1.5", "s1;2.5"])
+    text = (tmp_path / "d" / "table.csv").read_text().replace(";", separator)
+    (tmp_path / "d" / "table.csv").write_text(text)
+    assert load(path).labels()[:, 0].tolist() == [1.5, 2.5]
+
+
+def test_broken_rows_are_left_out_with_file_and_line(tmp_path):
+    lines = ["id,tc", "s0,1", "s1,high", "s2", "s9,4", "s3,NA", "", "s0,7", "s4,5", "s5,6", ",8",
+             "two,9"]  # fmt: skip
+    path = write_table(tmp_path / "d", lines)
+    (tmp_path / "d" / "s4.cif").write_text("not a CIF")
+    partial = Structure(Lattice.cubic(3), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
+    partial.to(filename=str(tmp_path / "d" / "s5.cif"))
+    (tmp_path / "d" / "two.json").write_text(json.dumps([structure(1).as_dict()] * 2))
+    data = load(path)
+    assert [item.id for item in data.items] == ["s0", "s3"]
+    assert np.isnan(data.labels()[1, 0])
+    reasons = "\n".join(data.skipped)
+    for part in (
+        "table.csv:3 (s1): tc is 'high', not a number",
+        "table.csv:4: has 1 columns; expected 2",
+        "table.csv:5 (s9): no structure file s9.cif, .vasp or .extxyz in ",
+        "table.csv:8 (s0): this id stands twice",
+        "table.csv:9 (s4): ",
+        "s4.cif: cannot be read as CIF",
+        "table.csv:10 (s5): ",
+        "s5.cif: site 1 (Cu:0.5, Au:0.5) has partial occupancy",
+        "table.csv:11 (): no structure file",
+        "two.json: holds 2 structures; expected one",
+    ):
+        assert part in reasons, reasons
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ([], "the file is empty"),
+        (["id,tc"], "holds no row"),
+        (
+            ["name,tc", "s0,1"],
+            "table.csv:1: the first line must name the columns, one of them 'id'",
+        ),
+        (["s0,1", "s1,2"], "table.csv:1: the first line must name the columns"),
+        (["id,tc,tc", "s0,1,1"], "table.csv:1: two columns are called 'tc'"),
+        (["id,gap", "s0,1"], "no column for target 'tc'; columns of the file: gap"),
+        (["id;tc", "s0;1,5"], "no usable crystal; first problem: .*tc is '1,5', not a number"),
+        (["id,tc", "s8,1"], "holds no row; first problem: .*table.csv:2 .s8.: no structure file"),
+    ],
+)
+def test_broken_tables(tmp_path, lines, message):
+    path = write_table(tmp_path / "d", lines, ids=range(2))
+    with pytest.raises(DataError, match=message) as error:
+        print(load(path).labels())
+    assert "\n" not in str(error.value)
+
+
+def test_broken_paths(tmp_path):
+    with pytest.raises(DataError, match="is a folder with no CSV file; give data.path=FILE.csv"):
+        load(str(tmp_path))
+    (tmp_path / "a.csv").write_bytes("id,tc\nsé,1".encode("latin-1"))
+    with pytest.raises(DataError, match="a.csv: is not UTF-8 text; save it as CSV in UTF-8"):
+        load(str(tmp_path))
+    (tmp_path / "b.csv").touch()
+    with pytest.raises(DataError, match="is a folder with a.csv, b.csv; give data.path=FILE.csv"):
+        load(str(tmp_path))
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match="a.xlsx: unknown file type; expected .jsonl"):
+        load(str(tmp_path / "a.xlsx"))
+
+
+def frame(number, comment=None):
+    cell = " ".join(str(x) for x in ((4 + number) * np.eye(3)).ravel())
+    comment = (
+        comment or f'Lattice="{cell}" Properties=species:S:1:pos:R:3 tc={number}.5 id=f{number}'
+    )
+    return f"2\n{comment}\nNa 0 0 0\nCl 2 2 2\n"
+
+
+def test_extended_xyz(tmp_path):
+    pytest.importorskip("ase")
+    path = tmp_path / "a.extxyz"
+    broken = frame(3).replace("Cl 2 2 2", "Cl 2 2 x")
+    flat = frame(4, "Properties=species:S:1:pos:R:3 tc=1 id=flat")
+    path.write_text(frame(0) + frame(1) + broken + flat + frame(5) + "five\n" + frame(6))
+    data = load(str(path))
+    assert [item.id for item in data.items] == ["f0", "f1", "f5"]
+    assert data.labels()[:, 0].tolist() == [0.5, 1.5, 5.5]
+    assert data.items[1].pos[1].tolist() == pytest.approx([2, 2, 2])
+    reasons = "\n".join(data.skipped)
+    assert "a.extxyz:9 (frame 3): " in reasons
+    assert "a.extxyz:13 (frame 4): not periodic in all directions" in reasons
+    assert "a.extxyz:21 (frame 6): expected a number of atoms, found 'five'" in reasons
+
+
+def test_json_lines_with_pymatgen_structures(tmp_path):
+    rows = [{"id": n, "structure": structure(n).as_dict(), "tc": n} for n in range(3)]
+    rows[1]["structure"]["sites"][0]["species"][0]["occu"] = 0.5
+    rows.append({"id": 3, "structure": {"@module": "os", "@class": "system"}, "tc": 1})
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = load(str(path))
+    assert [item.id for item in data.items] == ["0", "2"]
+    assert "a.jsonl:2 (1): site 1 has partial occupancy" in data.skipped[0]
+    assert "a.jsonl:4 (3): structure is not pymatgen's: KeyError('sites')" in data.skipped[1]
+
+
+@pytest.mark.parametrize("value", ["1e999", "10" * 200, "true", "[1]", '{"a": 1}', '"\\u0000"'])
+def test_odd_numbers_never_stop_the_others(tmp_path, value):
+    good = json.dumps({"id": 1, "structure": structure(1).as_dict(), "tc": 1})
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        good + "\n" + good.replace('"id": 1', '"id": 2').replace('"tc": 1', f'"tc": {value}')
+    )
+    assert load(str(path)).labels()[0, 0] == 1
+
+
+def test_many_files_are_read_in_processes(tmp_path, monkeypatch):
+    path = write_table(tmp_path / "d", LINES)
+    alone = load(path).fingerprint()
+    monkeypatch.setattr(formats, "_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(formats, "cores", lambda: 2)
+    assert load(path).fingerprint() == alone
+
+
+def test_cache_notices_every_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("MATATTN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "WORTH_KEEPING", 0.0)
+    path = write_table(tmp_path / "d", [*LINES, "s7,1,1"])
+    first = load(path, ["tc", "e_form"])
+    (kept,) = (tmp_path / "cache").iterdir()
+    with monkeypatch.context() as context:
+        context.setattr(crystals, "read_rows", None)  # not needed again
+        again = load(path, ["tc", "e_form"])
+    assert again.fingerprint() == first.fingerprint() and again.skipped == first.skipped
+    structure(9).to(filename=str(tmp_path / "d" / "s1.cif"))
+    assert load(path, ["tc", "e_form"]).fingerprint() != first.fingerprint()
+    structure(1).to(filename=str(tmp_path / "d" / "s1.cif"))
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert load(path, ["tc", "e_form"]).fingerprint() == first.fingerprint()
+    assert kept.stat().st_size > 1000  # written anew
+
+
+def test_cache_of_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MATATTN_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(cache, "WORTH_KEEPING", 0.0)
+    assert len(load(write_table(tmp_path / "d", LINES)).items) == 6
+
+
+def test_short_work_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("MATATTN_CACHE", str(tmp_path / "cache"))
+    load(write_table(tmp_path / "d", LINES))
+    assert not os.path.exists(tmp_path / "cache")
