@@ -1,0 +1,178 @@
+"""Matbench v0.1: the eight tasks with structures, and their official five folds.
+
+Dunn et al., npj Computational Materials 6, 138 (2020). A file is a JSON text of a pandas table
+(index, columns, data) with pymatgen structures and one target; the folds go by the order of rows.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from matattn.dataset import PropertyDataset
+from matattn.datasets.crystals import make_dataset, read_table
+from matattn.datasets.formats import Rows, find_files, pymatgen_row, read_rows
+from matattn.errors import DataError, StructureError
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: the target's column in the file, matattn's name and unit for it, rows, SHA-256."""
+
+    column: str
+    target: str
+    unit: str
+    rows: int
+    sha256: str
+
+
+# Checksums are those of matminer's dataset_metadata.json.
+TASKS = {
+    "dielectric": Task(
+        "n",
+        "refractive_index",
+        "1",
+        4764,
+        "83befa09bc2ec2f4b6143afc413157827a90e5e2e42c1eb507ccfa01bf26a1d6",
+    ),
+    "jdft2d": Task(
+        "exfoliation_en",
+        "exfoliation_energy_per_atom",
+        "meV/atom",
+        636,
+        "26057dc4524e193e32abffb296ce819b58b6e11d1278cae329a2f97817a4eddf",
+    ),
+    "log_gvrh": Task(
+        "log10(G_VRH)",
+        "log10_shear_modulus",
+        "log10(GPa)",
+        10987,
+        "098af941f4c663270f1fe21abf20ffad6fb85ecbfcba5786ceac03983ac29da7",
+    ),
+    "log_kvrh": Task(
+        "log10(K_VRH)",
+        "log10_bulk_modulus",
+        "log10(GPa)",
+        10987,
+        "44b113ddb7e23aa18731a62c74afa7e5aa654199e0db5f951c8248a00955c9cd",
+    ),
+    "mp_e_form": Task(
+        "e_form",
+        "formation_energy_per_atom",
+        "eV/atom",
+        132752,
+        "dedcb1d4ba2e3e50dbdd45ba5bc647a00e9c2bcf8f8bf556dc8e92caa39eb21f",
+    ),
+    "mp_gap": Task(
+        "gap pbe",
+        "band_gap",
+        "eV",
+        106113,
+        "58b65746bd88329986ed66031a2ac1369c7c522f7bc9f9081528e07097c2c057",
+    ),
+    "perovskites": Task(
+        "e_form",
+        "formation_energy_per_cell",
+        "eV",
+        18928,
+        "4641e2417f8ec8b50096d2230864468dfa08278dc9d257c327f65d0305278483",
+    ),
+    "phonons": Task(
+        "last phdos peak",
+        "last_phdos_peak",
+        "1/cm",
+        1265,
+        "4db551f21ec5f577e6202725f10e34dfc509aa7df3a6bdaac497da7f6dbbb9b3",
+    ),
+}
+
+
+def load(
+    name: str, path: str, task: str, fold: int, max_sites: int | None = None, note: str = ""
+) -> PropertyDataset:
+    """Read a Matbench task; fold 0 to 4 is the test set, all other rows are training rows.
+
+    ``path`` is the official file, or JSON lines with its rows in its order. There are no validation
+    rows: Matbench leaves it to each method to take some of the training rows.
+
+    Raises DataError when the file is missing or has other rows than the official one.
+    """
+    if task not in TASKS:
+        raise DataError(f"data.task={task!r}: choose {', '.join(TASKS)}")
+    if fold not in range(5):
+        raise DataError(f"data.fold={fold!r}: choose 0 to 4")
+    known = TASKS[task]
+    file = Path(path)
+    if file.name.endswith((".jsonl", ".jsonl.gz")):
+        table = read_table(path, find_files(file), lambda: read_rows(file))
+    elif not file.is_file():
+        raise DataError(
+            f"{path}: no such file; put the official file there, or set MATATTN_DATA (docs/data.md)"
+        )
+    else:
+        table = read_table(path, [file], lambda: read_entries(file, task))
+    count = len(table.ids) + len(table.skipped)
+    if count != known.rows:
+        raise DataError(f"{path}: has {count} rows, matbench_{task} has {known.rows}")
+    fold_of_row = folds(known.rows)
+    splits = [
+        "test" if fold_of_row[_row(identifier, known.rows, path)] == fold else "train"
+        for identifier in table.ids
+    ]
+    if known.column in table.columns:
+        table.columns[known.target] = table.columns.pop(known.column)
+    table.columns["split"] = splits
+    units = {known.target: known.unit}
+    return make_dataset(
+        name, path, table, [known.target], max_sites=max_sites, units=units, note=note
+    )
+
+
+def folds(count: int) -> np.ndarray:
+    """The number of the fold that tests each row [count].
+
+    That of scikit-learn's ``KFold(5, shuffle=True, random_state=18012019)``.
+    """
+    order = np.arange(count)
+    np.random.RandomState(18012019).shuffle(order)
+    sizes = [len(part) for part in np.array_split(order, 5)]
+    result = np.empty(count, dtype=np.int64)
+    result[order] = np.repeat(np.arange(5), sizes)
+    return result
+
+
+def read_entries(path: Path, task: str) -> Rows:
+    """All rows of an official file, with Matbench's ids: ``mb-phonons-0001`` is the first row."""
+    try:
+        content = json.loads(gzip.decompress(path.read_bytes()))
+        place = content["columns"].index("structure")
+        data = content["data"]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is no Matbench file: {error}") from error
+    target = content["columns"][1 - place]
+    digits = len(str(len(data)))
+    rows, skipped = [], []
+    for number, cells in enumerate(data, start=1):
+        identifier = f"mb-{task.replace('_', '-')}-{number:0{digits}d}"
+        where = f"{path}, row {number} ({identifier})"
+        try:
+            row = {"id": identifier, target: cells[1 - place]}
+            rows.append((where, row | pymatgen_row(cells[place], where)))
+        except StructureError as error:
+            skipped.append(str(error))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            skipped.append(f"{where}: bad or missing value: {error!r}")
+    return rows, skipped
+
+
+def _row(identifier: str, count: int, path: str) -> int:
+    """The place of a row in the official file."""
+    number = identifier.rpartition("-")[2]
+    if not number.isdigit() or not 1 <= int(number) <= count:
+        raise DataError(f"{path}: {identifier!r} is no id of Matbench, such as mb-phonons-0001")
+    return int(number) - 1
