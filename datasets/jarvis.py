@@ -27,6 +27,7 @@ from matattn.datasets.crystals import (
     read_table,
 )
 from matattn.datasets.formats import Row, Rows, find_files, read_rows
+from matattn.download import present
 from matattn.errors import DataError
 from matattn.units import find_properties
 
@@ -50,21 +51,20 @@ def load(
     split_seed: int = 123,
     max_sites: int | None = None,
     note: str = "",
+    url: str = "",
+    download: bool = False,
 ) -> PropertyDataset:
     """Read a JARVIS table with the community's split (ALIGNN, Matformer, Crystalformer).
 
     Rows that lack any of the targets are dropped first. Then the row numbers are shuffled by
     Python's generator with ``split_seed``; train is taken from the front, test from the end and
     val before it. Without ``sizes`` the parts are 80/10/10
-    and ``note``, which speaks of the benchmark, does not apply.
+    and ``note``, which speaks of the benchmark, does not apply. With ``download`` an absent file is
+    fetched from ``url``.
 
     Raises DataError when the file or a target is missing or the sizes do not come out.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(
-            f"{path}: no such file; put the official file there, or set MATATTN_DATA (docs/data.md)"
-        )
+    file = present(path, url, f"python train.py data={name}", download)
     table = read_table(path, [file], lambda: read_entries(file))
     rows, labels, properties, skipped = labelled(path, table, targets, max_sites=max_sites)
     complete = ~np.isnan(labels).any(axis=1)

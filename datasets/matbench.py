@@ -17,6 +17,7 @@ import numpy as np
 from matattn.dataset import PropertyDataset
 from matattn.datasets.crystals import make_dataset, read_table
 from matattn.datasets.formats import Rows, find_files, pymatgen_row, read_rows
+from matattn.download import present
 from matattn.errors import DataError, StructureError
 
 
@@ -30,6 +31,8 @@ class Task:
     rows: int
     sha256: str
 
+
+URL = "https://ml.materialsproject.org/projects/matbench_{}.json.gz"
 
 # Checksums are those of matminer's dataset_metadata.json.
 TASKS = {
@@ -93,12 +96,19 @@ TASKS = {
 
 
 def load(
-    name: str, path: str, task: str, fold: int, max_sites: int | None = None, note: str = ""
+    name: str,
+    path: str,
+    task: str,
+    fold: int,
+    max_sites: int | None = None,
+    note: str = "",
+    download: bool = False,
 ) -> PropertyDataset:
     """Read a Matbench task; fold 0 to 4 is the test set, all other rows are training rows.
 
     ``path`` is the official file, or JSON lines with its rows in its order. There are no validation
-    rows: Matbench leaves it to each method to take some of the training rows.
+    rows: Matbench leaves it to each method to take some of the training rows. With ``download`` an
+    absent official file is fetched.
 
     Raises DataError when the file is missing or has other rows than the official one.
     """
@@ -110,11 +120,9 @@ def load(
     file = Path(path)
     if file.name.endswith((".jsonl", ".jsonl.gz")):
         table = read_table(path, find_files(file), lambda: read_rows(file))
-    elif not file.is_file():
-        raise DataError(
-            f"{path}: no such file; put the official file there, or set MATATTN_DATA (docs/data.md)"
-        )
     else:
+        command = f"python train.py data=matbench data.task={task} data.fold={fold}"
+        present(path, URL.format(task), command, download, known.sha256)
         table = read_table(path, [file], lambda: read_entries(file, task))
     count = len(table.ids) + len(table.skipped)
     if count != known.rows:

@@ -229,3 +229,41 @@ def test_jarvis_dft3d_subset(data_dir):
     data = jarvis.load_subset("jarvis_dft3d_subset", path, ["e_form"])
     assert [len(data.rows(split)) for split in ("train", "val", "test")] == [587, 80, 0]
     assert len(data.items) == 831 and data.skipped == []
+
+
+def test_an_absent_table_names_the_download(tmp_path):
+    with pytest.raises(DataError, match="python train.py data=mp2018 data.download=true .or put u"):
+        jarvis.load("mp2018", str(tmp_path / "a.json.zip"), ["e_form"], url="u")
+
+
+def published_splits(data_dir, name):
+    with gzip.open(data_dir / "crystals" / f"{name}_splits.csv.gz", "rt") as lines:
+        return dict(line.strip().split(",") for line in list(lines)[1:])
+
+
+def test_published_split_of_mp2018(data_dir):
+    published = published_splits(data_dir, "mp2018")
+    found = list(published.values())
+    assert [found.count(split) for split in ("train", "val", "test")] == [60000, 5000, 4239]
+    subset = crystals.load("toy", str(data_dir / "crystals" / "mp2018.jsonl.gz"), ["e_form"])
+    assert all(
+        published[item.id] == split for item, split in zip(subset.items, subset.split, strict=True)
+    )
+    if not (official := data_dir / "jarvis" / "megnet.json.zip").is_file():
+        pytest.skip("only sizes and the subset were compared: the official file is not there")
+    data = jarvis.load("mp2018", str(official), ["e_form"], sizes=[60000, 5000, 4239])
+    ids = [item.id for item in data.items]
+    assert dict(zip(ids, data.split, strict=True)) == published
+
+
+def test_published_splits_of_jarvis(data_dir):
+    codes = published_splits(data_dir, "jarvis_dft3d")
+    places = {"train": "0", "val": "1", "test": "2"}
+    # The rule shuffles row numbers, so that targets with the same rows have the same split.
+    assert all(c[0] == c[1] == c[3] and c[5] == c[6] for c in codes.values())
+    if not (official := data_dir / "jarvis" / "jdft_3d-8-18-2021.json.zip").is_file():
+        pytest.skip("targets were compared with each other: the official file is not there")
+    data = jarvis.load("jarvis", str(official), ["e_form"], sizes=[44578, 5572, 5572])
+    ids = [item.id for item in data.items]
+    drawn = dict(zip(ids, data.split, strict=True))
+    assert all(places[drawn[i]] == code[0] for i, code in codes.items() if code[0] != "-")

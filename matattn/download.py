@@ -1,0 +1,217 @@
+"""Files from the network, only where a user asks for them.
+
+A file is whole or absent: it grows as ``<name>.partial``, is checked, and then renamed. A download
+that broke off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from matattn import __version__
+from matattn.errors import DataError
+from matattn.files import sha256, write_text
+
+TIMEOUT = 60.0  # seconds without an answer
+ATTEMPTS = 3  # an interrupted download goes on by itself that often
+PAUSE = 1.0  # seconds before the next attempt
+_CHUNK = 2**20
+
+
+def present(
+    path: str | Path, url: str, command: str, download: bool, checksum: str | None = None
+) -> Path:
+    """The file ``path``; fetched from ``url`` if it is absent and ``download`` is true.
+
+    ``command`` is what a user types to get it, up to ``data.download=true``. Raises DataError when
+    the file is absent and not to be fetched, or is not what was once downloaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        if not download:
+            raise DataError(
+                f"{path}: no such file; to download it: {command} data.download=true (or put {url} "
+                "there by hand, or set MATATTN_DATA to the folder of data sets)"
+            )
+        fetch(url, path, checksum)
+    _check_unchanged(path)
+    return path
+
+
+def fetch(url: str, path: str | Path, checksum: str | None = None) -> None:
+    """Download ``url`` to ``path`` unless it is there; safe in several processes at once.
+
+    The content must have the SHA-256 ``checksum`` if that is known; in any case its length must be
+    the announced one and a .zip or .gz must pass its own check. The SHA-256 is written beside the
+    file, as ``<name>.sha256``. Raises DataError with what can be done.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        if path.is_file():  # another process was first
+            return
+        partial = path.with_name(f"{path.name}.partial")
+        _download(url, partial, path)
+        found = sha256(partial)
+        problem = _damage(partial, path.name)
+        if checksum is not None and found != checksum:
+            problem = f"its SHA-256 is {found}, not {checksum}"
+        if problem:
+            partial.unlink()
+            raise DataError(
+                f"{url}: what came is not the expected file ({problem}); try again, or look at it "
+                f"in a browser and put the right file at {path}"
+            )
+        os.replace(partial, path)
+        write_text(_record(path), f"{found}  {path.name}\n")
+
+
+def get_json(url: str) -> Any:
+    """The JSON document at ``url``; raises DataError when there is none."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _open(url) as response:
+                return json.loads(response.read())
+        except ValueError as error:
+            raise DataError(f"{url}: the answer is not JSON: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            if attempt == ATTEMPTS or _is_final(error):
+                raise DataError(f"{url}: {_reason(error)}") from error
+            time.sleep(PAUSE)
+
+
+class _locked:
+    """Holds ``<path>.lock``, which the system frees when a process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, FileLock(f"{path}.lock")
+
+    def __enter__(self) -> None:
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for another process to download {self.path}", file=sys.stderr)
+            self.lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+
+def _download(url: str, partial: Path, path: Path) -> None:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _continue(url, partial, path.name)
+        except (OSError, http.client.HTTPException) as error:
+            if attempt == ATTEMPTS or _is_final(error):
+                raise DataError(
+                    f"{url}: {_reason(error)}; try again later (what came so far is kept), or "
+                    f"download it elsewhere, put it at {path}, or set MATATTN_DATA to a folder "
+                    "that has it"
+                ) from error
+            time.sleep(PAUSE)
+
+
+def _continue(url: str, partial: Path, name: str) -> None:
+    """Download the rest of ``partial``; raises OSError when the connection ends too early."""
+    have = partial.stat().st_size if partial.is_file() else 0
+    try:
+        response = _open(url, {"Range": f"bytes={have}-"} if have else {})
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        if error.headers.get("Content-Range", "") == f"bytes */{have}":
+            return  # only the renaming was missing
+        partial.unlink()
+        response = _open(url)
+    with response:
+        given = response.headers.get("Content-Range", "")
+        if response.status == 206 and not given.startswith(f"bytes {have}-"):
+            partial.unlink(missing_ok=True)
+            raise ConnectionError(f"the server sent {given!r} instead of the rest from {have}")
+        start = have if response.status == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        with open(partial, "ab" if start else "wb") as file, _progress() as progress:
+            bar = progress.add_task(name, completed=start, total=total)
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                progress.advance(bar, len(chunk))
+    size = partial.stat().st_size
+    if total is not None and size != total:
+        raise ConnectionError(f"the connection ended after {size:,} of {total:,} bytes")
+
+
+def _open(url: str, headers: dict[str, str] | None = None) -> Any:
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"{url}: expected an address that begins with https:// or http://")
+    own = {"User-Agent": f"matattn/{__version__}"}
+    response = urllib.request.urlopen(  # http(s) only, as checked
+        urllib.request.Request(url, headers=own | (headers or {})), timeout=TIMEOUT
+    )
+    if response.status not in (200, 206):
+        response.close()
+        raise urllib.error.HTTPError(url, response.status, "no content", response.headers, None)
+    return response
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt would get the same answer."""
+    return isinstance(error, urllib.error.HTTPError) and error.code < 500
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answered {error.code} {error.reason}"
+    reason = getattr(error, "reason", error)
+    return f"no download: {reason or type(error).__name__}"
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    return Progress(*columns, TransferSpeedColumn(), console=console, transient=True,
+                    disable=not console.is_terminal)  # fmt: skip
+
+
+def _damage(file: Path, name: str) -> str | None:
+    """What is wrong with an archive, by its own checksums."""
+    try:
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(file) as archive:
+                bad = archive.testzip()
+            return f"{bad} in it is damaged" if bad else None
+        if name.endswith(".gz"):
+            with gzip.open(file) as content:
+                while content.read(_CHUNK):
+                    pass
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        return f"{error}"
+    return None
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _check_unchanged(path: Path) -> None:
+    record = _record(path)
+    if record.is_file() and record.read_text(encoding="utf-8").split()[:1] != [sha256(path)]:
+        raise DataError(
+            f"{path}: is not the file that was downloaded (see {record.name}); delete both to "
+            "download it again"
+        )
