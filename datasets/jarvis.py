@@ -64,7 +64,7 @@ def load(
 
     Raises DataError when the file or a target is missing or the sizes do not come out.
     """
-    file = present(path, url, f"python train.py data={name}", download)
+    file = present(path, url, f"python train.py data={name} data.download=true", download)
     table = read_table(path, [file], lambda: read_entries(file))
     rows, labels, properties, skipped = labelled(path, table, targets, max_sites=max_sites)
     complete = ~np.isnan(labels).any(axis=1)

@@ -121,7 +121,7 @@ def load(
     if file.name.endswith((".jsonl", ".jsonl.gz")):
         table = read_table(path, find_files(file), lambda: read_rows(file))
     else:
-        command = f"python train.py data=matbench data.task={task} data.fold={fold}"
+        command = f"python train.py data=matbench data.task={task} data.download=true"
         present(path, URL.format(task), command, download, known.sha256)
         table = read_table(path, [file], lambda: read_entries(file, task))
     count = len(table.ids) + len(table.skipped)

@@ -38,15 +38,15 @@ def present(
 ) -> Path:
     """The file ``path``; fetched from ``url`` if it is absent and ``download`` is true.
 
-    ``command`` is what a user types to get it, up to ``data.download=true``. Raises DataError when
-    the file is absent and not to be fetched, or is not what was once downloaded.
+    ``command`` is what a user types to get it. Raises DataError when the file is absent and not to
+    be fetched, or is not what was once downloaded.
     """
     path = Path(path)
     if not path.is_file():
         if not download:
             raise DataError(
-                f"{path}: no such file; to download it: {command} data.download=true (or put {url} "
-                "there by hand, or set MATATTN_DATA to the folder of data sets)"
+                f"{path}: no such file; to download it: {command} (or put {url} there by hand, or "
+                " set MATATTN_DATA to the folder of data sets)"
             )
         fetch(url, path, checksum)
     _check_unchanged(path)

@@ -217,7 +217,7 @@ def test_a_killed_process_leaves_no_lock(server, tmp_path):
 
 def test_present(server, tmp_path):
     path = tmp_path / "a.bin"
-    arguments = (path, f"{server.url}/a", "python train.py data=toy")
+    arguments = (path, f"{server.url}/a", "python train.py data=toy data.download=true")
     with pytest.raises(DataError) as error:
         download.present(*arguments, download=False)
     for part in (str(path), "python train.py data=toy data.download=true", server.url):

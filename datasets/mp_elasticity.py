@@ -1,0 +1,197 @@
+"""Bulk and shear moduli of Materials Project 2018.6.1, with the split of Matformer's authors.
+
+Yan et al., NeurIPS 2022 (arXiv 2209.11807); de Jong et al., Scientific Data 2, 150009 (2015). The
+official files are Python pickles, which can run any program when they are opened. So a command
+converts them once, to JSON lines, with an unpickler that knows numbers and containers only:
+
+    python -m matattn.datasets.mp_elasticity bulk --download
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import gzip
+import json
+import math
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy._core import multiarray
+
+from matattn.dataset import SPLITS, PropertyDataset
+from matattn.datasets import crystals
+from matattn.datasets.jarvis import structure
+from matattn.download import present
+from matattn.errors import DataError, MatattnError
+from matattn.files import atomic_path
+
+URLS = {
+    "bulk": (40258705, 40258675, 40258666),
+    "shear": (40258681, 40258684, 40258678),
+}  # train, val, test
+
+
+def load(
+    name: str,
+    path: str,
+    targets: Sequence[str],
+    sizes: Sequence[int] | None = None,
+    max_sites: int | None = None,
+    note: str = "",
+) -> PropertyDataset:
+    """Read what the command wrote; arguments as in ``matattn.datasets.crystals.load``."""
+    if not Path(path).is_file():
+        modulus = "shear" if "shear" in name else "bulk"
+        raise DataError(
+            f"{path}: no such file; make it with: python -m matattn.datasets.mp_elasticity "
+            f"{modulus} --download (or set MATATTN_DATA to the folder of data sets)"
+        )
+    return crystals.load(name, path, targets, "official", 0, sizes, max_sites, note=note)
+
+
+def convert(modulus: str, files: Sequence[Path], output: Path) -> list[str]:
+    """Write JSON lines from the pickles of train, val and test; returns remarks.
+
+    Each line has ``id``, ``lattice``, ``Z``, ``frac``, ``split`` and ``log10_<modulus>_modulus`` in
+    log10(GPa). Values in GPa are recognised by their range; a modulus that is not positive has no
+    logarithm, and its row is left out. Raises DataError when a file is not of this format.
+    """
+    entries = [
+        (split, place, entry)
+        for split, file in zip(SPLITS, files, strict=True)
+        for place, entry in _entries(file)
+    ]
+    values = np.array([_value(entry, f"{modulus} modulus", place) for _, place, entry in entries])
+    remarks = []
+    if in_gpa := _is_in_gpa(values, files[0]):
+        remarks.append("the values are in GPa; their logarithm was taken")
+    rows = []
+    for (split, place, entry), value in zip(entries, values, strict=True):
+        if in_gpa and value <= 0:
+            remarks.append(f"{place}: left out, its modulus is {value:g} GPa")
+            continue
+        try:
+            crystal = {key: np.asarray(v).tolist() for key, v in structure(entry["atoms"]).items()}
+            identifier = str(entry["id"])
+        except (KeyError, TypeError, ValueError, AttributeError, np.linalg.LinAlgError) as error:
+            remarks.append(f"{place}: left out, bad or missing value: {error!r}")
+            continue
+        label = math.log10(value) if in_gpa else float(value)
+        row = {"id": identifier, **crystal, "split": split, f"log10_{modulus}_modulus": label}
+        rows.append(json.dumps(row))
+    with atomic_path(output) as partial, gzip.open(partial, "wt", encoding="utf-8") as text:
+        text.write("\n".join(rows) + "\n")
+    return remarks
+
+
+def unpickle(path: Path) -> Any:
+    """The content of a pickle of numbers, texts, lists, dictionaries and NumPy arrays.
+
+    Raises DataError, naming it, for anything else that the file asks for; nothing of it is called.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _Unpickler(file).load()
+    except MatattnError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:  # damaged pickles raise whatever they like
+        raise DataError(f"{path}: not a pickle that can be read: {error!r}") from error
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Bytes, as Python 2 and old protocols write them."""
+    if encoding != "latin1":
+        raise DataError(f"encodes text as {encoding!r}")
+    return codecs.encode(text, "latin1")
+
+
+_KNOWN = {
+    ("_codecs", "encode"): _latin1,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
+} | {
+    (module, name): getattr(multiarray, name)
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+    for name in ("_reconstruct", "scalar")
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise DataError(
+                f"asks for {module}.{name}, which is neither a number, a text, a container nor a "
+                "NumPy array: refused"
+            )
+        return _KNOWN[module, name]
+
+
+def _entries(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    content = unpickle(file)
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise DataError(f"{file}: not a list of dictionaries")
+    return [(f"{file}, entry {number}", entry) for number, entry in enumerate(content)]
+
+
+def _value(entry: dict[str, Any], key: str, place: str) -> float:
+    try:
+        return float(entry[key])
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{place}: has no number {key!r}; it has {', '.join(entry)}") from None
+
+
+def _is_in_gpa(values: np.ndarray, file: Path) -> bool:
+    """Whether moduli are in GPa (up to hundreds) or log10(GPa) (diamond has 2.6)."""
+    if not values.size or not np.isfinite(values).all():
+        raise DataError(f"{file}: no values, or some that are not finite")
+    largest, middle = values.max(), np.median(values)
+    if largest < 3.2:
+        return False
+    if largest > 100 and middle > 10:
+        return True
+    raise DataError(
+        f"{file}: moduli with a median of {middle:.3g} and a maximum of {largest:.3g} are neither "
+        "in GPa nor in log10(GPa)"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command of the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m matattn.datasets.mp_elasticity",
+        description="Convert the official pickles of bulk or shear moduli to JSON lines.",
+        epilog="Reads FOLDER/mp_elasticity/<modulus>_megnet_{train,val,test}.pkl and writes "
+        "FOLDER/crystals/mp2018_<modulus>_modulus.jsonl.gz.",
+    )
+    parser.add_argument("modulus", choices=URLS)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path(os.environ.get("MATATTN_DATA", "data")),
+        help="the folder of data sets (default: $MATATTN_DATA, or data)",
+    )  # fmt: skip
+    parser.add_argument("--download", action="store_true", help="fetch absent pickles (figshare)")
+    given = parser.parse_args(arguments)
+    output = given.folder / "crystals" / f"mp2018_{given.modulus}_modulus.jsonl.gz"
+    try:
+        files = [_file(given.folder, given.modulus, n, given.download) for n in range(3)]
+        remarks = convert(given.modulus, files, output)
+    except (MatattnError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(*remarks, f"wrote {output}", sep="\n")
+
+
+def _file(folder: Path, modulus: str, number: int, download: bool) -> Path:
+    path = folder / "mp_elasticity" / f"{modulus}_megnet_{SPLITS[number]}.pkl"
+    url = f"https://ndownloader.figshare.com/files/{URLS[modulus][number]}"
+    command = f"python -m matattn.datasets.mp_elasticity {modulus} --download"
+    return present(path, url, command, download)
+
+
+if __name__ == "__main__":
+    main()
