@@ -23,13 +23,23 @@ def options(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+REQUIRED = {
+    "path": "my.jsonl",
+    "targets": ["e_form"],
+    "query": {"elements": ["Li", "O"]},
+    "base_url": "https://oqmd.org/optimade",
+    "filter": "nsites<=8",
+    "fields": {"formation_energy_per_atom": "_oqmd_delta_e"},
+}
+
+
 def composed(*overrides):
     register()
     with initialize_config_module("matattn.conf", version_base="1.3"):
         cfg = compose("train", [*overrides, "paths.data=nowhere"])
-    for key in ("data.path", "data.targets"):
-        if OmegaConf.is_missing(cfg.data, key.split(".")[1]):
-            OmegaConf.update(cfg, key, "my.jsonl" if key.endswith("path") else ["e_form"])
+    for key, value in REQUIRED.items():
+        if OmegaConf.is_missing(cfg.data, key):
+            OmegaConf.update(cfg.data, key, value)
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
@@ -164,6 +174,26 @@ def test_wrong_arguments_are_named():
 def test_units_can_be_given_on_the_command_line():
     config = composed("data=crystals", "data.targets=[tc]", "data.units={tc: K}")
     assert config["data"]["units"] == {"tc": "K"}
+
+
+def test_commands_of_the_documentation_are_read_as_they_are_meant():
+    """docs/data.md, after the shell took its quotes."""
+    config = composed(
+        "data=optimade",
+        'data.filter="elements HAS \\"Li\\" AND nsites<=8"',
+        "data.fields={formation_energy_per_atom: _oqmd_delta_e}",
+    )
+    assert config["data"]["filter"] == 'elements HAS "Li" AND nsites<=8'
+    assert config["data"]["fields"] == {"formation_energy_per_atom": "_oqmd_delta_e"}
+    config = composed(
+        "data=materials_project", "data.query={elements: [Li, O], num_sites: [1, 20]}"
+    )
+    assert config["data"]["query"] == {"elements": ["Li", "O"], "num_sites": [1, 20]}
+    config = composed("data=matbench", "data.task=log_kvrh", "data.fold=3")
+    assert config["data"]["path"] == "nowhere/matbench/matbench_log_kvrh.json.gz"
+    assert config["data"]["name"] == "matbench_log_kvrh"
+    config = composed("data=matbench_phonons")["data"]
+    assert (config["task"], config["path"].split("/")[-2]) == ("phonons", "crystals")
 
 
 def test_hash_depends_on_content_only():

@@ -1,0 +1,51 @@
+"""Answers of live databases, kept as JSON lines so that a run can be repeated without a network."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matattn.datasets.crystals import Table, read_table
+from matattn.datasets.formats import Row, Rows, read_rows
+from matattn.errors import DataError
+from matattn.files import atomic_path, write_json
+
+
+def answer(
+    folder: str,
+    request: Mapping[str, Any],
+    ask: Callable[[], Iterable[Row]],
+    command: str,
+    download: bool,
+) -> tuple[str, Table]:
+    """The file that holds the answer to ``request``, and its checked rows.
+
+    ``ask`` is called only if there is no such file and ``download`` is true. A row that it cannot
+    turn into a crystal has its reason under ``problem``. Beside the answer lies the request. Raises
+    DataError when the answer is not there and not to be asked for.
+    """
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
+    file = Path(folder) / f"{digest}.jsonl.gz"
+    if not file.is_file():
+        if not download:
+            raise DataError(
+                f"{file}: no answer to this query is kept; to ask for it: {command} "
+                "data.download=true (or set MATATTN_DATA to the folder of data sets)"
+            )
+        rows = list(ask())
+        if not rows:
+            raise DataError(f"the database has no entry for {json.dumps(request)}")
+        write_json(file.with_name(f"{digest}.query.json"), request)
+        with atomic_path(file) as partial, gzip.open(partial, "wt", encoding="utf-8") as text:
+            text.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(file), read_table(str(file), [file], lambda: _read(file))
+
+
+def _read(file: Path) -> Rows:
+    rows, bad = read_rows(file)
+    bad += [f"{where}: {row['problem']}" for where, row in rows if "problem" in row]
+    return [(where, row) for where, row in rows if "problem" not in row], bad
