@@ -196,7 +196,7 @@ def labelled(
         parsed = [_number(value) for value in table.columns[column]]
         for row in [row for row, value in enumerate(parsed) if value is None]:
             usable[row] = False
-            shown = table.columns[column][row]
+            shown = str(table.columns[column][row])[:40]
             skipped.append(f"{table.places[row]}: {column} is {shown!r}, not a number")
         values = np.array(parsed, dtype=float)  # None becomes NaN
         if column in target.log10_of:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import itertools
 import json
 from collections.abc import Iterator
@@ -131,35 +130,44 @@ def _read_lines(path: Path) -> Rows:
 
 def _read_csv(path: Path) -> Rows:
     """The lines of a CSV as rows without structures; an unnamed column of values is called ""."""
-    rows: list[tuple[str, Row]] = []
-    bad: list[str] = []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not UTF-8 text; save it as CSV in UTF-8") from None
-    first = text.lstrip().partition("\n")[0]
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-    names = ["id", ""] if path.name == "id_prop.csv" and not first.lower().startswith("id") else []
-    try:
-        for cells in lines:
-            cells = [cell.strip() for cell in cells]
-            if not any(cells):
-                continue
-            where = f"{path}:{lines.line_num}"
-            if not names:
-                names = _header(cells, where)
-            elif len(cells) != len(names):
-                bad.append(f"{where}: has {len(cells)} columns; expected {len(names)}")
-            else:
-                row = {name: _value(cell) for name, cell in zip(names, cells, strict=True)}
-                row["id"] = cells[names.index("id")]
-                rows.append((f"{where} ({row['id']})", row))
-    except csv.Error as error:
-        raise DataError(f"{path}:{lines.line_num}: not a CSV file: {error}") from error
+    numbered = [(f"{path}:{n}", line) for n, line in enumerate(lines, start=1) if line.strip()]
+    first = numbered[0][1] if numbered else ""
+    separator = max(",;\t", key=first.count)
+    if path.name == "id_prop.csv" and not first.lower().startswith("id"):
+        names = ["id", ""]
+    else:
+        names = _header(*numbered.pop(0), separator) if numbered else ["id"]
+    rows: list[tuple[str, Row]] = []
+    bad: list[str] = []
+    for where, line in numbered:
+        try:
+            cells = _cells(line, separator)
+        except csv.Error as error:  # a line of its own, so that an open quote harms no other row
+            bad.append(f"{where}: not a line of a CSV file: {error}")
+            continue
+        if len(cells) != len(names):
+            bad.append(f"{where}: has {len(cells)} columns; expected {len(names)}")
+        elif any(cells):
+            row = {name: _value(cell) for name, cell in zip(names, cells, strict=True)}
+            row["id"] = cells[names.index("id")]
+            rows.append((f"{where} ({row['id']})", row))
     return rows, bad
 
 
-def _header(cells: list[str], where: str) -> list[str]:
+def _cells(line: str, separator: str) -> list[str]:
+    (cells,) = csv.reader([line], delimiter=separator, strict=True)
+    return [cell.strip() for cell in cells]
+
+
+def _header(where: str, line: str, separator: str) -> list[str]:
+    try:
+        cells = _cells(line, separator)
+    except csv.Error as error:
+        raise DataError(f"{where}: not a line of a CSV file: {error}") from error
     names = ["id" if cell.lower() == "id" else cell for cell in cells]
     if "id" not in names:
         raise DataError(
@@ -183,8 +191,11 @@ def _value(cell: str) -> float | str | None:
 def _structure_file(folder: Path, identifier: str) -> Path | None:
     for ending in _ENDINGS:
         file = folder / f"{identifier}{ending}"
-        if identifier and is_structure_file(file) and file.is_file():
-            return file
+        try:
+            if identifier and is_structure_file(file) and file.is_file():
+                return file
+        except (OSError, ValueError):  # an id that is too long for a name, or no text
+            return None
     return None
 
 

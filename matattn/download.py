@@ -16,6 +16,8 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,6 @@ def fetch(url: str, path: str | Path, checksum: str | None = None) -> None:
     file, as ``<name>.sha256``. Raises DataError with what can be done.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if path.is_file():  # another process was first
             return
@@ -95,21 +96,25 @@ def get_json(url: str) -> Any:
             time.sleep(PAUSE)
 
 
-class _locked:
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
     """Holds ``<path>.lock``, which the system frees when a process ends, however it ends."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lock = path, FileLock(f"{path}.lock")
-
-    def __enter__(self) -> None:
+    lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
-            print(f"waiting for another process to download {self.path}", file=sys.stderr)
-            self.lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self.lock.release()
+            print(f"waiting for another process to download {path}", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); set MATATTN_DATA to another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _download(url: str, partial: Path, path: Path) -> None:

@@ -176,6 +176,12 @@ def test_other_addresses_are_refused(tmp_path, url):
         download.get_json(url)
 
 
+def test_a_folder_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written .*; set MATATTN_DATA to another folder"):
+        download.fetch(f"{server.url}/a", tmp_path / "file" / "a.bin")
+
+
 def test_two_processes_download_once(server, tmp_path):
     path = tmp_path / "a.bin"
     program = f"from matattn.download import fetch; fetch({server.url + '/slow'!r}, {str(path)!r})"

@@ -65,6 +65,16 @@ def test_vasp_folders_and_full_file_names(tmp_path):
     assert [item.id for item in data.items] == ["run1", "POSCAR-JVASP-5.vasp"]
 
 
+def test_hostile_rows_harm_no_other(tmp_path):
+    lines = ["id,tc", 's0,"1', "a" * 5000 + ",2", "s\0,3", "../../etc/passwd,4", '"s""1",5', "s1,6",
+             "s2," + "9" * 200_000, "s3," + "x" * 200_000, "s5,\u2028", "s4,+1e1"]  # fmt: skip
+    path = write_table(tmp_path / "d", lines)
+    data = load(path)
+    assert [item.id for item in data.items] == ["s1", "s5", "s4"]
+    assert "table.csv:2: not a line of a CSV file: unexpected end" in "\n".join(data.skipped)
+    assert all(len(reason) < 20_000 for reason in data.skipped)
+
+
 def test_id_prop_has_no_header(tmp_path):
     lines = [f"s{n},{n}" for n in range(6)]
     path = write_table(tmp_path / "d", lines, name="id_prop.csv")
