@@ -5,8 +5,8 @@
 Formation energies of ``jarvis_dft3d_subset`` (another functional and other settings than the
 model's own data) and highest phonon frequencies of ``matbench_phonons`` (a property that the model
 never saw), three seeds, each with its own training rows. Errors are on rows that no training saw:
-the official validation and test rows, or the test fold 0. The size, the number of steps and all else
-is equal; only the start and the learning rate differ, which is the default of each.
+the official validation and test rows, or the test fold 0. The size, the number of steps and all
+else are equal; only the start and the learning rate differ.
 
 Finished runs are kept under ``outputs/learning_curves`` and not repeated.
 """

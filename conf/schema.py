@@ -25,7 +25,11 @@ class TrainConfig:
     overwrite: bool = False  # train again where a finished run stands
 
 
+def _when(given: Any, yes: Any, no: Any) -> Any:
+    return yes if given else no
+
+
 def register() -> None:
     """Make the schema known to Hydra, as ``schema``, and ``${when:CONDITION,YES,NO}``."""
-    OmegaConf.register_new_resolver("when", lambda given, yes, no: yes if given else no, replace=True)
+    OmegaConf.register_new_resolver("when", _when, replace=True)
     ConfigStore.instance().store(name="schema", node=TrainConfig)

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from matattn.workflows.fine_tuning import adopt
 
 WORKFLOWS = {"property_prediction": "matattn.workflows.property_prediction"}
 # What does not change a run's result does not change its folder either.
-_NOT_HASHED = ("paths", "overwrite", "seed", "logger")
+_NO_MATTER = ("paths", "overwrite", "logger", "data.download")
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:
     """Where a run lives: <root>/<model>-<data>/seed<seed>-<hash>, or ``paths.output_dir``."""
     if given := config["paths"]["output_dir"]:
         return Path(given)
-    hashed = {key: value for key, value in config.items() if key not in _NOT_HASHED}
+    hashed = _what_matters(config)
+    del hashed["seed"]
     run_name = f"seed{config['seed']}-{config_hash(hashed)}"
     return Path(config["paths"]["output_root"]) / f"{names['model']}-{names['data']}" / run_name
 
@@ -116,15 +118,24 @@ def _check_same(
         raise ConfigError(
             f"{folder}: the data have changed since this run began; overwrite=true trains again"
         )
-    compared = [key for key in config if key not in ("paths", "overwrite", "logger")]
     different = [
-        place for key in compared for place in _differences(earlier.get(key), config[key], key)
+        place
+        for key, value in _what_matters(config).items()
+        for place in _differences(_what_matters(earlier).get(key), value, key)
     ]
     if different:
         raise ConfigError(
             f"{folder} holds a run of another configuration ({', '.join(different)} differ); "
             "choose another paths.output_dir, or overwrite=true"
         )
+
+
+def _what_matters(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """``config`` without the keys of ``_NO_MATTER``."""
+    kept = {key: value for key, value in config.items() if place + key not in _NO_MATTER}
+    if "data" in kept and not place:
+        kept["data"] = _what_matters(kept["data"], "data.")
+    return kept
 
 
 def _differences(old: Any, new: Any, place: str) -> list[str]:

@@ -163,3 +163,13 @@ def test_fine_tuning_takes_the_network_of_the_model(calibrated, table, tmp_path)
 def test_a_model_that_is_not_there_is_named(table, tmp_path):
     with pytest.raises(BundleError, match="no-such-model"):
         run(table, tmp_path, "init_from=no-such-model")
+
+
+def test_whether_data_may_be_fetched_does_not_change_a_run():
+    paths = {"output_dir": None, "output_root": "outputs"}
+    config = {"seed": 1, "paths": paths, "data": {"name": "d", "download": False}}
+    names = {"model": "m", "data": "d"}
+    folder = training.run_folder(config, names)
+    assert training.run_folder(config | {"data": {"name": "d", "download": True}}, names) == folder
+    assert training.run_folder(config | {"data": {"name": "e", "download": True}}, names) != folder
+    assert training.run_folder(config | {"seed": 2}, names).name[6:] == folder.name[6:]
