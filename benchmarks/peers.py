@@ -83,15 +83,17 @@ def crystalformer() -> Contender:
                      (0.9, 0.98))  # fmt: skip
 
 
-def peer(network: Callable[[], nn.Module], cutoff: float, nearest: int | None) -> Contender:
+def peer(
+    network: Callable[[], nn.Module], cutoff: float, nearest: int | None, lr: float
+) -> Contender:
     graph = partial(nearest_graph, cutoff=cutoff, nearest=nearest)
-    return Contender(network, graph, graph, Batch.from_data_list, 1e-3, (0.9, 0.999))
+    return Contender(network, graph, graph, Batch.from_data_list, lr, (0.9, 0.999))
 
 
 CONTENDERS: dict[str, Callable[[], Contender]] = {
     "Crystalformer": crystalformer,
-    "CGCNN": lambda: peer(lambda: CGCNN(published_elements()), 8.0, 12),
-    "SchNet": lambda: peer(lambda: PeriodicSchNet(5.0), 5.0, None),
+    "CGCNN": lambda: peer(lambda: CGCNN(published_elements()), 8.0, 12, 1e-3),
+    "SchNet": lambda: peer(lambda: PeriodicSchNet(5.0), 5.0, None, 2e-3),
 }
 
 
