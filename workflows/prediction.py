@@ -15,13 +15,27 @@ import torch
 from pymatgen.core import Structure
 from torch import nn
 
-from matattn import bundle
+from matattn import bundle, pretrained
 from matattn.batch import CrystalBatch, by_atom_budget, collate
-from matattn.errors import StructureError
+from matattn.errors import ConfigError, StructureError
 from matattn.neighbors import HasImageRule
 from matattn.structure import to_tensors, validate
 
 TOLERANCE = 1e-6  # smallest weight of an image that is still summed
+
+
+def find_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is a GPU if there is one, else the CPU.
+
+    Raises ConfigError when there is no such device.
+    """
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    if name not in known:
+        raise ConfigError(f"no device {name!r}; this machine has {', '.join(known)}")
+    return torch.device(name)
 
 
 def predict_items(
@@ -62,9 +76,10 @@ class Predictor:
     config: dict[str, Any]
 
     @classmethod
-    def load(cls, folder: str | Path) -> Predictor:
-        """Load a model bundle; raises BundleError (see ``matattn.bundle.load``)."""
-        return cls(*bundle.load(folder))
+    def load(cls, model: str | Path, device: str = "cpu") -> Predictor:
+        """Load a model by name or folder (``matattn.load``); raises BundleError or ConfigError."""
+        network, config = bundle.load(pretrained.find(model))
+        return cls(network.to(find_device(device)), config)
 
     @property
     def targets(self) -> list[dict[str, str]]:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="Model bundle: the model/ folder of a finished run.")
+        str,
+        typer.Argument(help="A name of `matattn models`, or the model/ folder of a finished run."),
     ],
     inputs: Annotated[
         list[str],
@@ -32,10 +33,18 @@ def predict(
     One CSV row per structure with values and units. A file that cannot be used gives a row with the
     error in the columns status and message; the exit status is 1 only if every row failed.
     """
+    from matattn import pretrained
+    from matattn.errors import BundleError, MatattnError
+
+    try:
+        folder = pretrained.find(model)
+    except BundleError as error:  # before the slow imports
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
     from rich.console import Console
     from rich.progress import Progress
 
-    from matattn.errors import MatattnError
     from matattn.kernels.dispatch import BackendError
     from matattn.runtime import tune_malloc
     from matattn.workflows.prediction import Predictor
@@ -45,7 +54,7 @@ def predict(
     try:
         if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
             raise MatattnError(f"{output}: cannot be written (a folder, or in one that is missing)")
-        predictor = Predictor.load(model)
+        predictor = Predictor.load(folder)
         entries = [entry for path in _find_files(inputs) for entry in _read(path)]
         with Progress(console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("crystals", total=len(entries))
