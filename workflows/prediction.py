@@ -5,6 +5,7 @@ Imports neither Lightning nor PyTorch Geometric, so that a first prediction take
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 
 from matattn import bundle, pretrained
 from matattn.batch import CrystalBatch, by_atom_budget, collate
-from matattn.errors import ConfigError, StructureError
+from matattn.errors import ConfigError, PredictionError, StructureError
 from matattn.neighbors import HasImageRule
 from matattn.structure import to_tensors, validate
 
@@ -48,7 +49,8 @@ def predict_items(
 ) -> np.ndarray:
     """Predictions [n, T] in physical units for items with z, pos and cell.
 
-    ``advance`` is called with the number of crystals done after each batch.
+    A batch that does not fit into memory is halved and tried again; a crystal that does not fit
+    alone has NaN. ``advance`` is called with the number of crystals done after each batch.
     """
     was_training = network.training
     network.eval()
@@ -56,16 +58,31 @@ def predict_items(
     images = cast(HasImageRule, network).image_rule(TOLERANCE)
     order = sorted(range(len(items)), key=lambda row: len(items[row]["z"]))
     sizes = [len(items[row]["z"]) for row in order]
-    result = np.empty((len(items), len(mean)))
+    result = np.full((len(items), len(mean)), np.nan)
+    waiting = deque(by_atom_budget(sizes, atoms_per_batch))
     with torch.no_grad():
-        for positions in by_atom_budget(sizes, atoms_per_batch):
+        while waiting:
+            positions = waiting.popleft()
             rows = [order[position] for position in positions]
-            batch = collate([items[row] for row in rows], images).to(device)
-            output = network(batch).cpu().double()
-            result[rows] = (output * std.double() + mean.double()).numpy()
+            try:
+                batch = collate([items[row] for row in rows], images).to(device)
+                output = network(batch).cpu().double()
+                result[rows] = (output * std.double() + mean.double()).numpy()
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if (half := len(rows) // 2) > 0:
+                    waiting.extendleft((positions[half:], positions[:half]))
+                    continue
             advance(len(rows))
     network.train(was_training)
     return result
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether NumPy, CUDA or PyTorch's CPU allocator, which has no type for it, lack memory."""
+    known = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+    return known or "DefaultCPUAllocator" in str(error)
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,9 @@ class Predictor:
         )
         for row, value in zip(usable, values, strict=True):
             row |= {t["name"]: float(v) for t, v in zip(self.targets, value, strict=True)}
+            if not np.isfinite(value).all():
+                reason = f"no value: too little memory for {row['natoms']} atoms, or an overflow"
+                row |= {"status": PredictionError.__name__, "message": reason}
         return rows
 
     def _unseen_elements(self, structure: Structure) -> list[str]:
