@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,30 +56,38 @@ def baselines(dataset: PropertyDataset, ridge: float = 1.0) -> dict[str, np.ndar
     return {"mean": mean, "linear_composition": linear}
 
 
-def evaluate(dataset: PropertyDataset, predicted: np.ndarray) -> dict[str, Any]:
-    """Errors and baseline errors of every split and target.
+def errors(
+    dataset: PropertyDataset,
+    predicted: np.ndarray,
+    floors: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+) -> dict[str, Any]:
+    """Errors of predictions [n, T] and of baselines (``baselines``) on some rows of the data.
 
-    Returns {split: {target: {mae, rmse, unit, n, baselines: {name: mae}}}}; a split without
-    labelled rows is left out.
+    Returns {target: {mae, rmse, unit, n, baselines: {name: mae}}}; a target without a label in
+    these rows is left out.
     """
-    labels = dataset.labels()
-    floors = baselines(dataset)
-    result: dict[str, Any] = {}
-    for split in SPLITS:
-        rows = dataset.rows(split)
-        for column, target in enumerate(dataset.targets):
-            true = labels[rows, column]
-            count = int((~np.isnan(true)).sum())
-            if count == 0:
-                continue
-            result.setdefault(split, {})[target.name] = {
-                "mae": mean_absolute_error(true, predicted[rows, column]),
-                "rmse": root_mean_square_error(true, predicted[rows, column]),
-                "unit": target.unit,
-                "n": count,
-                "baselines": {
-                    name: mean_absolute_error(true, floor[rows, column])
-                    for name, floor in floors.items()
-                },
-            }
+    labels, result = dataset.labels()[rows], {}
+    for column, target in enumerate(dataset.targets):
+        true = labels[:, column]
+        count = int((~np.isnan(true)).sum())
+        if count == 0:
+            continue
+        result[target.name] = {
+            "mae": mean_absolute_error(true, predicted[rows, column]),
+            "rmse": root_mean_square_error(true, predicted[rows, column]),
+            "unit": target.unit,
+            "n": count,
+            "baselines": {
+                name: mean_absolute_error(true, floor[rows, column])
+                for name, floor in floors.items()
+            },
+        }
     return result
+
+
+def evaluate(dataset: PropertyDataset, predicted: np.ndarray) -> dict[str, Any]:
+    """``errors`` of every split: {split: {target: ...}}; one without labelled rows is left out."""
+    floors = baselines(dataset)
+    found = {split: errors(dataset, predicted, floors, dataset.rows(split)) for split in SPLITS}
+    return {split: result for split, result in found.items() if result}

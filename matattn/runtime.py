@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import warnings
 
 
 def tune_malloc() -> None:
@@ -28,13 +29,16 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def share_cores() -> None:
-    """Let OpenMP's threads sleep while they wait, unless ``OMP_WAIT_POLICY`` says otherwise.
+def start_predicting() -> None:
+    """``tune_malloc``, patient threads, and no remarks of pymatgen that tell a user nothing.
 
-    Threads that spin hold the cores that other processes want, and a parallel loop then takes many
-    times as long. Has no effect once PyTorch is loaded.
+    OpenMP's threads spin while they wait, and so hold the cores that other processes want: a
+    parallel loop beside one busy process then takes several times as long. They sleep instead,
+    unless ``OMP_WAIT_POLICY`` is set. That has an effect only before PyTorch is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    tune_malloc()
+    warnings.filterwarnings("ignore", message="No Pauling electronegativity")
 
 
 def peak_memory() -> int:

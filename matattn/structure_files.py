@@ -6,6 +6,7 @@ Nothing here unpickles, or imports a module that a file names.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import re
@@ -106,11 +107,14 @@ def _parse(path: Path) -> Found:
     except StructureError as error:
         yield "", str(path), error
     except ModuleNotFoundError as error:
-        hint = f"needs the package {error.name}: pip install 'matattn[data]'"
-        yield "", str(path), StructureError(f"{path}: {hint}")
+        yield "", str(path), _missing(error, str(path))
     except Exception as error:  # parsers raise whatever they like on damaged files
         reason = " ".join((str(error) or type(error).__name__).split())
         yield "", str(path), StructureError(f"{path}: cannot be read as {kind}: {reason}")
+
+
+def _missing(error: ModuleNotFoundError, where: str) -> StructureError:
+    return StructureError(f"{where}: needs the package {error.name}: pip install 'matattn[data]'")
 
 
 def _whole_file(parse: Callable[[Path], Iterable[Structure]]) -> Callable[[Path], Found]:
@@ -193,12 +197,19 @@ def _from_json(entry: Any) -> Structure:
     return Structure(content["lattice"]["matrix"], species, [site["abc"] for site in sites])
 
 
-def _extended_xyz(path: Path) -> Found:
-    from ase.io import iread
+def parse_extxyz(text: str, where: str) -> Iterator[Any]:
+    """The frames of an extended XYZ file as ASE ``Atoms``."""
+    try:
+        from ase.io import iread
+    except ModuleNotFoundError as error:
+        raise _missing(error, where) from None
+    return iread(io.StringIO(text), index=":", format="extxyz")
 
-    with open(path, encoding="utf-8") as file:
-        for number, atoms in enumerate(iread(file, index=":", format="extxyz"), start=1):
-            yield _found(_from_ase, atoms, f"{path}, frame {number}")
+
+def _extended_xyz(path: Path) -> Found:
+    frames = parse_extxyz(path.read_text(encoding="utf-8"), str(path))
+    for number, atoms in enumerate(frames, start=1):
+        yield _found(_from_ase, atoms, f"{path}, frame {number}")
 
 
 def _ase_database(path: Path) -> Found:

@@ -63,14 +63,13 @@ def _screen(
     """Fill ``rows``, and say how it went; heavy imports come in the order of what may fail."""
     from matattn import pretrained
     from matattn.errors import MatattnError
-    from matattn.runtime import share_cores, tune_malloc
+    from matattn.runtime import start_predicting
     from matattn.tables import check_output
 
     folder = pretrained.find(model)
     if output is not None:
         check_output(output)
-    share_cores()
-    tune_malloc()
+    start_predicting()
     from matattn.structure_stream import StructureStream, find_sources
 
     sources = find_sources(inputs)
