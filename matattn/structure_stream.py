@@ -8,10 +8,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from glob import glob
 from itertools import groupby, islice
 from pathlib import Path
 
+from matattn.errors import MatattnError
 from matattn.runtime import cores
 from matattn.structure_files import Entry, entries, holds_one, is_structure_file
 
@@ -54,7 +56,8 @@ class StructureStream:
     """Iterates once over the entries of all sources, in order. Use it in a ``with`` block.
 
     Files with one structure are read in processes where there are many of them, from the ``with``
-    on; files of many structures are read here, one structure after the other.
+    on; files of many structures are read here, one structure after the other. Iterating raises
+    MatattnError when a process was killed.
 
     Attributes:
         total: number of structures, as far as the number of files tells; else None.
@@ -86,7 +89,12 @@ class StructureStream:
         while self._waiting:
             first = self._waiting.popleft()
             if isinstance(first, Future):
-                found, seconds = first.result()
+                try:
+                    found, seconds = first.result()
+                except BrokenProcessPool:
+                    raise MatattnError(
+                        "a process that reads structures was killed; is memory short?"
+                    ) from None
                 self.seconds += seconds
                 self._fill()
                 yield from found

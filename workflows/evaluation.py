@@ -150,14 +150,16 @@ def held_out_groups(dataset: PropertyDataset) -> Iterator[tuple[str, np.ndarray]
 def _remarks(trained_on: dict[str, Any], name: str, fingerprint: str) -> list[str]:
     if trained_on.get("fingerprint") == fingerprint:
         return [
-            "The model was trained on the train rows of these data: their error is no forecast."
+            "The model was trained on the train rows of these data: their error shows the fit, "
+            "not what to expect of other crystals."
         ]
     if trained_on.get("name") == name:
         return [
             f"The model was trained on another selection or version of {name}: it may have seen "
             "any of these rows."
         ]
-    return []
+    known = trained_on.get("name", "data that its config does not name")
+    return [f"The model was trained on {known}: rows of these that stand here are not held out."]
 
 
 def groups_table(result: dict[str, Any]) -> Table:

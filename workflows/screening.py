@@ -52,8 +52,8 @@ class Screening:
         device = next(self.predictor.network.parameters()).device
         backend = choose("periodic_attention", BACKENDS, "auto", device, torch.float32)
         readers = self.stream.processes
-        reading = self.stream.seconds / max(1, readers)
-        where = f" in {readers} processes" if readers else ""
+        reading = max(self.stream.seconds, 1e-6) / max(readers, 1)
+        where = f" in {readers} process{'es' * (readers > 1)}" if readers else ""
         return (
             f"{done} of {count} structures in {self.seconds:.1f} s ({count / self.seconds:.0f}/s): "
             f"parsing {count / reading:.0f}/s{where}, network {count / self.network_seconds:.0f}/s;"

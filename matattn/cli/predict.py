@@ -35,17 +35,18 @@ def predict(
 
     One row per structure with values and units. A structure that cannot be used gives a row with
     the error in the columns status and message; the exit status is 1 only if every row failed.
-    Ctrl-C writes the rows that are finished.
+    Ctrl-C and SIGTERM write the rows that are finished.
     """
     from matattn.errors import MatattnError
 
     rows: list[dict[str, Any]] = []
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    earlier = signal.signal(signal.SIGTERM, _stop)
     try:
         summary = _screen(model, inputs, output, device, rows)
         end = summary, int(all(row["status"] != "ok" for row in rows))
-    except KeyboardInterrupt:
-        end = f"interrupted; {len(rows)} finished rows are written", 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:
+        (number,) = stop.args or (signal.SIGINT,)
+        end = f"interrupted; {len(rows)} finished rows are written", 128 + number
     except MatattnError as error:
         end = f"error: {error}", 2
     finally:
@@ -55,6 +56,10 @@ def predict(
     print(message, file=sys.stderr)
     if not written or status:
         raise typer.Exit(status or 2)
+
+
+def _stop(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _screen(

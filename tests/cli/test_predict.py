@@ -164,7 +164,7 @@ def test_processes_change_nothing(model, files, monkeypatch):
     _, expected = predict(model, *(files / "salt.cif" for _ in range(4)), files)
     monkeypatch.setattr(structure_stream, "WORTH_A_PROCESS", 2)
     result, rows = predict(model, *(files / "salt.cif" for _ in range(4)), files)
-    assert rows == expected and " processes" in result.stderr
+    assert rows == expected and " in " in result.stderr and " process" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -182,7 +182,7 @@ def test_a_signal_leaves_what_is_finished(model, files, monkeypatch, number):
     monkeypatch.setattr(Predictor, "predict", third_time_signal)
     handler = signal.getsignal(signal.SIGTERM)
     result, _ = predict(model, files, "-o", files / "table.csv")
-    assert result.exit_code == 130
+    assert result.exit_code == 128 + number
     assert result.stderr.strip() == "interrupted; 1 finished rows are written"
     assert len((files / "table.csv").read_text().splitlines()) == 2  # with the header
     assert signal.getsignal(signal.SIGTERM) is handler

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from matattn import structure_stream
+from matattn.errors import MatattnError
 from matattn.structure_stream import StructureStream, find_sources
 
 ROW = {"lattice": (4 * np.eye(3)).tolist(), "Z": [11, 17], "frac": [[0] * 3, [0.5] * 3]}
@@ -48,6 +49,16 @@ def test_an_abandoned_stream_ends_its_processes(folder, monkeypatch):
     assert stream._pool is not None
     with pytest.raises(RuntimeError, match="after shutdown"):
         stream._pool.submit(print)
+
+
+def test_a_process_that_was_killed_is_told(folder, monkeypatch):
+    monkeypatch.setattr(structure_stream, "WORTH_A_PROCESS", 1)
+    with StructureStream(find_sources([str(folder)] * 20)) as stream:
+        assert stream._pool is not None
+        for process in stream._pool._processes.values():
+            process.kill()
+        with pytest.raises(MatattnError, match="was killed; is memory short"):
+            list(stream)
 
 
 def test_few_structures_wait_in_memory(tmp_path, monkeypatch):
