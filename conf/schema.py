@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -20,10 +20,12 @@ class TrainConfig:
     trainer: dict[str, Any] = MISSING
     paths: dict[str, Any] = MISSING
     logger: dict[str, Any] = field(default_factory=dict)
+    init_from: str | None = None  # a model to start from: a shipped one's name, or a model/ folder
     seed: int = 0
     overwrite: bool = False  # train again where a finished run stands
 
 
 def register() -> None:
-    """Make the schema known to Hydra, as ``schema``."""
+    """Make the schema known to Hydra, as ``schema``, and ``${when:CONDITION,YES,NO}``."""
+    OmegaConf.register_new_resolver("when", lambda given, yes, no: yes if given else no, replace=True)
     ConfigStore.instance().store(name="schema", node=TrainConfig)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matattn.dataset import SPLITS, PropertyDataset, group_split, random_split
+from matattn.dataset import SPLITS, PropertyDataset, formula_key, group_split, random_split
 from matattn.errors import DataError, StructureError
 from matattn.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.units import Property, find_properties
@@ -176,18 +176,11 @@ def _label(value: Any, target: Property, column: str) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _formula(z: Sequence[int]) -> str:
-    """A key of the reduced formula: atomic numbers with their smallest whole-number ratio."""
-    numbers, counts = np.unique(z, return_counts=True)
-    counts = counts // np.gcd.reduce(counts)
-    return " ".join(f"{number}:{count}" for number, count in zip(numbers, counts, strict=True))
-
-
 def _split(scheme: str, seed: int, rows: list[Row], path: str) -> np.ndarray:
     if scheme == "random":
         return random_split(len(rows), seed)
     if scheme == "formula":
-        return group_split([_formula(row["Z"]) for row in rows], seed)
+        return group_split([formula_key(row["Z"]) for row in rows], seed)
     if scheme != "official":
         raise DataError(f"data.split={scheme!r}: choose official, random or formula")
     official = [row.get("split") or "" for row in rows]

@@ -2,7 +2,7 @@
 
 ``model.safetensors`` holds tensors only, ``config.json`` plain values, ``card.md`` is for people
 and ``SHA256SUMS`` covers all of them. Loading checks the sums, never unpickles, and builds only
-networks named in ``NETWORKS``.
+networks named in ``NETWORKS``. ``uncertainty.safetensors`` is there when the model is calibrated.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import importlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from matattn.ensemble import Ensemble
 from matattn.errors import BundleError
 from matattn.files import write_json, write_text
+from matattn.uncertainty import Uncertainty
 
 NETWORKS = {"Crystalformer": "matattn.models.crystalformer"}
 FORMAT = 1
 REQUIRED = ("format", "network", "arguments", "targets", "normaliser", "elements")
 _FILES = ("model.safetensors", "config.json", "card.md")
+_UNCERTAINTY = "uncertainty.safetensors"  # optional
 
 
 def save(
@@ -32,38 +36,49 @@ def save(
     arguments: dict[str, Any],
     config: dict[str, Any],
     card: str,
+    uncertainty: Uncertainty | None = None,
 ) -> None:
     """Write a bundle; ``folder`` is replaced only when everything is written.
 
-    ``arguments`` are the constructor arguments of ``network`` (plain values); ``config`` describes
-    the model further (targets, units, normaliser, elements seen, metrics, ...).
+    ``arguments`` are the constructor arguments (plain values) of ``network``, or of every member if
+    it is an ``Ensemble``; ``config`` describes the model further (targets, units, normaliser,
+    elements seen, metrics, ...).
     """
-    from safetensors.torch import save_file
-
-    name = type(network).__name__
+    members = list(network.members) if isinstance(network, Ensemble) else [network]
+    name = type(members[0]).__name__
     if name not in NETWORKS:
         raise BundleError(f"{name} is not in the registry of networks (matattn/bundle.py)")
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    state = {
-        key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()
-    }
-    save_file(state, partial / "model.safetensors")
-    (partial / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only
     content = {"format": FORMAT, "network": name, "arguments": arguments, **config}
+    if isinstance(network, Ensemble):
+        content["members"] = len(members)
+    files = list(_FILES)
+    _save_tensors(network.state_dict(), partial / "model.safetensors")
+    if uncertainty is not None:
+        files.append(_UNCERTAINTY)
+        content["uncertainty"] = uncertainty.config()
+        _save_tensors(uncertainty.tensors(), partial / _UNCERTAINTY)
     write_json(partial / "config.json", content)
     write_text(partial / "card.md", card)
-    sums = "".join(f"{_sha256(partial / name)}  {name}\n" for name in _FILES)
+    sums = "".join(f"{_sha256(partial / name)}  {name}\n" for name in files)
     write_text(partial / "SHA256SUMS", sums)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
 
 
-def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a bundle, in evaluation mode, and its config.
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors makes it readable by its owner only
+
+
+def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | None]:
+    """The network of a bundle, in evaluation mode, its config, and its uncertainty if it has one.
 
     Raises BundleError naming the folder and the file when something is missing, damaged or unknown.
     """
@@ -86,13 +101,24 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         known = ", ".join(NETWORKS)
         raise BundleError(f"{folder}/config.json: unknown network {name!r}; known: {known}")
     network_class = getattr(importlib.import_module(NETWORKS[name]), name)
+    uncertainty = None
     try:
-        network = network_class(**config["arguments"])
+        count = config.get("members", 1)
+        members = [network_class(**config["arguments"]) for _ in range(count)]
+        network = Ensemble(members) if "members" in config else members[0]
         network.load_state_dict(load_file(folder / "model.safetensors"))
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        if "uncertainty" in config:
+            tensors = load_file(folder / _UNCERTAINTY)
+            uncertainty = Uncertainty.from_parts(config["uncertainty"], tensors)
+    except (TypeError, ValueError, KeyError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise BundleError(f"{folder}: config.json and weights do not fit: {reason}") from error
-    return network.eval(), config
+    return network.eval(), config, uncertainty
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 of a bundle's checksums: tells models apart."""
+    return _sha256(Path(folder) / "SHA256SUMS")
 
 
 def _verify(folder: Path) -> None:
@@ -105,7 +131,10 @@ def _verify(folder: Path) -> None:
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
     parts = (line.partition(" ") for line in lines)
     expected = {name.strip(): digest for digest, _, name in parts}
-    for name in _FILES:
+    optional = (
+        [_UNCERTAINTY] if _UNCERTAINTY in expected or (folder / _UNCERTAINTY).exists() else []
+    )
+    for name in (*_FILES, *optional):
         if name not in expected or not (folder / name).is_file():
             raise BundleError(f"{folder}/{name}: missing; copy the whole folder again")
         if _sha256(folder / name) != expected[name]:

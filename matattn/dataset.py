@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 SPLITS = ("train", "val", "test")
+CALIBRATION = "calibration"  # training rows kept apart, for the width of intervals and for tuning
+EVALUATED = ("train", CALIBRATION, "val", "test")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class PropertyDataset:
     name: str
     targets: tuple[Property, ...]
     items: list[Data]
-    split: np.ndarray  # [n] of "train", "val", "test" or "" (unused)
+    split: np.ndarray  # [n] of "train", "calibration", "val", "test" or "" (unused)
     note: str
     skipped: list[str] = field(default_factory=list)
 
@@ -53,6 +55,33 @@ class PropertyDataset:
         """All labels [n, T] in physical units."""
         return np.concatenate([item.y.numpy() for item in self.items])
 
+    def formulas(self) -> list[str]:
+        """A key of the reduced formula of every crystal."""
+        return [formula_key(item.z.numpy()) for item in self.items]
+
+    def limit(self, rows: int, seed: int) -> PropertyDataset:
+        """The same data with only so many training rows, drawn with ``seed``; the rest is unused.
+
+        Fewer rows with one seed are a part of more. Raises DataError when there are not so many.
+        """
+        train = self.rows(SPLITS[0])
+        if rows > len(train):
+            raise DataError(f"{self.name}: has {len(train)} training rows, {rows} were asked for")
+        split = self.split.copy()
+        split[np.random.default_rng(seed).permutation(train)[rows:]] = ""
+        return replace(self, split=split)
+
+    def hold_out(self, fraction: float) -> PropertyDataset:
+        """The same data with about ``fraction`` of the training formulas as the calibration split.
+
+        All training rows of a formula move together. Which ones depends on a hash of the formula
+        alone, so that every run on these data keeps the same rows apart.
+        """
+        kept = group_split(self.formulas(), CALIBRATION, (1 - fraction, fraction, 0.0)) == SPLITS[0]
+        split = self.split.astype("<U11")
+        split[(split == SPLITS[0]) & ~kept] = CALIBRATION
+        return replace(self, split=split)
+
     def elements(self, split: str = "train") -> list[int]:
         """Atomic numbers that occur in ``split``, sorted."""
         found = {int(z) for row in self.rows(split) for z in self.items[row].z}
@@ -68,6 +97,13 @@ class PropertyDataset:
         return digest.hexdigest()
 
 
+def formula_key(z: Sequence[int] | np.ndarray) -> str:
+    """A key of the reduced formula: atomic numbers with their smallest whole-number ratio."""
+    numbers, counts = np.unique(z, return_counts=True)
+    counts = counts // np.gcd.reduce(counts)
+    return " ".join(f"{number}:{count}" for number, count in zip(numbers, counts, strict=True))
+
+
 def random_split(count: int, seed: int, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> np.ndarray:
     """A seeded split of ``count`` rows into exact fractions of train, val and test."""
     order = np.random.default_rng(seed).permutation(count)
@@ -79,7 +115,7 @@ def random_split(count: int, seed: int, fractions: Sequence[float] = (0.8, 0.1, 
 
 
 def group_split(
-    groups: Sequence[str], seed: int = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)
+    groups: Sequence[str], seed: int | str = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)
 ) -> np.ndarray:
     """A split that keeps rows of one group together, by a hash of seed and group.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from matattn.dataset import SPLITS, PropertyDataset
+from matattn.dataset import EVALUATED, PropertyDataset
 from matattn.structure import MAX_ATOMIC_NUMBER
 
 
@@ -56,38 +56,80 @@ def baselines(dataset: PropertyDataset, ridge: float = 1.0) -> dict[str, np.ndar
     return {"mean": mean, "linear_composition": linear}
 
 
+def evaluate(
+    dataset: PropertyDataset,
+    predicted: np.ndarray,
+    intervals: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Errors and baseline errors of every split and target.
+
+    Returns {split: ``errors`` of its rows}; a split without labelled rows is left out.
+    ``new_formulas`` of a target holds mae, n and baselines of the rows whose reduced formula is not
+    among the training rows with a label.
+    """
+    labels, formulas = dataset.labels(), np.array(dataset.formulas())
+    floors, train = baselines(dataset), dataset.rows("train")
+    result: dict[str, Any] = {}
+    for split in EVALUATED:
+        rows = dataset.rows(split)
+        found = errors(dataset, predicted, floors, rows, intervals)
+        for column, target in enumerate(dataset.targets):
+            known = formulas[train[~np.isnan(labels[train, column])]]
+            new = rows[~np.isnan(labels[rows, column]) & ~np.isin(formulas[rows], known)]
+            if len(new):
+                new_errors = _errors(labels, predicted, floors, new, column)
+                found[target.name]["new_formulas"] = new_errors
+        if found:
+            result[split] = found
+    return result
+
+
 def errors(
     dataset: PropertyDataset,
     predicted: np.ndarray,
     floors: Mapping[str, np.ndarray],
     rows: np.ndarray,
+    intervals: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Errors of predictions [n, T] and of baselines (``baselines``) on some rows of the data.
+    """Errors of predictions [n, T], and of baselines as ``floors``, on some rows of the data.
 
     Returns {target: {mae, rmse, unit, n, baselines: {name: mae}}}; a target without a label in
-    these rows is left out.
+    these rows is left out. With the lower and upper ends [n, T] of ``intervals``, also
+    ``interval``: {coverage, mean_width}.
     """
-    labels, result = dataset.labels()[rows], {}
+    labels, result = dataset.labels(), {}
     for column, target in enumerate(dataset.targets):
-        true = labels[:, column]
-        count = int((~np.isnan(true)).sum())
-        if count == 0:
+        known = rows[~np.isnan(labels[rows, column])]
+        if not len(known):
             continue
-        result[target.name] = {
-            "mae": mean_absolute_error(true, predicted[rows, column]),
-            "rmse": root_mean_square_error(true, predicted[rows, column]),
+        true = labels[known, column]
+        found = _errors(labels, predicted, floors, known, column)
+        found |= {
+            "rmse": root_mean_square_error(true, predicted[known, column]),
             "unit": target.unit,
-            "n": count,
-            "baselines": {
-                name: mean_absolute_error(true, floor[rows, column])
-                for name, floor in floors.items()
-            },
         }
+        if intervals is not None and not np.isnan(intervals[0][known, column]).any():
+            lower, upper = (ends[known, column] for ends in intervals)
+            found["interval"] = {
+                "coverage": float(((lower <= true) & (true <= upper)).mean()),
+                "mean_width": float((upper - lower).mean()),
+            }
+        result[target.name] = found
     return result
 
 
-def evaluate(dataset: PropertyDataset, predicted: np.ndarray) -> dict[str, Any]:
-    """``errors`` of every split: {split: {target: ...}}; one without labelled rows is left out."""
-    floors = baselines(dataset)
-    found = {split: errors(dataset, predicted, floors, dataset.rows(split)) for split in SPLITS}
-    return {split: result for split, result in found.items() if result}
+def _errors(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    floors: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    column: int,
+) -> dict[str, Any]:
+    true = labels[rows, column]
+    return {
+        "mae": mean_absolute_error(true, predicted[rows, column]),
+        "n": len(rows),
+        "baselines": {
+            name: mean_absolute_error(true, floor[rows, column]) for name, floor in floors.items()
+        },
+    }

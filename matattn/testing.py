@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from matattn import bundle
 from matattn.batch import CrystalBatch, collate
+from matattn.ensemble import HasFeatures
 from matattn.neighbors import HasImageRule
 from matattn.structure import tensors_from_arrays
 
@@ -68,6 +69,14 @@ class ModelContract:
         output = self.output(self.network(), self.samples())
         assert output.std(0).min() > 1e-3
 
+    def test_output_is_a_readout_of_features(self) -> None:
+        network, samples = self.network(), self.samples()
+        with torch.no_grad():
+            features = cast(HasFeatures, network).features(self.batch(network, samples))
+            assert features.shape[0] == len(samples) and features.ndim == 2
+            read = cast(HasFeatures, network).readout(features)
+        assert torch.equal(read, self.output(network, samples))
+
     def test_batch_equals_loop(self) -> None:
         network, samples = self.network(), self.samples()
         single = torch.cat([self.output(network, [sample]) for sample in samples])
@@ -100,7 +109,7 @@ class ModelContract:
         network = self.network().float()
         description: dict[str, Any] = {"targets": [], "normaliser": {}, "elements": []}
         bundle.save(tmp_path / "model", network, self.arguments, description, "card")
-        loaded, _ = bundle.load(tmp_path / "model")
+        loaded, _, _ = bundle.load(tmp_path / "model")
         ours, theirs = network.state_dict(), loaded.state_dict()
         assert ours.keys() == theirs.keys()
         for name in ours:

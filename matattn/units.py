@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,29 +14,31 @@ class Property:
     """A predicted property.
 
     ``columns`` are its names in data files. ``log10_of`` are columns that hold the property before
-    the logarithm: a value that is not positive has no logarithm and counts as missing.
+    the logarithm: a value that is not positive has no logarithm and counts as missing. No
+    prediction is below ``minimum``.
     """
 
     name: str
     unit: str
     columns: tuple[str, ...] = ()
     log10_of: tuple[str, ...] = ()
+    minimum: float = -math.inf
 
 
 # Short names are those of JSON-lines files; the longer ones are those of the JARVIS data sets.
 _PROPERTIES = (
     Property("formation_energy_per_atom", "eV/atom", ("e_form", "formation_energy_peratom")),
     Property("total_energy_per_atom", "eV/atom", ("e_total_per_atom", "optb88vdw_total_energy")),
-    Property("energy_above_hull", "eV/atom", ("e_hull", "ehull")),
-    Property("band_gap", "eV", ("gap", "gap pbe")),
-    Property("band_gap_opt", "eV", ("gap_opt", "optb88vdw_bandgap")),
-    Property("band_gap_mbj", "eV", ("gap_mbj", "mbj_bandgap")),
+    Property("energy_above_hull", "eV/atom", ("e_hull", "ehull"), minimum=0.0),
+    Property("band_gap", "eV", ("gap", "gap pbe"), minimum=0.0),
+    Property("band_gap_opt", "eV", ("gap_opt", "optb88vdw_bandgap"), minimum=0.0),
+    Property("band_gap_mbj", "eV", ("gap_mbj", "mbj_bandgap"), minimum=0.0),
     Property("log10_bulk_modulus", "log10(GPa)", log10_of=("k_vrh", "k_voigt", "bulk_modulus_kv")),
     Property(
         "log10_shear_modulus", "log10(GPa)", log10_of=("g_vrh", "g_voigt", "shear_modulus_gv")
     ),
-    Property("volume_per_atom", "Å^3/atom"),
-    Property("last_phdos_peak", "1/cm"),
+    Property("volume_per_atom", "Å^3/atom", minimum=0.0),
+    Property("last_phdos_peak", "1/cm", minimum=0.0),
 )
 PROPERTIES: Mapping[str, Property] = {p.name: p for p in _PROPERTIES}
 _BY_ALIAS = {name: p for p in _PROPERTIES for name in (p.name, *p.columns, *p.log10_of)}

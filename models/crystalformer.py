@@ -366,14 +366,26 @@ class Crystalformer(nn.Module):
             x = block(x, geometry)
         return x
 
-    def forward(self, batch: Crystals) -> Float[Tensor, "crystals targets"]:
+    def features(self, batch: Crystals) -> Float[Tensor, "crystals dim"]:
+        """Mean over the atoms of every crystal: what ``readout`` sees of it."""
         x = self.embed(batch)
         size = getattr(batch, "orbit_size", None)
         size = x.new_ones(len(x)) if size is None else size
         total = x.new_zeros(batch.num_graphs, x.shape[1])
         total = total.index_add(0, batch.batch, x * size[:, None])
         atoms = x.new_zeros(batch.num_graphs).index_add(0, batch.batch, size)
-        return self.head(total / atoms[:, None])
+        return total / atoms[:, None]
+
+    def readout(self, features: Float[Tensor, "crystals dim"]) -> Float[Tensor, "crystals targets"]:
+        """From ``features`` to the targets."""
+        return self.head(features)
+
+    def output_layer(self) -> nn.Linear:
+        """The last layer, with one row per target."""
+        return cast(nn.Linear, self.head[-1])
+
+    def forward(self, batch: Crystals) -> Float[Tensor, "crystals targets"]:
+        return self.readout(self.features(batch))
 
 
 _REFERENCE_NAMES = {

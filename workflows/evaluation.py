@@ -1,8 +1,9 @@
-"""Errors of a model on labelled crystals: by split, by size, by chemistry, on new compositions."""
+"""Errors of a model on labelled crystals: by split, on new formulas, by size, by chemistry."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,10 +12,11 @@ from omegaconf import OmegaConf
 from pymatgen.core import Element, Structure
 from rich.table import Table
 
+from matattn import metrics
 from matattn.config import build
 from matattn.dataset import SPLITS, PropertyDataset
 from matattn.errors import ConfigError
-from matattn.metrics import baselines, element_fractions, errors
+from matattn.metrics import baselines, errors
 from matattn.workflows.prediction import Predictor
 
 SIZES = ((1, 4), (5, 8), (9, 12), (13, 20), (21, 40), (41, 10**9))  # sites of a cell
@@ -33,11 +35,12 @@ CHEMISTRY: dict[str, Callable[[set[int]], bool]] = {
 }
 
 
-def load_data(data: str, targets: Sequence[str], overrides: Sequence[str]) -> PropertyDataset:
+def load_data(data: str, predictor: Predictor, overrides: Sequence[str]) -> PropertyDataset:
     """The data set of a name in ``conf/data``, or of a JSON-lines file, with ``overrides``.
 
-    Its targets are ``targets`` unless the overrides say otherwise. Raises DataError or ConfigError,
-    and Hydra's errors for a name or a key that is not there.
+    Its targets are the model's unless the overrides say otherwise. If the model was trained on
+    these data, the rows that were kept apart for its intervals are the split "calibration". Raises
+    DataError or ConfigError, and Hydra's errors for a name or a key that is not there.
     """
     from hydra import compose, initialize_config_module
 
@@ -50,11 +53,14 @@ def load_data(data: str, targets: Sequence[str], overrides: Sequence[str]) -> Pr
     if is_file:
         config.data.path, config.data.name = data, Path(data).name
     if not any(override.startswith("data.targets=") for override in overrides):
-        config.data.targets = list(targets)
-    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))["data"]
-    if (kind := plain.pop("kind")) != "crystals":
+        config.data.targets = [target["name"] for target in predictor.targets]
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    if (kind := plain["data"].pop("kind")) != "crystals":
         raise ConfigError(f"data={data} holds {kind}; this model needs crystals")
-    return build(plain, "data")
+    dataset: PropertyDataset = build(plain["data"], "data")
+    held_out = dataset.hold_out(plain["task"]["calibration"])
+    trained_on = predictor.config.get("data", {}).get("fingerprint")
+    return held_out if held_out.fingerprint() == trained_on else dataset
 
 
 def evaluate(
@@ -64,10 +70,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """What ``Predictor.predict`` says of every crystal, compared with its labels.
 
-    Returns ``splits`` (as ``metrics.json`` of a run), ``held_out`` ({group: {target: errors}}, of
+    Returns ``splits`` (``metrics.evaluate``), ``held_out`` ({group: ``metrics.errors``}, of
     validation and test rows), ``data``, ``remarks``, and ``failed`` ({id: message}). Baselines are
-    fitted on the training rows of the data. With prediction intervals, errors have ``coverage``
-    (share of labels inside) and ``width`` (mean, in the unit of the target).
+    fitted on the training rows of the data.
 
     Raises ConfigError when the model does not predict the targets of the data.
     """
@@ -85,27 +90,16 @@ def evaluate(
     ids = [item.id for item in dataset.items]
     rows = predictor.predict(structures, ids, advance)
     usable = np.array([row["status"] == "ok" for row in rows])
+    scored = replace(dataset, split=np.where(usable, dataset.split, ""))
     predicted = _columns(rows, dataset, "{}")
-    lower, upper = _columns(rows, dataset, "{}_lower"), _columns(rows, dataset, "{}_upper")
-    labels, floors = dataset.labels(), baselines(dataset)
-
-    def measured(chosen: np.ndarray) -> dict[str, Any]:
-        chosen = chosen[usable[chosen]]
-        result = errors(dataset, predicted, floors, chosen)
-        for column, target in enumerate(dataset.targets):
-            bounds = lower[chosen, column], upper[chosen, column]
-            true = labels[chosen, column]
-            if target.name in result and np.isfinite(bounds).all():
-                inside = (bounds[0] <= true) & (true <= bounds[1])
-                result[target.name]["coverage"] = float(inside[~np.isnan(true)].mean())
-                result[target.name]["width"] = float((bounds[1] - bounds[0]).mean())
-        return result
-
-    splits = {split: measured(dataset.rows(split)) for split in SPLITS}
-    groups = {name: measured(chosen) for name, chosen in held_out_groups(dataset)}
-    fingerprint = dataset.fingerprint()
+    intervals = _columns(rows, dataset, "{}_lower"), _columns(rows, dataset, "{}_upper")
+    floors, fingerprint = baselines(scored), dataset.fingerprint()
+    groups = {
+        name: errors(scored, predicted, floors, chosen, intervals)
+        for name, chosen in held_out_groups(scored)
+    }
     return {
-        "splits": {split: result for split, result in splits.items() if result},
+        "splits": metrics.evaluate(scored, predicted, intervals),
         "held_out": {name: result for name, result in groups.items() if result},
         "data": {
             "name": dataset.name,
@@ -114,8 +108,10 @@ def evaluate(
             "left_out": dataset.skipped,
         },
         "remarks": _remarks(predictor.config.get("data", {}), dataset.name, fingerprint),
-        "failed": {name: row["message"] for name, row in zip(ids, rows, strict=True)
-                   if row["status"] != "ok"},
+        "failed": {
+            name: row["message"] for name, row in zip(ids, rows, strict=True)
+            if row["status"] != "ok"
+        },
     }  # fmt: skip
 
 
@@ -132,9 +128,7 @@ def held_out_groups(dataset: PropertyDataset) -> Iterator[tuple[str, np.ndarray]
     """
     held_out = np.concatenate([dataset.rows(split) for split in SPLITS[1:]])
     sizes = np.array([len(item.z) for item in dataset.items])
-    fractions = element_fractions(dataset).round(6)
-    elements = [set((np.flatnonzero(row) + 1).tolist()) for row in fractions]
-    seen = {fractions[row].tobytes() for row in dataset.rows("train")}
+    elements = [set(item.z.tolist()) for item in dataset.items]
     classes = [next(name for name, fits in CHEMISTRY.items() if fits(z)) for z in elements]
     for low, high in SIZES:
         name = f"{low} to {high} sites" if high < SIZES[-1][1] else f"{low} sites and more"
@@ -143,8 +137,6 @@ def held_out_groups(dataset: PropertyDataset) -> Iterator[tuple[str, np.ndarray]
         yield name, np.array([row for row in held_out if classes[row] == name], dtype=int)
     with_f = [row for row in held_out if elements[row] & _F_ELEMENTS]
     yield "with lanthanides or actinides", np.array(with_f, dtype=int)
-    new = [row for row in held_out if fractions[row].tobytes() not in seen]
-    yield "formula not in the training rows", np.array(new, dtype=int)
 
 
 def _remarks(trained_on: dict[str, Any], name: str, fingerprint: str) -> list[str]:
@@ -162,27 +154,27 @@ def _remarks(trained_on: dict[str, Any], name: str, fingerprint: str) -> list[st
     return [f"The model was trained on {known}: rows of these that stand here are not held out."]
 
 
-def groups_table(result: dict[str, Any]) -> Table:
-    """The held-out groups, beside their baselines."""
-    groups = result["held_out"]
-    found = [measured for group in groups.values() for measured in group.values()]
-    with_intervals = any("coverage" in measured for measured in found)
+def groups_table(groups: dict[str, Any]) -> Table:
+    """Errors of the held-out groups, beside their baselines."""
     table = Table(title="Mean absolute errors of groups of the validation and test rows")
-    table.add_column("group")
-    table.add_column("target")
-    names = ["MAE", "linear in composition", "mean of training labels"]
-    for name in [*names, *(["inside interval", "interval width"] if with_intervals else [])]:
+    for name in ("group", "target"):
+        table.add_column(name)
+    for name in ("MAE", "linear in composition", "mean of training labels"):
         table.add_column(name, justify="right")
     table.add_column("unit")
-    table.add_column("rows", justify="right")
+    for name in ("rows", "in interval", "mean width"):
+        table.add_column(name, justify="right")
     for group, targets in groups.items():
-        for target, measured in targets.items():
-            floors = measured["baselines"]
-            numbers = [measured["mae"], floors["linear_composition"], floors["mean"]]
-            texts = [f"{number:.4f}" for number in numbers]
-            if with_intervals:
-                known = "coverage" in measured
-                texts.append(f"{100 * measured['coverage']:.1f} %" if known else "")
-                texts.append(f"{measured['width']:.4f}" if known else "")
-            table.add_row(group, target, *texts, measured["unit"], str(measured["n"]))
+        for target, found in targets.items():
+            floors, interval = found["baselines"], found.get("interval")
+            numbers = (found["mae"], floors["linear_composition"], floors["mean"])
+            table.add_row(
+                group,
+                target,
+                *(f"{number:.4f}" for number in numbers),
+                found["unit"],
+                str(found["n"]),
+                f"{interval['coverage']:.1%}" if interval else "",
+                f"{interval['mean_width']:.3f}" if interval else "",
+            )
     return table

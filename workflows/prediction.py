@@ -6,23 +6,27 @@ Imports neither Lightning nor PyTorch Geometric, so that a first prediction take
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from pymatgen.core import Structure
+from pymatgen.core import Element, Structure
 from torch import nn
 
 from matattn import bundle, pretrained
 from matattn.batch import CrystalBatch, by_atom_budget, collate
+from matattn.ensemble import HasFeatures
 from matattn.errors import ConfigError, PredictionError, StructureError
 from matattn.neighbors import HasImageRule
 from matattn.structure import to_tensors, validate
+from matattn.uncertainty import LEVEL, Uncertainty
+from matattn.units import PROPERTIES
 
 TOLERANCE = 1e-6  # smallest weight of an image that is still summed
+CPU = torch.device("cpu")
 
 
 def find_device(name: str) -> torch.device:
@@ -39,35 +43,32 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def predict_items(
+def encode(
     network: nn.Module,
     items: Sequence[Mapping[str, Any]],
-    mean: torch.Tensor,
-    std: torch.Tensor,
+    device: torch.device = CPU,
     atoms_per_batch: int = 1000,
     advance: Callable[[int], Any] = lambda crystals: None,
-) -> np.ndarray:
-    """Predictions [n, T] in physical units for items with z, pos and cell.
+) -> torch.Tensor:
+    """Features [n, F] of items with z, pos and cell, on the CPU.
 
-    A batch that does not fit into memory is halved and tried again; a crystal that does not fit
-    alone has NaN. ``advance`` is called with the number of crystals done after each batch.
+    The network goes to ``device`` for that, and then to the CPU, where its readout runs. A batch
+    that does not fit into memory is halved and tried again; a crystal that does not fit alone has
+    NaN. ``advance`` is called with the number of crystals done after each batch.
     """
     was_training = network.training
-    network.eval()
-    device = next(network.parameters()).device
+    network.eval().to(device)
     images = cast(HasImageRule, network).image_rule(TOLERANCE)
     order = sorted(range(len(items)), key=lambda row: len(items[row]["z"]))
-    sizes = [len(items[row]["z"]) for row in order]
-    result = np.full((len(items), len(mean)), np.nan)
-    waiting = deque(by_atom_budget(sizes, atoms_per_batch))
+    waiting = deque(by_atom_budget((len(items[row]["z"]) for row in order), atoms_per_batch))
+    done: list[tuple[list[int], torch.Tensor]] = []
     with torch.no_grad():
         while waiting:
             positions = waiting.popleft()
             rows = [order[position] for position in positions]
             try:
                 batch = collate([items[row] for row in rows], images).to(device)
-                output = network(batch).cpu().double()
-                result[rows] = (output * std.double() + mean.double()).numpy()
+                done.append((rows, cast(HasFeatures, network).features(batch).cpu()))
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -75,8 +76,12 @@ def predict_items(
                     waiting.extendleft((positions[half:], positions[:half]))
                     continue
             advance(len(rows))
-    network.train(was_training)
-    return result
+    network.train(was_training).to(CPU)
+    sample = done[0][1] if done else torch.empty(0, 1)
+    features = sample.new_full((len(items), sample.shape[1]), torch.nan)
+    for rows, found in done:
+        features[rows] = found
+    return features
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -91,17 +96,44 @@ class Predictor:
 
     network: nn.Module
     config: dict[str, Any]
+    uncertainty: Uncertainty | None = None
+    device: torch.device = CPU  # where features are made; the rest is quick
 
     @classmethod
     def load(cls, model: str | Path, device: str = "cpu") -> Predictor:
         """Load a model by name or folder (``matattn.load``); raises BundleError or ConfigError."""
-        network, config = bundle.load(pretrained.find(model))
-        return cls(network.to(find_device(device)), config)
+        return cls(*bundle.load(pretrained.find(model)), find_device(device))
 
     @property
     def targets(self) -> list[dict[str, str]]:
         """Name and unit of each predicted property."""
         return self.config["targets"]
+
+    def values(self, features: torch.Tensor) -> np.ndarray:
+        """Predictions [n, T] in physical units from features [n, F], above physical bounds."""
+        mean, std = (
+            torch.tensor(self.config["normaliser"][key], dtype=torch.float64)
+            for key in ("mean", "std")
+        )
+        with torch.no_grad():
+            output = cast(HasFeatures, self.network).readout(features)
+        return np.maximum((output.double() * std + mean).numpy(), self._minimum)
+
+    def intervals(
+        self, features: torch.Tensor, level: float = LEVEL
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends [n, T] of the intervals; NaN if the model is not calibrated."""
+        values = self.values(features)
+        if self.uncertainty is None:
+            return np.full_like(values, np.nan), np.full_like(values, np.nan)
+        with torch.no_grad():
+            half = self.uncertainty.half_widths(self.network, features, level).double().numpy()
+        return np.maximum(values - half, self._minimum), values + half
+
+    @property
+    def _minimum(self) -> np.ndarray:
+        names = (target["name"] for target in self.targets)
+        return np.array([PROPERTIES[n].minimum if n in PROPERTIES else -np.inf for n in names])
 
     def energy(self, batch: CrystalBatch) -> torch.Tensor:
         """Energy of every cell [B], eV: what ``matattn.derivatives`` differentiates.
@@ -122,28 +154,33 @@ class Predictor:
         places: Sequence[str] | None = None,
         advance: Callable[[int], Any] = lambda crystals: None,
     ) -> list[dict[str, Any]]:
-        """One row per structure: formula, natoms, each target and its unit, status, message.
+        """One row per structure: formula, natoms, each target with its interval and unit, the
+        novelty, status and message.
 
-        ``status`` is "ok" or the name of the error, and ``message`` says what is wrong or worth
-        knowing; a bad structure (or a StructureError in its place) gives a row without values and
-        does not stop the others. ``places`` are what messages call the structures.
+        ``<target>_lower`` and ``_upper`` hold 90 % of the true values of crystals like those the
+        model was calibrated on. ``ood_score`` is the distance from the training crystals in units
+        of one that 1 % of the calibration crystals exceed; ``ood_flag`` is true above 1, and for
+        elements that the model never saw. ``status`` is "ok" or the name of the error, and
+        ``message`` says what is wrong or worth knowing; a bad structure (or a StructureError in its
+        place) gives a row without values and does not stop the others. ``places`` are what messages
+        call the structures.
         """
         given = [structures] if isinstance(structures, Structure) else list(structures)
         places = places or [f"structure {number + 1}" for number in range(len(given))]
         rows, items, usable = [], [], []
-        for number, structure in enumerate(given):
+        for structure, place in zip(given, places, strict=True):
             row: dict[str, Any] = {"formula": "", "natoms": None}
             for target in self.targets:
-                row |= {target["name"]: None, f"{target['name']}_unit": target["unit"]}
+                name = target["name"]
+                row |= {name: None, f"{name}_lower": None, f"{name}_upper": None}
+                row[f"{name}_unit"] = target["unit"]
+            row |= {"ood_score": None, "ood_flag": None}
             try:
                 if isinstance(structure, StructureError):
                     raise structure
-                row["formula"], row["natoms"] = (
-                    structure.composition.reduced_formula,
-                    len(structure),
-                )
-                remarks = validate(structure, places[number])
-                remarks += self._unseen_elements(structure)
+                row["formula"] = structure.composition.reduced_formula
+                row["natoms"] = len(structure)
+                remarks = validate(structure, place)
                 row |= {"status": "ok", "message": "; ".join(remarks)}
                 items.append(to_tensors(structure))
                 usable.append(row)
@@ -151,24 +188,43 @@ class Predictor:
                 row |= {"status": type(error).__name__, "message": str(error)}
                 advance(1)
             rows.append(row)
-        normaliser = self.config["normaliser"]
-        values = predict_items(
-            self.network,
-            items,
-            torch.tensor(normaliser["mean"]),
-            torch.tensor(normaliser["std"]),
-            advance=advance,
-        )
-        for row, value in zip(usable, values, strict=True):
-            row |= {t["name"]: float(v) for t, v in zip(self.targets, value, strict=True)}
-            if not np.isfinite(value).all():
+        features = encode(self.network, items, self.device, advance=advance)
+        fits = features.isfinite().all(1)
+        judged = self._judge(features[fits]) if fits.any() else iter(())
+        for row, item, fit in zip(usable, items, fits.tolist(), strict=True):
+            if fit:
+                row |= next(judged)
+                self._warn(row, item["z"])
+            else:
                 reason = f"no value: too little memory for {row['natoms']} atoms, or an overflow"
                 row |= {"status": PredictionError.__name__, "message": reason}
         return rows
 
-    def _unseen_elements(self, structure: Structure) -> list[str]:
-        known = set(self.config["elements"])
-        unseen = sorted({site.specie.symbol for site in structure if site.specie.Z not in known})
-        if not unseen:
-            return []
-        return [f"no training crystal contains {', '.join(unseen)}: do not trust this value"]
+    def _judge(self, features: torch.Tensor) -> Iterator[dict[str, Any]]:
+        """Values, intervals and novelty of every crystal, from its features."""
+        values, (lower, upper) = self.values(features), self.intervals(features)
+        novelty = None if self.uncertainty is None else self.uncertainty.novelty(features)
+        for n in range(len(values)):
+            found: dict[str, Any] = {}
+            for column, target in enumerate(self.targets):
+                name = target["name"]
+                found[name] = float(values[n, column])
+                if self.uncertainty is not None:
+                    found[f"{name}_lower"] = float(lower[n, column])
+                    found[f"{name}_upper"] = float(upper[n, column])
+            if novelty is not None:
+                found["ood_score"] = float(novelty[n])
+            yield found
+
+    def _warn(self, row: dict[str, Any], z: torch.Tensor) -> None:
+        """Set ``ood_flag`` of a row, and say in its message what is behind it."""
+        remarks = [row["message"]] if row["message"] else []
+        unseen = sorted(set(z.tolist()) - set(self.config["elements"]))
+        if unseen:
+            symbols = ", ".join(Element.from_Z(number).symbol for number in unseen)
+            remarks.append(f"no training crystal contains {symbols}: do not trust this value")
+        far = row["ood_score"] is not None and row["ood_score"] > 1
+        if far:
+            remarks.append("far from all training crystals: the interval may be too narrow")
+        row["ood_flag"] = bool(unseen) or far
+        row["message"] = "; ".join(remarks)

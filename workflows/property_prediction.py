@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +34,8 @@ from torch_geometric.data import Data
 from matattn import bundle
 from matattn.batch import CrystalBatch, CrystalGraph, collate, geometry, join, to_graph
 from matattn.config import build, require
-from matattn.dataset import SPLITS, PropertyDataset
+from matattn.dataset import CALIBRATION, EVALUATED, PropertyDataset
+from matattn.ensemble import Ensemble
 from matattn.errors import ConfigError, TrainingError
 from matattn.files import write_json, write_text
 from matattn.metrics import evaluate
@@ -45,8 +46,10 @@ from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
 from matattn.training.sampler import EpochShuffle
 from matattn.training.schedules import Schedule
+from matattn.uncertainty import FEWEST_ROWS, SPREADS, Uncertainty
 from matattn.workflows import report
-from matattn.workflows.prediction import predict_items
+from matattn.workflows.fine_tuning import start_from
+from matattn.workflows.prediction import Predictor, encode
 from matattn.workflows.report import results_table
 
 __all__ = ["PropertyPrediction", "prepare", "results_table", "run"]
@@ -147,7 +150,7 @@ class Prepared:
     """What a configuration describes, built and checked."""
 
     dataset: PropertyDataset
-    network: nn.Module
+    networks: list[nn.Module]  # as many as members are trained
     schedule: Schedule
     fingerprint: str  # of the data
 
@@ -173,29 +176,73 @@ def prepare(config: dict[str, Any]) -> Prepared:
     require("task.averaging_epochs", task["averaging_epochs"], int, range(epochs + 1).__contains__,
             averaging)  # fmt: skip
     require("task.select", task["select"], str, ("final", "best").__contains__, "final or best")
+    fraction = "a fraction below 0.5 (0: none)"
+    require("task.calibration", task["calibration"], number, lambda x: 0 <= x < 0.5, fraction)
+    require("task.members", task["members"], int, lambda n: n >= 1, "at least 1")
+    spread = task["spread"]
+    require("task.spread", spread, str, SPREADS.__contains__, f"one of {', '.join(SPREADS)}")
+    if spread == "ensemble" and task["members"] < 2:
+        raise ConfigError("task.spread=ensemble needs task.members of at least 2")
     dataset: PropertyDataset = build(config["data"], "data")
+    if task["train_rows"] is not None:
+        require("task.train_rows", task["train_rows"], int, lambda n: n >= 1, "at least 1, or null")
+        dataset = dataset.limit(task["train_rows"], config["seed"])
+    if task["calibration"]:
+        dataset = _hold_out(dataset, task["calibration"])
     if not len(dataset.rows("train")):
         raise ConfigError(f"{dataset.name}: no training rows")
     if task["select"] == "best" and not len(dataset.rows("val")):
         raise ConfigError(f"task.select=best needs validation rows, and {dataset.name} has none")
-    L.seed_everything(config["seed"], workers=True, verbose=False)
-    network = build(config["model"], "model", num_targets=len(dataset.targets))
     schedule = build(optimizer["schedule"], "optimizer.schedule")
-    return Prepared(dataset, network, schedule, dataset.fingerprint())
+    networks = []
+    for member in range(task["members"]):
+        L.seed_everything(config["seed"] + member, workers=True, verbose=False)
+        networks.append(build(config["model"], "model", num_targets=len(dataset.targets)))
+        if config["init_from"]:
+            path = config["init_from"]["path"]
+            start_from(networks[-1], path, dataset.targets, _normaliser(dataset))
+    return Prepared(dataset, networks, schedule, dataset.fingerprint())
+
+
+def _hold_out(dataset: PropertyDataset, fraction: float) -> PropertyDataset:
+    """``dataset`` with a calibration split; unchanged if that were too small to be of use."""
+    held = dataset.hold_out(fraction)
+    labels = held.labels()[held.rows(CALIBRATION)]
+    enough = (~np.isnan(labels)).sum(0) >= FEWEST_ROWS
+    return held if enough.all() else dataset
 
 
 def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
-    task, dataset, network = config["task"], prepared.dataset, prepared.network
+    networks, task = prepared.networks, config["task"]
+    normaliser = _normaliser(prepared.dataset)
+    loaders = _loaders(prepared.dataset, cast(HasImageRule, networks[0]), task)
+    logs = []
+    for member, network in enumerate(networks):
+        place = folder / f"member{member}" if len(networks) > 1 else folder
+        seed = config["seed"] + member
+        logs.append(_train(config, place, prepared, network, normaliser, loaders(seed)))
+    network = Ensemble(networks) if len(networks) > 1 else networks[0]
+    return _write_results(config, folder, prepared, network, normaliser, logs)
+
+
+def _train(
+    config: dict[str, Any],
+    folder: Path,
+    prepared: Prepared,
+    network: nn.Module,
+    normaliser: tuple[Tensor, Tensor],
+    loaders: dict[str, DataLoader],
+) -> RunLog:
+    """Train one network, from its last checkpoint in ``folder`` if there is one."""
+    task, dataset = config["task"], prepared.dataset
     targets = tuple(target.name for target in dataset.targets)
-    mean, std = _normaliser(dataset)
     optimizer = {**config["optimizer"], "schedule": prepared.schedule}
     averaging_epochs = task["averaging_epochs"]
     ids = [item.id for item in dataset.items]
     module = PropertyPrediction(
-        network, mean, std, targets, optimizer, averaging_epochs, ids, folder
+        network, *normaliser, targets, optimizer, averaging_epochs, ids, folder
     )
-    loaders = _loaders(dataset, cast(HasImageRule, network), task, config["seed"])
     shown = {"train/loss": "loss {:.4f}"}
     for target in dataset.targets:
         shown[f"val/mae/{target.name}"] = f"val {{:.4f}} {target.unit}"
@@ -224,7 +271,7 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     chosen = "best" if task["select"] == "best" else "last"
     checkpoint = torch.load(folder / "checkpoints" / f"{chosen}.ckpt", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
-    return _write_results(config, folder, prepared, module, log)
+    return log
 
 
 def _checkpoint(folder: Path, name: str, monitor: str | None) -> ModelCheckpoint:
@@ -270,28 +317,31 @@ def _normaliser(dataset: PropertyDataset) -> tuple[Tensor, Tensor]:
 
 
 def _loaders(
-    dataset: PropertyDataset, network: HasImageRule, task: Mapping[str, Any], seed: int
-) -> dict[str, DataLoader]:
+    dataset: PropertyDataset, network: HasImageRule, task: Mapping[str, Any]
+) -> Callable[[int], dict[str, DataLoader]]:
+    """seed -> loaders of the training and, if there are any, validation rows."""
     for row, item in enumerate(dataset.items):
         item.row = row
     images = network.image_rule(float(task["tolerance"]), float(task["symmetry"]))
-    loaders: dict[str, DataLoader] = {}
+    crystals: dict[str, list[Any]] = {}
     for split in ("train", "val"):
-        items: list[Any] = [dataset.items[row] for row in dataset.rows(split)]
-        if not items:
-            continue
-        if images.box:  # quick to make, and too long to keep: at least 125 images of every pair
-            make: Callable[[Any], CrystalBatch] = partial(collate, images=images)
-        else:
-            items, make = _graphs(items, images, split), join
-        train = split == "train"
-        loaders[split] = DataLoader(
-            cast(Dataset, items),  # any sequence will do
-            batch_size=min(task["batch_size"], len(items)),
-            sampler=EpochShuffle(len(items), seed) if train else None,
-            drop_last=train,
-            collate_fn=make,
-        )
+        if items := [dataset.items[row] for row in dataset.rows(split)]:
+            # The lists of boxes are quick to make, and too long to keep: 125 images of every pair.
+            crystals[split] = items if images.box else _graphs(items, images, split)
+    make: Callable[[Any], CrystalBatch] = partial(collate, images=images) if images.box else join
+
+    def loaders(seed: int) -> dict[str, DataLoader]:
+        return {
+            split: DataLoader(
+                cast(Dataset, items),  # any sequence will do
+                batch_size=min(task["batch_size"], len(items)),
+                sampler=EpochShuffle(len(items), seed) if split == "train" else None,
+                drop_last=split == "train",
+                collate_fn=make,
+            )
+            for split, items in crystals.items()
+        }
+
     return loaders
 
 
@@ -318,46 +368,63 @@ def _write_results(
     config: dict[str, Any],
     folder: Path,
     prepared: Prepared,
-    module: PropertyPrediction,
-    log: RunLog,
+    network: nn.Module,
+    normaliser: tuple[Tensor, Tensor],
+    logs: list[RunLog],
 ) -> dict[str, Any]:
-    dataset = prepared.dataset
-    network = module.network.cpu()
-    predicted = predict_items(network, dataset.items, module.mean.cpu(), module.std.cpu())
-    metrics = evaluate(dataset, predicted)
-    metrics["parameters"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    metrics["train_time_s"] = round(log.seconds, 1)
-    metrics["rows"] = {split: len(dataset.rows(split)) for split in SPLITS}
-    _write_predictions(folder / "predictions.csv", dataset, predicted)
-    report.parity_plot(folder / "parity.png", dataset, predicted, metrics)
-    report.loss_plot(folder / "loss.png", log.rows, dataset)
+    dataset, network = prepared.dataset, network.cpu()
+    mean, std = (values.tolist() for values in normaliser)
     description = {
         "targets": [{"name": t.name, "unit": t.unit} for t in dataset.targets],
-        "normaliser": {"mean": module.mean.tolist(), "std": module.std.tolist()},
+        "normaliser": {"mean": mean, "std": std},
         "elements": dataset.elements(),
         "data": {"name": dataset.name, "fingerprint": prepared.fingerprint, "note": dataset.note},
-        "metrics": metrics,
         "seed": config["seed"],
     }
+    features = encode(network, dataset.items)
+    predictor = Predictor(network, description)
+    if len(dataset.rows(CALIBRATION)):
+        errors = torch.from_numpy(np.abs(predictor.values(features) - dataset.labels())).float()
+        train, held = ((features[r], errors[r]) for r in map(dataset.rows, ("train", CALIBRATION)))
+        uncertainty = Uncertainty.fit(config["task"]["spread"], network, train, held)
+        predictor = replace(predictor, uncertainty=uncertainty)
+    predicted, intervals = predictor.values(features), predictor.intervals(features)
+    metrics = evaluate(dataset, predicted, intervals)
+    metrics["parameters"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    metrics["train_time_s"] = round(sum(log.seconds for log in logs), 1)
+    metrics["rows"] = {split: len(dataset.rows(split)) for split in EVALUATED}
+    description["metrics"] = metrics
+    _write_predictions(folder / "predictions.csv", dataset, predicted, intervals)
+    report.parity_plot(folder / "parity.png", dataset, predicted, metrics)
+    report.loss_plot(folder / "loss.png", [log.rows for log in logs], dataset)
+    if predictor.uncertainty is not None:
+        report.calibration_plot(folder / "calibration.png", dataset, predictor, features)
     arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
     arguments["num_targets"] = len(dataset.targets)
     card = report.report_text(config, dataset, metrics, "PATH/TO/THIS/FOLDER")
-    bundle.save(folder / "model", network, arguments, description, report.card_text(card))
+    bundle.save(
+        folder / "model", network, arguments, description, report.card_text(card),
+        predictor.uncertainty,
+    )  # fmt: skip
     text = report.report_text(config, dataset, metrics, os.path.relpath(folder / "model"))
     write_text(folder / "report.md", text)
     write_json(folder / "metrics.json", metrics)  # last: its presence says that the run is finished
     return metrics
 
 
-def _write_predictions(path: Path, dataset: PropertyDataset, predicted: np.ndarray) -> None:
-    labels = dataset.labels()
+def _write_predictions(
+    path: Path,
+    dataset: PropertyDataset,
+    predicted: np.ndarray,
+    intervals: tuple[np.ndarray, np.ndarray],
+) -> None:
+    columns = (dataset.labels(), predicted, *intervals)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "target", "true", "predicted", "unit", "split"])
+    writer.writerow(["id", "target", "true", "predicted", "lower", "upper", "unit", "split"])
     for row, item in enumerate(dataset.items):
         for column, target in enumerate(dataset.targets):
-            true = labels[row, column]
-            shown = "" if np.isnan(true) else f"{true:.6g}"
-            value = f"{predicted[row, column]:.6g}"
-            writer.writerow([item.id, target.name, shown, value, target.unit, dataset.split[row]])
+            values = [table[row, column] for table in columns]
+            shown = ["" if np.isnan(value) else f"{value:.6g}" for value in values]
+            writer.writerow([item.id, target.name, *shown, target.unit, dataset.split[row]])
     write_text(path, text.getvalue())

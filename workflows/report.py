@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
+from torch import Tensor
 
 import matattn
-from matattn.dataset import SPLITS, PropertyDataset
+from matattn.dataset import EVALUATED, PropertyDataset
 from matattn.files import atomic_path
+from matattn.uncertainty import LEVEL
+from matattn.workflows.prediction import Predictor
 
 _BASELINES = {"linear_composition": "linear in composition", "mean": "mean of training labels"}
-_COLORS = {"train": "0.7", "val": "tab:blue", "test": "tab:red"}
+_COLORS = {"train": "0.7", "calibration": "tab:orange", "val": "tab:blue", "test": "tab:red"}
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -27,7 +31,7 @@ def _save(figure: Figure, path: Path) -> None:
 def results_table(metrics: dict[str, Any]) -> Table:
     """The final table: error of every split and target beside its baselines."""
     table = Table(title="Mean absolute errors")
-    for column in ("split", "target", "MAE", "RMSE", *_BASELINES.values(), "unit", "rows"):
+    for column in _HEADER:
         table.add_column(
             column, justify="left" if column in ("split", "target", "unit") else "right"
         )
@@ -36,15 +40,25 @@ def results_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
+_HEADER = ("split", "target", "MAE", "RMSE", *_BASELINES.values(), "unit", "rows", "in interval")
+
+
 def _result_rows(metrics: dict[str, Any]) -> list[list[str]]:
     rows = []
-    for split in reversed(SPLITS):
+    for split in reversed(EVALUATED):
         for target, result in metrics.get(split, {}).items():
-            errors = [result["mae"], result["rmse"]]
-            errors += [result["baselines"][name] for name in _BASELINES]
-            texts = [f"{error:.4f}" for error in errors]
-            rows.append([split, target, *texts, result["unit"], str(result["n"])])
+            rows.append(_result_row(split, target, result["unit"], result))
+            new = result.get("new_formulas")
+            if new and new["n"] < result["n"]:
+                rows.append(_result_row(f"{split}, new formulas", target, result["unit"], new))
     return rows
+
+
+def _result_row(split: str, target: str, unit: str, result: dict[str, Any]) -> list[str]:
+    errors = [result["mae"], result.get("rmse"), *(result["baselines"][n] for n in _BASELINES)]
+    texts = ["" if error is None else f"{error:.4f}" for error in errors]
+    inside = f"{result['interval']['coverage']:.1%}" if "interval" in result else ""
+    return [split, target, *texts, unit, str(result["n"]), inside]
 
 
 def parity_plot(
@@ -58,7 +72,7 @@ def parity_plot(
         known = labels[~np.isnan(labels[:, column]), column]
         low, high = float(known.min()), float(known.max())
         axes.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=3)
-        for split in SPLITS:
+        for split in EVALUATED:
             result = metrics.get(split, {}).get(target.name)
             if result:
                 rows = dataset.rows(split)
@@ -73,19 +87,50 @@ def parity_plot(
     _save(figure, path)
 
 
-def loss_plot(path: Path, rows: list[dict[str, float]], dataset: PropertyDataset) -> None:
-    """Training loss and validation errors over the epochs."""
+def loss_plot(
+    path: Path, members: Sequence[list[dict[str, float]]], dataset: PropertyDataset
+) -> None:
+    """Training loss and validation errors over the epochs, one line for each member."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    epochs = [row["epoch"] for row in rows]
     named = {"train/loss": "training L1 (units of the labels' spread)"}
     named |= {f"val/mae/{t.name}": f"validation MAE, {t.name} / {t.unit}" for t in dataset.targets}
-    for key, label in named.items():
-        values = [row.get(key, np.nan) for row in rows]
-        if not np.isnan(values).all():
-            axes.plot(epochs, values, label=label)
+    for color, (key, label) in enumerate(named.items()):
+        for member, rows in enumerate(members):
+            values = [row.get(key, np.nan) for row in rows]
+            if not np.isnan(values).all():
+                epochs = [row["epoch"] for row in rows]
+                axes.plot(epochs, values, f"C{color}", label=None if member else label)
     axes.set(xlabel="epoch", yscale="log")
     axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def calibration_plot(
+    path: Path, dataset: PropertyDataset, predictor: Predictor, features: Tensor
+) -> None:
+    """Share of true values inside their interval against the level that the interval promises."""
+    labels, levels = dataset.labels(), np.linspace(0.05, 0.95, 19)
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    for split, style in (("val", "-"), ("test", "--")):
+        rows = dataset.rows(split)
+        for column, target in enumerate(dataset.targets):
+            known = rows[~np.isnan(labels[rows, column])]
+            if not len(known):
+                continue
+            inside = []
+            for level in levels:
+                lower, upper = predictor.intervals(features[known], float(level))
+                true = labels[known, column]
+                within = (lower[:, column] <= true) & (true <= upper[:, column])
+                inside.append(within.mean())
+            label = f"{target.name}, {split} ({len(known)} rows)"
+            axes.plot(levels, inside, style, color=f"C{column}", label=label)
+    axes.set(xlabel="level of the interval", ylabel="share of true values inside")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
     _save(figure, path)
 
 
@@ -94,15 +139,14 @@ def report_text(
 ) -> str:
     """report.md: errors beside baselines, comparability, data, settings, how to use ``model``."""
     network = config["model"]["_target_"].rsplit(".", 1)[-1]
-    header = ["split", "target", "MAE", "RMSE", *_BASELINES.values(), "unit", "rows"]
     lines = [
         f"# {network} on {dataset.name}, seed {config['seed']}",
         "",
         "Errors beside those of baselines that see the composition only, fitted on the same"
         " training rows (columns 5 and 6, mean absolute errors):",
         "",
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
+        "| " + " | ".join(_HEADER) + " |",
+        "|" + "---|" * len(_HEADER),
         *("| " + " | ".join(row) + " |" for row in _result_rows(metrics)),
         "",
         f"Comparability: {dataset.note or 'the data set says nothing about comparability.'}",
@@ -113,6 +157,13 @@ def report_text(
         )
     else:
         lines.append("Nothing was selected on the validation rows: this is the last epoch.")
+    if metrics["rows"]["calibration"]:
+        lines.append(
+            f"Intervals promise {LEVEL:.0%} for crystals like the calibration rows: training "
+            "formulas that were kept apart from the training (docs/uncertainty.md)."
+        )
+    else:
+        lines.append("No rows were kept apart for calibration: predictions have no interval.")
     if "test" not in metrics:
         lines.append("This data set has no test rows.")
     lines += [
@@ -120,6 +171,7 @@ def report_text(
         "",
         "![predicted against true](parity.png)",
         "![loss](loss.png)",
+        *(["![intervals](calibration.png)"] if metrics["rows"]["calibration"] else []),
         "",
         "## Run",
         "",

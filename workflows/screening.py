@@ -49,7 +49,7 @@ class Screening:
     def summary(self) -> str:
         """One line: how many, how fast, by what."""
         count, done = len(self.rows), sum(row["status"] == "ok" for row in self.rows)
-        device = next(self.predictor.network.parameters()).device
+        device = self.predictor.device
         backend = choose("periodic_attention", BACKENDS, "auto", device, torch.float32)
         readers = self.stream.processes
         reading = max(self.stream.seconds, 1e-6) / max(readers, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from matattn.config import check_targets, config_hash, require
 from matattn.errors import ConfigError
 from matattn.files import write_text
 from matattn.runtime import tune_malloc
+from matattn.workflows.fine_tuning import adopt
 
 WORKFLOWS = {"property_prediction": "matattn.workflows.property_prediction"}
 # What does not change a run's result does not change its folder either.
@@ -35,6 +37,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check_targets(config)
     names = {"model": config["model"].pop("name"), "data": config["data"]["name"]}
     _check(config, names)
+    if config["init_from"]:
+        config = adopt(config)
     folder = run_folder(config, names)
     workflow = importlib.import_module(WORKFLOWS[config["task"]["workflow"]])
     tune_malloc()
@@ -79,6 +83,12 @@ def _check(config: dict[str, Any], names: dict[str, str]) -> None:
             f"{given!r}"
         )
     trainer = config["trainer"]
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if config["init_from"] and (changed := [item for item in given if item.startswith("model.")]):
+        raise ConfigError(
+            f"{changed[0]} cannot be combined with init_from: the network is that of "
+            f"{config['init_from']}"
+        )
     require("seed", config["seed"], int, lambda seed: seed >= 0, "a number from 0 on")
     require("trainer.max_epochs", trainer["max_epochs"], int, lambda n: n >= 1, "at least 1")
     require("trainer.devices", trainer["devices"], int, lambda n: n == 1, "1")
@@ -128,8 +138,8 @@ def _differences(old: Any, new: Any, place: str) -> list[str]:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote, so that nothing of it is mistaken for the new one."""
-    for name in ("checkpoints", "model"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for place in (folder / "checkpoints", folder / "model", *folder.glob("member*")):
+        shutil.rmtree(place, ignore_errors=True)
     for name in ("config.yaml", "metrics.json", "metrics.csv", "predictions.csv", "report.md",
-                 "parity.png", "loss.png"):  # fmt: skip
+                 "parity.png", "loss.png", "calibration.png"):  # fmt: skip
         (folder / name).unlink(missing_ok=True)

@@ -28,8 +28,8 @@ def evaluate(
 ) -> None:
     """Compare predictions with labels: matattn evaluate mp-formation-energy mp2018_subset
 
-    Prints errors beside those of baselines: by split, by size of the cell, by chemistry, and for
-    formulas that are not in the training rows of the data.
+    Prints errors beside those of baselines: by split, for formulas that are not in the training
+    rows of the data, by size of the cell, and by chemistry.
     """
     from matattn import pretrained
     from matattn.cli.train import one_line
@@ -56,8 +56,7 @@ def evaluate(
     errors = Console(stderr=True)
     try:
         predictor = Predictor.load(folder, device)
-        targets = [target["name"] for target in predictor.targets]
-        dataset = evaluation.load_data(data, targets, overrides or [])
+        dataset = evaluation.load_data(data, predictor, overrides or [])
         with Progress(console=errors, disable=not errors.is_terminal) as progress:
             bar = progress.add_task("crystals", total=len(dataset.items))
             result = evaluation.evaluate(
@@ -74,7 +73,7 @@ def evaluate(
     if not console.is_terminal:
         console = Console(width=140)
     console.print(results_table(result["splits"]))
-    console.print(evaluation.groups_table(result))
+    console.print(evaluation.groups_table(result["held_out"]))
     for name, message in list(result["failed"].items())[:10]:
         console.print(f"not predicted: {name}: {message}", soft_wrap=True)
     for remark in [*result["remarks"], f"Comparability: {dataset.note}"]:

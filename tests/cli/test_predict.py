@@ -18,11 +18,12 @@ from typer.testing import CliRunner
 
 import matattn
 from matattn import bundle, pretrained, structure_stream
+from matattn.batch import collate
 from matattn.cli import app
 from matattn.models.crystalformer import Crystalformer
 from matattn.structure import to_tensors
 from matattn.workflows import screening
-from matattn.workflows.prediction import Predictor, predict_items
+from matattn.workflows.prediction import TOLERANCE, Predictor
 
 ARGUMENTS = {"num_targets": 2, "dim": 8, "num_heads": 1, "num_blocks": 1, "ffn_dim": 8}
 DESCRIPTION = {
@@ -79,8 +80,11 @@ def test_folder_with_a_bad_file(model, files):
     by_id = {row["id"]: row for row in rows}
     assert set(by_id) == {"salt", "POSCAR_lif", "broken"}
     assert list(rows[0]) == [
-        "id", "path", "formula", "natoms", "formation_energy_per_atom",
-        "formation_energy_per_atom_unit", "band_gap", "band_gap_unit", "status", "message",
+        "id", "path", "formula", "natoms",
+        "formation_energy_per_atom", "formation_energy_per_atom_lower",
+        "formation_energy_per_atom_upper", "formation_energy_per_atom_unit",
+        "band_gap", "band_gap_lower", "band_gap_upper", "band_gap_unit",
+        "ood_score", "ood_flag", "status", "message",
     ]  # fmt: skip
     salt, broken = by_id["salt"], by_id["broken"]
     assert salt["formula"] == "NaCl" and salt["natoms"] == "2" and salt["status"] == "ok"
@@ -91,9 +95,12 @@ def test_folder_with_a_bad_file(model, files):
 
 def test_values_are_those_of_the_network(model, files):
     _, rows = predict(model, files / "salt.cif")
-    network, _ = bundle.load(model)
+    network, _, _ = bundle.load(model)
     mean, std = (torch.tensor(DESCRIPTION["normaliser"][key]) for key in ("mean", "std"))
-    expected = predict_items(network, [to_tensors(crystal("Na", "Cl"))], mean, std)[0]
+    batch = collate([to_tensors(crystal("Na", "Cl"))], network.image_rule(TOLERANCE))
+    with torch.no_grad():
+        expected = network(batch)[0] * std + mean
+    expected[1].clamp_(min=0)  # no gap is negative
     values = [float(rows[0][name]) for name in ("formation_energy_per_atom", "band_gap")]
     assert np.allclose(values, expected, atol=1e-5)
 
@@ -190,7 +197,7 @@ def test_a_signal_leaves_what_is_finished(model, files, monkeypatch, number):
 
 def test_a_failure_leaves_what_is_finished(model, files, monkeypatch):
     monkeypatch.setattr(screening, "CHUNK", 2)
-    original = Crystalformer.forward
+    original = Crystalformer.features
 
     def second_time_fails(self, batch):
         calls.append(1)
@@ -199,7 +206,7 @@ def test_a_failure_leaves_what_is_finished(model, files, monkeypatch):
         return original(self, batch)
 
     calls: list[int] = []
-    monkeypatch.setattr(Crystalformer, "forward", second_time_fails)
+    monkeypatch.setattr(Crystalformer, "features", second_time_fails)
     result, _ = predict(model, files, "-o", files / "table.jsonl")
     assert isinstance(result.exception, ZeroDivisionError)
     assert len((files / "table.jsonl").read_text().splitlines()) == 2

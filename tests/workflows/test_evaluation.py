@@ -68,7 +68,6 @@ def test_groups_are_of_held_out_rows(dataset):
         "intermetallics (metals only)": [8],
         "others": [10],
         "with lanthanides or actinides": [10],
-        "formula not in the training rows": [5, 6, 7, 8, 9, 10, 11],
     }
 
 
@@ -105,16 +104,13 @@ def test_intervals_have_coverage_and_width(dataset, predictor, monkeypatch):
             low = truth[number] - (0.1 if number % 2 else -0.1)
             row = {"formation_energy_per_atom": 0.0, "formation_energy_per_atom_lower": low}
             rows.append(row | {"formation_energy_per_atom_upper": low + 0.4, "status": "ok"})
-        rows[9] |= {f"formation_energy_per_atom_{end}": 0.0 for end in ("lower", "upper")}
         return rows
 
     monkeypatch.setattr(Predictor, "predict", predict)
     result = evaluation.evaluate(predictor, dataset)
     energy = result["splits"]["test"]["formation_energy_per_atom"]
-    assert energy["coverage"] == pytest.approx(2 / 5)  # 7 and 11 of 6, 7, 8, 10, 11
-    assert energy["width"] == pytest.approx((5 * 0.4 + 0) / 6)
-    headers = [column.header for column in evaluation.groups_table(result).columns]
-    assert "inside interval" in headers and "interval width" in headers
+    assert energy["interval"]["coverage"] == pytest.approx(2 / 5)  # 7 and 11 of 6, 7, 8, 10, 11
+    assert energy["interval"]["mean_width"] == pytest.approx(0.4)
 
 
 def test_a_crystal_without_prediction_is_named_and_left_out(dataset, predictor, monkeypatch):
@@ -150,19 +146,27 @@ def test_targets_must_fit(dataset, predictor):
         evaluation.evaluate(predictor, gap)
 
 
-def test_data_by_name_and_by_file(tmp_path):
-    data = evaluation.load_data("prototypes", ["log10_bulk_modulus"], ["data.split=random"])
-    assert [target.name for target in data.targets] == ["log10_bulk_modulus"]
-    assert len(data.rows("train")) == 4371
-    row = {"lattice": (4 * np.eye(3)).tolist(), "frac": [[0, 0, 0]], "e_form": -1}
+def test_data_by_name_and_by_file(predictor, tmp_path):
+    data = evaluation.load_data("prototypes", predictor, ["data.targets=[e_form]"])
+    assert [target.name for target in data.targets] == ["formation_energy_per_atom"]
+    row = {"lattice": (4 * np.eye(3)).tolist(), "frac": [[0, 0, 0]], "e_form": -1, "gap": 1}
     rows = [row | {"id": n, "Z": [n], "split": "train" if n < 9 else "val"} for n in range(3, 12)]
     path = tmp_path / "my data=1.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    data = evaluation.load_data(str(path), ["formation_energy_per_atom"], ["data.max_sites=1"])
-    assert data.name == path.name and len(data.rows("val")) == 3
-    with pytest.raises(DataError, match="no column for target 'band_gap'"):
-        evaluation.load_data(str(path), ["e_form"], ["data.targets=[band_gap]"])
+    data = evaluation.load_data(str(path), predictor, ["data.max_sites=1"])
+    assert data.name == path.name and len(data.rows("val")) == 3 and len(data.targets) == 2
+    with pytest.raises(DataError, match="no column for target 'log10_bulk_modulus'"):
+        evaluation.load_data(str(path), predictor, ["data.targets=[k_vrh]"])
     with pytest.raises(DataError, match="absent.jsonl: no such file"):
-        evaluation.load_data("absent.jsonl", ["e_form"], [])
+        evaluation.load_data("absent.jsonl", predictor, [])
     with pytest.raises(HydraException, match="data/mp2019"):
-        evaluation.load_data("mp2019", ["e_form"], [])
+        evaluation.load_data("mp2019", predictor, [])
+
+
+def test_rows_kept_apart_for_intervals_stay_apart(predictor):
+    data = evaluation.load_data("prototypes", predictor, ["data.targets=[e_form]"])
+    assert not len(data.rows("calibration"))
+    trained_on = {"name": "prototypes", "fingerprint": data.hold_out(0.05).fingerprint()}
+    trained = dataclasses.replace(predictor, config=predictor.config | {"data": trained_on})
+    data = evaluation.load_data("prototypes", trained, ["data.targets=[e_form]"])
+    assert len(data.rows("calibration")) > 100

@@ -1,13 +1,12 @@
 """Prediction when memory is short."""
 
-import numpy as np
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
 from matattn.models.crystalformer import Crystalformer
 from matattn.structure import to_tensors
-from matattn.workflows.prediction import Predictor, predict_items
+from matattn.workflows.prediction import Predictor, encode
 
 ARGUMENTS = {"num_targets": 1, "dim": 8, "num_heads": 1, "num_blocks": 1, "ffn_dim": 8}
 
@@ -32,15 +31,15 @@ def crystals(*sizes):
 
 def limited(monkeypatch, atoms, error):
     """A memory that holds batches of so many atoms; returns the sizes that were tried."""
-    original, tried = Crystalformer.forward, []
+    original, tried = Crystalformer.features, []
 
-    def forward(self, batch):
+    def features(self, batch):
         tried.append(len(batch.z))
         if len(batch.z) > atoms:
             raise error
         return original(self, batch)
 
-    monkeypatch.setattr(Crystalformer, "forward", forward)
+    monkeypatch.setattr(Crystalformer, "features", features)
     return tried
 
 
@@ -55,19 +54,18 @@ def limited(monkeypatch, atoms, error):
 )
 def test_batches_are_halved_until_they_fit(network, monkeypatch, error):
     items = [to_tensors(structure) for structure in crystals(3, 1, 2, 3, 2, 1, 8)]
-    mean, std = torch.zeros(1), torch.ones(1)
-    expected = predict_items(network, items, mean, std)
+    expected = encode(network, items)
     tried, done = limited(monkeypatch, 4, error), []
-    result = predict_items(network, items, mean, std, advance=done.append)
+    result = encode(network, items, advance=done.append)
     assert tried[0] == 20 and sum(done) == len(items)
-    assert np.isnan(result[6]).all()  # does not fit alone
-    assert np.allclose(result[:6], expected[:6], atol=1e-6)
+    assert result[6].isnan().all()  # does not fit alone
+    assert torch.allclose(result[:6], expected[:6], atol=1e-6)
 
 
 def test_other_errors_are_not_mistaken(network, monkeypatch):
     limited(monkeypatch, 0, RuntimeError("shapes disagree"))
     with pytest.raises(RuntimeError, match="shapes disagree"):
-        predict_items(network, [to_tensors(crystals(1)[0])], torch.zeros(1), torch.ones(1))
+        encode(network, [to_tensors(crystals(1)[0])])
 
 
 def test_a_structure_that_does_not_fit_is_a_row(network, monkeypatch):
@@ -80,3 +78,5 @@ def test_a_structure_that_does_not_fit_is_a_row(network, monkeypatch):
     small, large = Predictor(network, config).predict(crystals(2, 8))
     assert small["status"] == "ok"
     assert large["status"] == "PredictionError" and "memory for 8 atoms" in large["message"]
+    (alone,) = Predictor(network, config).predict(crystals(8))
+    assert alone == large

@@ -1,0 +1,154 @@
+r"""How far a prediction can be trusted: an interval for every value, and a warning for the unknown.
+
+Split-conformal intervals (Lei et al., "Distribution-Free Predictive Inference for Regression", JASA
+2018, arXiv 1604.04173), normalised by a spread s(x) so that they are wide where errors are large:
+
+.. math:: \hat y(x) \pm q\, s(x), \qquad q = \text{the } \lceil (n + 1) L \rceil
+          \text{-th smallest of } |y_i - \hat y(x_i)| / s(x_i)
+
+over n calibration rows that no weight has seen. New rows that are exchangeable with those lie
+inside with a probability of at least L.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from matattn.ensemble import Ensemble
+
+LEVEL = 0.9  # L
+FEWEST_ROWS = 20  # calibration rows below which an interval would mean little
+FAR = 0.99  # share of the calibration rows that do not count as far from the training rows
+COMPONENTS = 32  # of the features, in which distances are measured
+
+
+def conformal_quantile(scores: Tensor, level: float) -> float:
+    """The smallest q with the promised coverage, from scores [n]; infinite when n is too small."""
+    rank = math.ceil((len(scores) + 1) * level - 1e-9)
+    return float(scores.sort().values[rank - 1]) if rank <= len(scores) else math.inf
+
+
+class LatentDistance:
+    """Distance to the nearest training crystal in the network's own features.
+
+    Features are projected on their leading principal components and each is divided by its
+    standard deviation, plus a tenth of the largest: small components are mostly noise.
+    """
+
+    def __init__(self, center: Tensor, axes: Tensor, references: Tensor) -> None:
+        self.center, self.axes, self.references = center, axes, references
+
+    @classmethod
+    def fit(cls, features: Tensor) -> LatentDistance:
+        """From the features of the training rows [n, F]."""
+        features = features.double()
+        center = features.mean(0)
+        variance, vectors = torch.linalg.eigh((features - center).T.cov(correction=0))
+        variance, vectors = variance.flip(0)[:COMPONENTS], vectors.flip(1)[:, :COMPONENTS]
+        axes = vectors / (variance + 0.01 * variance[0]).clamp(min=1e-12).sqrt()
+        references = ((features - center) @ axes).half()
+        return cls(center.float(), axes.float(), references)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Distances [m] of features [m, F], in standard deviations."""
+        points, references = (features - self.center) @ self.axes, self.references.float()
+        return torch.cat([torch.cdist(part, references).amin(1) for part in points.split(256)])
+
+
+def _latent_distance(network: nn.Module, features: Tensor, distance: LatentDistance) -> Tensor:
+    return distance(features)[:, None]
+
+
+def _last_layer(network: nn.Module, features: Tensor, distance: LatentDistance) -> Tensor:
+    """Standard deviation of a Bayesian linear layer on the same components, up to a factor."""
+    known = distance.references.double()
+    points = ((features - distance.center) @ distance.axes).double()
+    inverse = torch.linalg.inv(known.T @ known / len(known) + 1e-6 * torch.eye(known.shape[1]))
+    return (1 + (points @ inverse * points).sum(1)).sqrt().float()[:, None]
+
+
+def _ensemble(network: nn.Module, features: Tensor, distance: LatentDistance) -> Tensor:
+    """Standard deviation over the members of an ensemble, in units of the labels' spread."""
+    return cast(Ensemble, network).member_outputs(features).std(0)
+
+
+# Spread [m, 1 or T] of every prediction, up to a factor, which the calibration finds.
+SPREADS: Mapping[str, Callable[[nn.Module, Tensor, LatentDistance], Tensor]] = {
+    "latent_distance": _latent_distance,
+    "last_layer": _last_layer,
+    "ensemble": _ensemble,
+}
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Intervals and novelty for the predictions of one network.
+
+    ``floor`` [T] is added to the spread; ``scores`` [n, T] are the calibration rows' errors in
+    units of both (NaN = no label); ``far`` is the latent distance that counts as far.
+    """
+
+    method: str
+    distance: LatentDistance
+    floor: Tensor
+    scores: Tensor
+    far: float
+
+    @classmethod
+    def fit(
+        cls,
+        method: str,
+        network: nn.Module,
+        train: tuple[Tensor, Tensor],
+        calibration: tuple[Tensor, Tensor],
+    ) -> Uncertainty:
+        """From features [n, F] and absolute errors [n, T] of the training and calibration rows."""
+        distance = LatentDistance.fit(train[0])
+        errors = calibration[1]
+        known = SPREADS[method](network, train[0], distance)
+        spread = SPREADS[method](network, calibration[0], distance)
+        # Intervals of training rows shall be narrower by as much as their errors are smaller.
+        ratio = (train[1].nanmean(0) / errors.nanmean(0)).clamp(0.05, 0.95)
+        small, large = known.median(0).values, spread.median(0).values
+        floor = ((ratio * large - small) / (1 - ratio)).clamp(min=1e-6)
+        distances = distance(calibration[0])
+        far = min(conformal_quantile(distances, FAR), float(distances.max()))
+        return cls(method, distance, floor, errors / (spread + floor), far)
+
+    def half_widths(self, network: nn.Module, features: Tensor, level: float = LEVEL) -> Tensor:
+        """Half widths of the intervals [m, T] in physical units, for features [m, F]."""
+        spread = SPREADS[self.method](network, features, self.distance) + self.floor
+        columns = [column[~column.isnan()] for column in self.scores.T]
+        return spread * torch.tensor([conformal_quantile(column, level) for column in columns])
+
+    def novelty(self, features: Tensor) -> Tensor:
+        """Latent distance [m] in units of the one that counts as far: above 1 is flagged."""
+        return self.distance(features) / self.far
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a bundle keeps as tensors."""
+        return {
+            "center": self.distance.center,
+            "axes": self.distance.axes,
+            "references": self.distance.references,
+            "floor": self.floor,
+            "scores": self.scores,
+        }
+
+    def config(self) -> dict[str, Any]:
+        """What a bundle keeps as plain values."""
+        return {"method": self.method, "level": LEVEL, "far": self.far}
+
+    @classmethod
+    def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Uncertainty:
+        """From ``config()`` and ``tensors()``; KeyError names what is missing or unknown."""
+        if config["method"] not in SPREADS:
+            raise KeyError(config["method"])
+        distance = LatentDistance(*(tensors[key] for key in ("center", "axes", "references")))
+        return cls(config["method"], distance, tensors["floor"], tensors["scores"], config["far"])

@@ -1,0 +1,172 @@
+"""Intervals keep their promise; novelty grows with the distance from the training rows."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from matattn import bundle
+from matattn.ensemble import Ensemble
+from matattn.errors import BundleError
+from matattn.models.crystalformer import Crystalformer
+from matattn.uncertainty import (
+    LEVEL,
+    SPREADS,
+    LatentDistance,
+    Uncertainty,
+    conformal_quantile,
+)
+
+SMALL = {"num_targets": 2, "dim": 8, "num_heads": 2, "num_blocks": 1, "ffn_dim": 8, "num_radial": 4}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("count", "level", "rank"),
+    [(9, 0.9, 9), (10, 0.9, 10), (19, 0.9, 18), (29, 0.9, 27), (3, 0.5, 2)],
+)
+def test_conformal_quantile_by_hand(count, level, rank):
+    scores = torch.randperm(count).float() + 1
+    assert conformal_quantile(scores, level) == rank
+
+
+def test_too_few_scores_promise_nothing():
+    assert conformal_quantile(torch.arange(8.0), 0.9) == math.inf
+
+
+def test_coverage_of_exchangeable_rows():
+    """The mean coverage over many calibrations lies in [L, L + 1/(n+1)]."""
+    count, draws = 39, 4000
+    scores, new = torch.rand(draws, count), torch.rand(draws)
+    quantiles = torch.tensor([conformal_quantile(row, LEVEL) for row in scores])
+    covered = float((new <= quantiles).double().mean())
+    error = 3 * math.sqrt(LEVEL * (1 - LEVEL) / draws)
+    assert LEVEL - error < covered < LEVEL + 1 / (count + 1) + error
+
+
+def test_latent_distance_is_zero_at_training_rows_and_grows():
+    features = torch.randn(500, 64) @ torch.randn(64, 64)
+    distance = LatentDistance.fit(features)
+    assert distance(features).max() < 0.05  # references are kept in half precision
+    direction = torch.randn(64)
+    far = torch.stack([distance(features[:20] + step * direction) for step in (3, 10, 100)])
+    assert (far.diff(dim=0) > 0).all()
+
+
+def test_latent_distance_of_constant_features_is_finite():
+    distance = LatentDistance.fit(torch.ones(30, 4))
+    assert distance(torch.ones(2, 4)).isfinite().all()
+
+
+def network(members):
+    networks = [Crystalformer(**SMALL) for _ in range(members)]
+    return Ensemble(networks) if members > 1 else networks[0]
+
+
+def rows(count, members, scale=1.0):
+    return scale * torch.randn(count, 8 * members)
+
+
+@pytest.mark.parametrize("method", SPREADS)
+def test_every_method_covers_new_rows(method):
+    members = 3
+    ensemble = network(members)
+    train, held, new = (rows(count, members) for count in (400, 300, 2000))
+    errors = [torch.randn(len(part), 2).abs() * torch.tensor([0.1, 3.0]) for part in (train, held)]
+    fitted = Uncertainty.fit(method, ensemble, (train, errors[0] / 4), (held, errors[1]))
+    with torch.no_grad():
+        half = fitted.half_widths(ensemble, new)
+    assert half.shape == (2000, 2) and (half > 0).all()
+    covered = (torch.randn(2000, 2).abs() * torch.tensor([0.1, 3.0]) <= half).double().mean(0)
+    assert ((covered > 0.85) & (covered < 0.95)).all(), covered
+
+
+def test_training_rows_have_narrower_intervals_by_as_much_as_their_errors_are_smaller():
+    single = network(1)
+    train, held = rows(300, 1), rows(200, 1)
+    errors = (torch.full((300, 2), 0.25), torch.ones(200, 2))
+    fitted = Uncertainty.fit("latent_distance", single, (train, errors[0]), (held, errors[1]))
+    known, new = (fitted.half_widths(single, part).median(0).values for part in (train, held))
+    assert torch.allclose(known / new, torch.tensor([0.25, 0.25]), atol=0.02)
+
+
+def test_novelty_flags_one_percent_of_such_rows_and_all_far_ones():
+    single = network(1)
+    train, held, new = (rows(count, 1) for count in (2000, 1000, 4000))
+    errors = (torch.rand(2000, 2), torch.rand(1000, 2))
+    fitted = Uncertainty.fit("latent_distance", single, (train, errors[0]), (held, errors[1]))
+    assert 0.002 < (fitted.novelty(new) > 1).double().mean() < 0.02
+    assert (fitted.novelty(new + 100) > 1).all()
+
+
+def test_missing_labels_do_not_count():
+    single = network(1)
+    train, held = rows(100, 1), rows(80, 1)
+    errors = (torch.rand(100, 2), torch.rand(80, 2))
+    errors[1][:40, 1] = float("nan")
+    fitted = Uncertainty.fit("latent_distance", single, (train, errors[0]), (held, errors[1]))
+    alone = Uncertainty.fit(
+        "latent_distance", single, (train, errors[0][:, 1:]), (held[40:], errors[1][40:, 1:])
+    )
+    assert fitted.half_widths(single, held).isfinite().all()
+    assert len(alone.scores) == 40
+
+
+DESCRIPTION = {
+    "targets": [{"name": name, "unit": "eV"} for name in ("a", "b")],
+    "normaliser": {"mean": [0.0, 0.0], "std": [1.0, 1.0]},
+    "elements": [1],
+}
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_bundle_keeps_network_and_uncertainty(tmp_path, members):
+    trained = network(members)
+    train, held = rows(60, members), rows(40, members)
+    errors = (torch.rand(60, 2), torch.rand(40, 2))
+    fitted = Uncertainty.fit("latent_distance", trained, (train, errors[0]), (held, errors[1]))
+    bundle.save(tmp_path / "model", trained, SMALL, DESCRIPTION, "card", fitted)
+    loaded, config, uncertainty = bundle.load(tmp_path / "model")
+    assert config.get("members", 1) == members and isinstance(loaded, type(trained))
+    with torch.no_grad():
+        assert torch.equal(loaded.readout(held), trained.readout(held))
+    half, expected = uncertainty.half_widths(loaded, held), fitted.half_widths(trained, held)
+    assert torch.allclose(half, expected, rtol=1e-5)
+    assert torch.allclose(uncertainty.novelty(held), fitted.novelty(held), rtol=1e-5)
+
+
+def test_damaged_or_missing_uncertainty_is_refused(tmp_path):
+    trained = network(1)
+    parts = [(rows(40, 1), torch.rand(40, 2)) for _ in range(2)]
+    fitted = Uncertainty.fit("latent_distance", trained, *parts)
+    bundle.save(tmp_path / "model", trained, SMALL, DESCRIPTION, "card", fitted)
+    file = tmp_path / "model" / "uncertainty.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
+    with pytest.raises(BundleError, match="uncertainty.safetensors: checksum differs"):
+        bundle.load(tmp_path / "model")
+    file.unlink()
+    with pytest.raises(BundleError, match="uncertainty.safetensors: missing"):
+        bundle.load(tmp_path / "model")
+
+
+def test_unknown_method_is_refused(tmp_path):
+    parts = [(rows(40, 1), torch.rand(40, 2)) for _ in range(2)]
+    fitted = Uncertainty.fit("latent_distance", network(1), *parts)
+    with pytest.raises(KeyError, match="os.system"):
+        Uncertainty.from_parts(fitted.config() | {"method": "os.system"}, fitted.tensors())
+
+
+def test_ensemble_is_the_mean_of_its_members():
+    members = [nn.Linear(3, 2) for _ in range(3)]
+    for member in members:
+        member.features, member.readout = (lambda batch: batch), member.forward
+    ensemble, batch = Ensemble(members), torch.randn(5, 3)
+    expected = torch.stack([member(batch) for member in members])
+    assert torch.allclose(ensemble(batch), expected.mean(0))
+    assert torch.equal(ensemble.member_outputs(ensemble.features(batch)), expected)
