@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from omegaconf import OmegaConf
 from pymatgen.core import Element, Structure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from matattn import metrics
@@ -156,7 +157,8 @@ def _remarks(trained_on: dict[str, Any], name: str, fingerprint: str) -> list[st
 
 def groups_table(groups: dict[str, Any]) -> Table:
     """Errors of the held-out groups, beside their baselines."""
-    table = Table(title="Mean absolute errors of groups of the validation and test rows")
+    title = "Mean absolute errors of groups of the validation and test rows"
+    table = Table(title=title, box=SIMPLE_HEAD)
     for name in ("group", "target"):
         table.add_column(name)
     for name in ("MAE", "linear in composition", "mean of training labels"):

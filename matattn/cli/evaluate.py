@@ -71,7 +71,7 @@ def evaluate(
         raise typer.Exit(2) from None
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)
+        console = Console(width=160)  # a target's name is long
     console.print(results_table(result["splits"]))
     console.print(evaluation.groups_table(result["held_out"]))
     for name, message in list(result["failed"].items())[:10]:
