@@ -26,7 +26,8 @@ from rich.progress import track
 
 from matattn.errors import DataError, StructureError
 from matattn.runtime import cores
-from matattn.structure import is_structure_file, parse_extxyz, read, validate
+from matattn.structure import validate
+from matattn.structure_files import is_structure_file, parse_extxyz, read
 
 Row = dict[str, Any]
 Rows = tuple[list[tuple[str, Row]], list[str]]  # (place, row) pairs; messages about other rows

@@ -21,16 +21,21 @@ if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
 
-def load(path: str | Path) -> Predictor:
+def load(model: str | Path, device: str = "cpu") -> Predictor:
     """Load a trained model for prediction.
 
     Args:
-        path: a bundle folder, the ``model/`` folder that every finished run writes.
+        model: the name of a model that comes with matattn (``matattn models`` lists them), or a
+            bundle folder, the ``model/`` folder that every finished run writes.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto": a GPU if there is one.
 
     Returns:
         A :class:`matattn.workflows.prediction.Predictor`. Loading verifies checksums and
-        never unpickles.
+        never unpickles. Raises BundleError, and ConfigError for a device that is not there.
     """
+    from matattn import pretrained
+
+    folder = pretrained.find(model)  # before the slow import: a mistyped name is told at once
     from matattn.workflows.prediction import Predictor
 
-    return Predictor.load(path)
+    return Predictor.load(folder, device)

@@ -14,6 +14,10 @@ class StructureError(MatattnError):
     """A crystal structure cannot be read or is not physical."""
 
 
+class PredictionError(MatattnError):
+    """A network gives no value for a structure."""
+
+
 class DataError(MatattnError):
     """A data file, a target column or a split cannot be used."""
 

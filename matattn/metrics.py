@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,45 +63,65 @@ def evaluate(
 ) -> dict[str, Any]:
     """Errors and baseline errors of every split and target.
 
-    Returns {split: {target: {mae, rmse, unit, n, baselines: {name: mae}}}}; a split without
-    labelled rows is left out. ``new_formulas`` holds mae, n and baselines of the rows whose reduced
-    formula is not among the training rows with a label. With the lower and upper ends [n, T] of
-    ``intervals``, also ``interval``: {coverage, mean_width}.
+    Returns {split: ``errors`` of its rows}; a split without labelled rows is left out.
+    ``new_formulas`` of a target holds mae, n and baselines of the rows whose reduced formula is not
+    among the training rows with a label.
     """
     labels, formulas = dataset.labels(), np.array(dataset.formulas())
-    floors = baselines(dataset)
-    train = dataset.rows("train")
+    floors, train = baselines(dataset), dataset.rows("train")
     result: dict[str, Any] = {}
     for split in EVALUATED:
+        rows = dataset.rows(split)
+        found = errors(dataset, predicted, floors, rows, intervals)
         for column, target in enumerate(dataset.targets):
-            rows = dataset.rows(split)
-            rows = rows[~np.isnan(labels[rows, column])]
-            if not len(rows):
-                continue
-            found = _errors(labels, predicted, floors, rows, column)
-            found |= {
-                "rmse": root_mean_square_error(labels[rows, column], predicted[rows, column]),
-                "unit": target.unit,
-            }
             known = formulas[train[~np.isnan(labels[train, column])]]
-            new = rows[~np.isin(formulas[rows], known)]
+            new = rows[~np.isnan(labels[rows, column]) & ~np.isin(formulas[rows], known)]
             if len(new):
-                found["new_formulas"] = _errors(labels, predicted, floors, new, column)
-            if intervals is not None and not np.isnan(intervals[0][rows, column]).any():
-                lower, upper = (ends[rows, column] for ends in intervals)
-                true = labels[rows, column]
-                found["interval"] = {
-                    "coverage": float(((lower <= true) & (true <= upper)).mean()),
-                    "mean_width": float((upper - lower).mean()),
-                }
-            result.setdefault(split, {})[target.name] = found
+                new_errors = _errors(labels, predicted, floors, new, column)
+                found[target.name]["new_formulas"] = new_errors
+        if found:
+            result[split] = found
+    return result
+
+
+def errors(
+    dataset: PropertyDataset,
+    predicted: np.ndarray,
+    floors: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    intervals: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Errors of predictions [n, T], and of baselines as ``floors``, on some rows of the data.
+
+    Returns {target: {mae, rmse, unit, n, baselines: {name: mae}}}; a target without a label in
+    these rows is left out. With the lower and upper ends [n, T] of ``intervals``, also
+    ``interval``: {coverage, mean_width}.
+    """
+    labels, result = dataset.labels(), {}
+    for column, target in enumerate(dataset.targets):
+        known = rows[~np.isnan(labels[rows, column])]
+        if not len(known):
+            continue
+        true = labels[known, column]
+        found = _errors(labels, predicted, floors, known, column)
+        found |= {
+            "rmse": root_mean_square_error(true, predicted[known, column]),
+            "unit": target.unit,
+        }
+        if intervals is not None and not np.isnan(intervals[0][known, column]).any():
+            lower, upper = (ends[known, column] for ends in intervals)
+            found["interval"] = {
+                "coverage": float(((lower <= true) & (true <= upper)).mean()),
+                "mean_width": float((upper - lower).mean()),
+            }
+        result[target.name] = found
     return result
 
 
 def _errors(
     labels: np.ndarray,
     predicted: np.ndarray,
-    floors: dict[str, np.ndarray],
+    floors: Mapping[str, np.ndarray],
     rows: np.ndarray,
     column: int,
 ) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import warnings
 
 
 def tune_malloc() -> None:
@@ -26,3 +27,25 @@ def cores() -> int:
     """Processor cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def start_predicting() -> None:
+    """``tune_malloc``, patient threads, and no remarks of pymatgen that tell a user nothing.
+
+    OpenMP's threads spin while they wait, and so hold the cores that other processes want: a
+    parallel loop beside one busy process then takes several times as long. They sleep instead,
+    unless ``OMP_WAIT_POLICY`` is set. That has an effect only before PyTorch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    tune_malloc()
+    warnings.filterwarnings("ignore", message="No Pauling electronegativity")
+
+
+def peak_memory() -> int:
+    """Largest memory of this process so far, bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,4 +1,4 @@
-"""Crystal structures: read from files, check, and turn into tensors.
+"""Crystal structures: check them, and turn them into tensors.
 
 Cartesian positions in Å; the rows of ``cell`` are the lattice vectors; positions are wrapped into
 the cell before anything else happens.
@@ -6,11 +6,7 @@ the cell before anything else happens.
 
 from __future__ import annotations
 
-import io
-import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,123 +23,6 @@ MAX_ATOMIC_NUMBER = 98
 _OVERLAP = 0.01  # Å: two atoms on one place, an error
 _CLOSE = 0.5  # Å: suspicious, a warning
 _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
-
-
-def read(path: str | Path) -> list[Structure | StructureError]:
-    """All structures of a CIF, POSCAR, extended-XYZ or pymatgen-JSON file.
-
-    An entry of a file of several that cannot be read stands as a StructureError in its place.
-    Raises StructureError, naming the file, when the file cannot be read or holds no structure.
-    """
-    path = Path(path)
-    with warnings.catch_warnings(record=True) as remarks:
-        warnings.simplefilter("always")
-        try:
-            if path.is_dir():
-                raise StructureError(f"{path}: is a folder without structure files")
-            if path.stat().st_size == 0:
-                raise StructureError(f"{path}: the file is empty")
-            structures = _parse(path)
-        except StructureError:
-            raise
-        except FileNotFoundError:
-            raise StructureError(f"{path}: no such file") from None
-        except Exception as error:  # parsers raise whatever they like on damaged files
-            reasons = [str(error) or type(error).__name__, *(str(r.message) for r in remarks)]
-            reason = " ".join("; ".join(dict.fromkeys(reasons)).split())
-            raise StructureError(f"{path}: cannot be read as {_kind(path)}: {reason}") from error
-    if any("Elements in POSCAR cannot be determined" in str(r.message) for r in remarks):
-        raise StructureError(
-            f"{path}: has no element symbols (VASP 4); write them in a line above the numbers"
-        )
-    if not structures:
-        raise StructureError(f"{path}: holds no structure")
-    return structures
-
-
-def is_structure_file(path: Path) -> bool:
-    """Whether the name of a file is one that ``read`` knows."""
-    try:
-        return not path.is_dir() and bool(_kind(path))
-    except StructureError:
-        return False
-
-
-def _kind(path: Path) -> str:
-    name = path.name.lower()
-    if name.endswith((".cif", ".mcif")):
-        return "CIF"
-    if name.endswith((".xyz", ".extxyz")):
-        return "extended XYZ"
-    if name.endswith(".json"):
-        return "pymatgen JSON"
-    if name.startswith(("poscar", "contcar")) or name.endswith((".vasp", ".poscar")):
-        return "POSCAR"
-    raise StructureError(
-        f"{path}: unknown file type; expected .cif, .vasp, POSCAR*, CONTCAR*, .extxyz or .json"
-    )
-
-
-def _parse(path: Path) -> list[Structure | StructureError]:
-    kind = _kind(path)
-    if kind == "CIF":
-        from pymatgen.io.cif import CifParser
-
-        # An occupancy a little over 1 is rounding; one below 1 is kept, for validate().
-        parser = CifParser(path, occupancy_tolerance=1.01)
-        return list(parser.parse_structures(primitive=False, check_occu=True))
-    if kind == "POSCAR":
-        return [Structure.from_file(path)]
-    if kind == "pymatgen JSON":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, list):
-            return [_from_json(content)]
-        return [_or_error(_from_json, entry, f"{path}, entry {n}") for n, entry in _number(content)]
-    frames = parse_extxyz(path.read_text(encoding="utf-8"), str(path))
-    return [_or_error(_from_atoms, atoms, f"{path}, frame {n}") for n, atoms in _number(frames)]
-
-
-def _number(entries: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    return enumerate(entries, start=1)
-
-
-def _or_error(
-    convert: Callable[[Any], Structure], entry: Any, where: str
-) -> Structure | StructureError:
-    try:
-        return convert(entry)
-    except Exception as error:  # whatever a damaged entry makes pymatgen raise
-        return StructureError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _from_json(entry: dict[str, Any]) -> Structure:
-    """A structure from pymatgen's dictionary: lattice, species and coordinates, nothing else.
-
-    ``Structure.from_dict`` also decodes properties, and imports the modules that they name.
-    """
-    entry = entry.get("structure", entry)
-    sites = entry["sites"]
-    species = [
-        {str(kind["element"]): float(kind["occu"]) for kind in site["species"]} for site in sites
-    ]
-    return Structure(entry["lattice"]["matrix"], species, [site["abc"] for site in sites])
-
-
-def parse_extxyz(text: str, where: str) -> Any:
-    """The frames of an extended XYZ file as ASE ``Atoms``."""
-    try:
-        from ase.io import read as ase_read
-    except ModuleNotFoundError:
-        raise StructureError(
-            f"{where}: extended XYZ needs ASE: pip install 'matattn[data]'"
-        ) from None
-    return ase_read(io.StringIO(text), index=":", format="extxyz")
-
-
-def _from_atoms(atoms: Any) -> Structure:
-    if not atoms.pbc.all():
-        raise ValueError('not periodic in all directions (give Lattice="...")')
-    return Structure(atoms.cell.array, atoms.numbers, atoms.positions, coords_are_cartesian=True)
 
 
 def validate(structure: Structure, where: str = "structure") -> list[str]:

@@ -5,6 +5,7 @@ Imports neither Lightning nor PyTorch Geometric, so that a first prediction take
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,48 +16,78 @@ import torch
 from pymatgen.core import Element, Structure
 from torch import nn
 
-from matattn import bundle
+from matattn import bundle, pretrained
 from matattn.batch import CrystalBatch, by_atom_budget, collate
 from matattn.ensemble import HasFeatures
-from matattn.errors import StructureError
+from matattn.errors import ConfigError, PredictionError, StructureError
 from matattn.neighbors import HasImageRule
 from matattn.structure import to_tensors, validate
 from matattn.uncertainty import LEVEL, Uncertainty
 from matattn.units import PROPERTIES
 
 TOLERANCE = 1e-6  # smallest weight of an image that is still summed
+CPU = torch.device("cpu")
+
+
+def find_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is a GPU if there is one, else the CPU.
+
+    Raises ConfigError when there is no such device.
+    """
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    if name not in known:
+        raise ConfigError(f"no device {name!r}; this machine has {', '.join(known)}")
+    return torch.device(name)
 
 
 def encode(
     network: nn.Module,
     items: Sequence[Mapping[str, Any]],
+    device: torch.device = CPU,
     atoms_per_batch: int = 1000,
     advance: Callable[[int], Any] = lambda crystals: None,
 ) -> torch.Tensor:
     """Features [n, F] of items with z, pos and cell, on the CPU.
 
-    ``advance`` is called with the number of crystals done after each batch.
+    The network goes to ``device`` for that, and then to the CPU, where its readout runs. A batch
+    that does not fit into memory is halved and tried again; a crystal that does not fit alone has
+    NaN. ``advance`` is called with the number of crystals done after each batch.
     """
     was_training = network.training
-    network.eval()
-    device = next(network.parameters()).device
+    network.eval().to(device)
     images = cast(HasImageRule, network).image_rule(TOLERANCE)
     order = sorted(range(len(items)), key=lambda row: len(items[row]["z"]))
-    sizes = [len(items[row]["z"]) for row in order]
-    parts = []
+    waiting = deque(by_atom_budget((len(items[row]["z"]) for row in order), atoms_per_batch))
+    done: list[tuple[list[int], torch.Tensor]] = []
     with torch.no_grad():
-        for positions in by_atom_budget(sizes, atoms_per_batch):
+        while waiting:
+            positions = waiting.popleft()
             rows = [order[position] for position in positions]
-            batch = collate([items[row] for row in rows], images).to(device)
-            parts.append(cast(HasFeatures, network).features(batch).cpu())
+            try:
+                batch = collate([items[row] for row in rows], images).to(device)
+                done.append((rows, cast(HasFeatures, network).features(batch).cpu()))
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if (half := len(rows) // 2) > 0:
+                    waiting.extendleft((positions[half:], positions[:half]))
+                    continue
             advance(len(rows))
-    network.train(was_training)
-    if not parts:
-        return torch.empty(0, 0)
-    sorted_features = torch.cat(parts)
-    features = torch.empty_like(sorted_features)
-    features[order] = sorted_features
+    network.train(was_training).to(CPU)
+    sample = done[0][1] if done else torch.empty(0, 1)
+    features = sample.new_full((len(items), sample.shape[1]), torch.nan)
+    for rows, found in done:
+        features[rows] = found
     return features
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether NumPy, CUDA or PyTorch's CPU allocator, which has no type for it, lack memory."""
+    known = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+    return known or "DefaultCPUAllocator" in str(error)
 
 
 @dataclass(frozen=True)
@@ -66,11 +97,12 @@ class Predictor:
     network: nn.Module
     config: dict[str, Any]
     uncertainty: Uncertainty | None = None
+    device: torch.device = CPU  # where features are made; the rest is quick
 
     @classmethod
-    def load(cls, folder: str | Path) -> Predictor:
-        """Load a model bundle; raises BundleError (see ``matattn.bundle.load``)."""
-        return cls(*bundle.load(folder))
+    def load(cls, model: str | Path, device: str = "cpu") -> Predictor:
+        """Load a model by name or folder (``matattn.load``); raises BundleError or ConfigError."""
+        return cls(*bundle.load(pretrained.find(model)), find_device(device))
 
     @property
     def targets(self) -> list[dict[str, str]]:
@@ -156,11 +188,16 @@ class Predictor:
                 row |= {"status": type(error).__name__, "message": str(error)}
                 advance(1)
             rows.append(row)
-        if usable:
-            features = encode(self.network, items, advance=advance)
-            for row, item, found in zip(usable, items, self._judge(features), strict=True):
-                row |= found
+        features = encode(self.network, items, self.device, advance=advance)
+        fits = features.isfinite().all(1)
+        judged = self._judge(features[fits]) if fits.any() else iter(())
+        for row, item, fit in zip(usable, items, fits.tolist(), strict=True):
+            if fit:
+                row |= next(judged)
                 self._warn(row, item["z"])
+            else:
+                reason = f"no value: too little memory for {row['natoms']} atoms, or an overflow"
+                row |= {"status": PredictionError.__name__, "message": reason}
         return rows
 
     def _judge(self, features: torch.Tensor) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,7 @@ from torch_geometric.data import Data
 
 from matattn import bundle
 from matattn.batch import CrystalBatch, CrystalGraph, collate, geometry, join, to_graph
+from matattn.citations import LICENCES
 from matattn.config import build, require
 from matattn.dataset import CALIBRATION, EVALUATED, PropertyDataset
 from matattn.ensemble import Ensemble
@@ -380,6 +381,7 @@ def _write_results(
         "elements": dataset.elements(),
         "data": {"name": dataset.name, "fingerprint": prepared.fingerprint, "note": dataset.note},
         "seed": config["seed"],
+        "licence": LICENCES.get(dataset.name, ""),
     }
     features = encode(network, dataset.items)
     predictor = Predictor(network, description)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import typer
 
 from matattn import __version__
+from matattn.cli.cite import cite
+from matattn.cli.evaluate import evaluate
+from matattn.cli.info import info
+from matattn.cli.models import models
 from matattn.cli.predict import predict
 from matattn.cli.train import train
 
@@ -19,7 +23,8 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(train)
-app.command()(predict)
+for command in (predict, evaluate, models, info, cite):
+    app.command()(command)
 
 
 def _version(show: bool) -> None:

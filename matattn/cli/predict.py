@@ -2,118 +2,112 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
-
-    from matattn.errors import StructureError
 
 
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="Model bundle: the model/ folder of a finished run.")
+        str,
+        typer.Argument(help="A name of `matattn models`, or the model/ folder of a finished run."),
     ],
     inputs: Annotated[
         list[str],
-        typer.Argument(help="CIF, POSCAR, extended-XYZ or pymatgen-JSON files, folders or globs."),
+        typer.Argument(
+            help="Files (CIF, POSCAR, extended XYZ, pymatgen JSON, JSON lines, ASE .db and .traj), "
+            "folders, globs, mp-ids (with MP_API_KEY), or - for a list of them or JSON lines on "
+            "the standard input."
+        ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="CSV file to write; default: to the terminal."),
+        typer.Option(
+            "--output", "-o", help=".csv, .json, .jsonl or .parquet; default: CSV to the terminal."
+        ),
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
-    """Predict properties of crystals: matattn predict outputs/.../model *.cif
+    """Predict properties of crystals: matattn predict mp-formation-energy *.cif
 
-    One CSV row per structure with values and units. A file that cannot be used gives a row with the
-    error in the columns status and message; the exit status is 1 only if every row failed.
+    One row per structure with values and units. A structure that cannot be used gives a row with
+    the error in the columns status and message; the exit status is 1 only if every row failed.
+    Ctrl-C and SIGTERM write the rows that are finished.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from matattn.errors import MatattnError
-    from matattn.kernels.dispatch import BackendError
-    from matattn.runtime import tune_malloc
-    from matattn.workflows.prediction import Predictor
 
-    tune_malloc()
-    console = Console(file=sys.stderr)
+    rows: list[dict[str, Any]] = []
+    earlier = signal.signal(signal.SIGTERM, _stop)
     try:
-        if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-            raise MatattnError(f"{output}: cannot be written (a folder, or in one that is missing)")
-        predictor = Predictor.load(model)
-        entries = [entry for path in _find_files(inputs) for entry in _read(path)]
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("crystals", total=len(entries))
-            rows = predictor.predict(
-                [structure for _, _, structure in entries],
-                places=[str(path) for _, path, _ in entries],
-                advance=lambda crystals: progress.advance(bar, crystals),
-            )
-    except (MatattnError, BackendError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    places = [{"id": name, "path": str(path)} for name, path, _ in entries]
-    table = [place | row for place, row in zip(places, rows, strict=True)]
+        summary = _screen(model, inputs, output, device, rows)
+        end = summary, int(all(row["status"] != "ok" for row in rows))
+    except KeyboardInterrupt as stop:
+        (number,) = stop.args or (signal.SIGINT,)
+        end = f"interrupted; {len(rows)} finished rows are written", 128 + number
+    except MatattnError as error:
+        end = f"error: {error}", 2
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+        written = _write(rows, output)  # whatever ended the run, finished rows are not lost
+    message, status = end
+    print(message, file=sys.stderr)
+    if not written or status:
+        raise typer.Exit(status or 2)
+
+
+def _stop(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _screen(
+    model: str, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
+) -> str:
+    """Fill ``rows``, and say how it went; heavy imports come in the order of what may fail."""
+    from matattn import pretrained
+    from matattn.errors import MatattnError
+    from matattn.runtime import start_predicting
+    from matattn.tables import check_output
+
+    folder = pretrained.find(model)
+    if output is not None:
+        check_output(output)
+    start_predicting()
+    from matattn.structure_stream import StructureStream, find_sources
+
+    sources = find_sources(inputs)
+    if not sources:
+        raise MatattnError("the standard input is empty: it names no file and holds no structure")
+    with StructureStream(sources) as stream:  # its processes read while PyTorch is loaded
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from matattn.kernels.dispatch import BackendError
+        from matattn.workflows.prediction import Predictor
+        from matattn.workflows.screening import Screening
+
+        screening = Screening(Predictor.load(folder, device), stream, rows)
+        console = Console(stderr=True)
+        try:
+            with Progress(console=console, disable=not console.is_terminal) as progress:
+                bar = progress.add_task("structures", total=stream.total)
+                screening.run(lambda crystals: progress.advance(bar, crystals))
+        except BackendError as error:
+            raise MatattnError(str(error)) from error
+    return screening.summary()
+
+
+def _write(rows: list[dict[str, Any]], output: Path | None) -> bool:
+    """Write the table; to the terminal when the file cannot be written. Whether all went well."""
+    from matattn.tables import csv_text, write_table
+
     try:
-        _write(table, output)
+        if output is not None and rows:
+            write_table(output, rows)
+            return True
     except OSError as error:
-        _write(table, None)  # what was computed is not lost
         print(f"error: {output}: cannot be written: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    if all(row["status"] != "ok" for row in table):
-        raise typer.Exit(1)
-
-
-def _find_files(inputs: list[str]) -> list[Path]:
-    """Files named by paths, folders (all structure files in them) and globs, in order.
-
-    What names no file stays in the list, and becomes a row with an error.
-    """
-    from glob import glob
-
-    from matattn.structure import is_structure_file
-
-    files: list[Path] = []
-    for given in inputs:
-        is_glob = any(mark in given for mark in "*?[") and not Path(given).exists()
-        matches = sorted(glob(given, recursive=True)) if is_glob else []
-        for path in map(Path, matches or [given or "(no name)"]):
-            inside = sorted(path.iterdir()) if path.is_dir() else []
-            files += [entry for entry in inside if is_structure_file(entry)] or [path]
-    return files
-
-
-def _read(path: Path) -> list[tuple[str, Path, Structure | StructureError]]:
-    """(id, path, structure or the error in its place) of everything in a file."""
-    from matattn.errors import StructureError
-    from matattn.structure import read
-
-    try:
-        structures = read(path)
-    except StructureError as error:
-        return [(path.stem, path, error)]
-    if len(structures) == 1:
-        return [(path.stem, path, structures[0])]
-    return [(f"{path.stem}:{n}", path, s) for n, s in enumerate(structures, start=1)]
-
-
-def _write(table: list[dict[str, Any]], output: Path | None) -> None:
-    import csv
-    import io
-
-    from matattn.files import write_text
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in table:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    if output is None:
-        sys.stdout.write(text.getvalue())
-    else:
-        write_text(output, text.getvalue())
+    sys.stdout.write(csv_text(rows))
+    return output is None or not rows

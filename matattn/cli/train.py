@@ -36,7 +36,7 @@ def main() -> None:
     def stop(error: Exception) -> NoReturn:
         if full_traceback:
             raise error
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
     @hydra.main(version_base="1.3", config_path="pkg://matattn.conf", config_name="train")
@@ -58,7 +58,8 @@ def main() -> None:
         stop(error)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What is wrong with a configuration, with the nearest key to a misspelt one."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
     misspelt = re.search(r"Key '(\w+)' is not in struct full_key: (\S+)", text) or re.search(
         r"Key '(\w+)' not in 'TrainConfig' full_key: (\S+)", text

@@ -4,7 +4,9 @@ import csv
 import hashlib
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -14,12 +16,14 @@ import torch
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
-from matattn import bundle
+import matattn
+from matattn import bundle, pretrained, structure_stream
 from matattn.batch import collate
 from matattn.cli import app
 from matattn.models.crystalformer import Crystalformer
 from matattn.structure import to_tensors
-from matattn.workflows.prediction import TOLERANCE
+from matattn.workflows import screening
+from matattn.workflows.prediction import TOLERANCE, Predictor
 
 ARGUMENTS = {"num_targets": 2, "dim": 8, "num_heads": 1, "num_blocks": 1, "ffn_dim": 8}
 DESCRIPTION = {
@@ -128,6 +132,106 @@ def test_structures_that_are_read_but_not_physical(model, tmp_path):
     assert "half.cif: site 1" in messages["half"] and "partial occupancy" in messages["half"]
     assert "es.cif: site 1 has atomic number 99" in messages["es"]
     assert "no training crystal contains U" in messages["ucl"]
+
+
+def test_json_lines_from_the_standard_input(model):
+    structure = {"structure": crystal("Na", "Cl").as_dict(), "id": "salt"}
+    lines = f"{json.dumps(structure)}\n{{broken\n"
+    result = CliRunner().invoke(app, ["predict", str(model), "-"], input=lines)
+    first, second = csv.DictReader(io.StringIO(result.stdout))
+    assert (first["id"], first["formula"], first["path"]) == ("salt", "NaCl", "-")
+    assert second["message"].startswith("-:2: is not JSON")
+    result = CliRunner().invoke(app, ["predict", str(model), "-"], input="\n")
+    assert result.exit_code == 2 and "the standard input is empty" in result.stderr
+
+
+def test_every_output_has_the_same_rows(model, files):
+    (files / "out").mkdir()
+    for suffix in ("csv", "json", "jsonl"):
+        result, _ = predict(model, files, "-o", files / "out" / f"table.{suffix}")
+        assert result.exit_code == 0 and result.stdout == ""
+    texts = {path.suffix: path.read_text() for path in (files / "out").iterdir()}
+    rows = [json.loads(line) for line in texts[".jsonl"].splitlines()]
+    assert json.loads(texts[".json"]) == rows
+    for text, exact in zip(csv.DictReader(io.StringIO(texts[".csv"])), rows, strict=True):
+        assert text["id"] == exact["id"] and text["message"] == exact["message"]
+        if exact["status"] == "ok":
+            assert float(text["band_gap"]) == pytest.approx(exact["band_gap"], rel=1e-5)
+
+
+def test_the_last_line_says_how_it_went(model, files):
+    result, _ = predict(model, files)
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("2 of 3 structures in ")
+    for part in ("parsing ", "network ", "backend ", " on cpu", "peak memory "):
+        assert part in line
+
+
+def test_processes_change_nothing(model, files, monkeypatch):
+    _, expected = predict(model, *(files / "salt.cif" for _ in range(4)), files)
+    monkeypatch.setattr(structure_stream, "WORTH_A_PROCESS", 2)
+    result, rows = predict(model, *(files / "salt.cif" for _ in range(4)), files)
+    assert rows == expected and " in " in result.stderr and " process" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_what_is_finished(model, files, monkeypatch, number):
+    monkeypatch.setattr(screening, "CHUNK", 1)
+    original = Predictor.predict
+
+    def third_time_signal(self, structures, *rest):
+        if "formula" in calls:
+            os.kill(os.getpid(), number)
+        calls.append("formula")
+        return original(self, structures, *rest)
+
+    calls: list[str] = []
+    monkeypatch.setattr(Predictor, "predict", third_time_signal)
+    handler = signal.getsignal(signal.SIGTERM)
+    result, _ = predict(model, files, "-o", files / "table.csv")
+    assert result.exit_code == 128 + number
+    assert result.stderr.strip() == "interrupted; 1 finished rows are written"
+    assert len((files / "table.csv").read_text().splitlines()) == 2  # with the header
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_failure_leaves_what_is_finished(model, files, monkeypatch):
+    monkeypatch.setattr(screening, "CHUNK", 2)
+    original = Crystalformer.features
+
+    def second_time_fails(self, batch):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ZeroDivisionError
+        return original(self, batch)
+
+    calls: list[int] = []
+    monkeypatch.setattr(Crystalformer, "features", second_time_fails)
+    result, _ = predict(model, files, "-o", files / "table.jsonl")
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert len((files / "table.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_device_that_is_not_there(model, files):
+    result, _ = predict(model, files, "--device", "cuda:99")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: no device 'cuda:99'; this machine has cpu")
+
+
+def test_models_by_name(model, files, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", model.parent)
+    _, rows = predict(model.name, files / "salt.cif")
+    assert rows == predict(model, files / "salt.cif")[1] and rows[0]["status"] == "ok"
+    assert matattn.load(model.name, device="auto").targets == DESCRIPTION["targets"]
+    result, _ = predict("modle", files / "salt.cif")
+    assert result.exit_code == 2 and "did you mean 'model'? (known: model)" in result.stderr
+
+
+@pytest.mark.parametrize("model", pretrained.names())
+def test_shipped_models_are_whole(model):
+    predictor = matattn.load(model)
+    (row,) = predictor.predict(crystal("Na", "Cl"))
+    assert row["status"] == "ok"
 
 
 def test_exit_status_when_everything_failed(model, files):

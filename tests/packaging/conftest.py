@@ -69,9 +69,19 @@ def sources(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def planted_model() -> set[str]:
+    """Files of a shipped model that ``built`` adds, so that there is one."""
+    files = ("model.safetensors", "config.json", "card.md", "SHA256SUMS")
+    return {f"matattn/pretrained/planted-model/{file}" for file in files}
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, planted_model: set[str]) -> Path:
     """The folder with the sdist, and the wheel that was built from it."""
     target = copy_sources(tmp_path_factory.mktemp("build"))
+    for file in planted_model:
+        (target / file).parent.mkdir(exist_ok=True)
+        (target / file).write_text("planted")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", "."]
     run = subprocess.run(command, cwd=target, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -19,7 +19,8 @@ from matattn.batch import collate
 from matattn.conf.schema import register
 from matattn.derivatives import energy_forces_stress
 from matattn.errors import ConfigError, TrainingError
-from matattn.structure import read, to_tensors
+from matattn.structure import to_tensors
+from matattn.structure_files import read
 from matattn.training import run_log
 from matattn.workflows import property_prediction, training
 

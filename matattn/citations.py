@@ -1,0 +1,135 @@
+"""What to cite: matattn, its networks, and the data behind a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matattn
+
+_CRYSTALFORMER = """@inproceedings{crystalformer,
+  title = {Crystalformer: Infinitely Connected Attention for Periodic Structure Encoding},
+  author = {Taniai, Tatsunori and Igarashi, Ryo and Suzuki, Yuta and Chiba, Naoya and
+            Saito, Kotaro and Ushiku, Yoshitaka and Ono, Kanta},
+  booktitle = {The Twelfth International Conference on Learning Representations},
+  year = {2024},
+  eprint = {2403.11686},
+  archivePrefix = {arXiv},
+}"""
+_MATERIALS_PROJECT = """@article{materials_project,
+  title = {Commentary: The Materials Project: A materials genome approach to accelerating
+           materials innovation},
+  author = {Jain, Anubhav and Ong, Shyue Ping and Hautier, Geoffroy and Chen, Wei and
+            Richards, William Davidson and Dacek, Stephen and Cholia, Shreyas and Gunter, Dan and
+            Skinner, David and Ceder, Gerbrand and Persson, Kristin A.},
+  journal = {APL Materials},
+  volume = {1},
+  pages = {011002},
+  year = {2013},
+  doi = {10.1063/1.4812323},
+}"""
+_MEGNET = """@article{megnet,
+  title = {Graph Networks as a Universal Machine Learning Framework for Molecules and Crystals},
+  author = {Chen, Chi and Ye, Weike and Zuo, Yunxing and Zheng, Chen and Ong, Shyue Ping},
+  journal = {Chemistry of Materials},
+  volume = {31},
+  pages = {3564--3572},
+  year = {2019},
+  doi = {10.1021/acs.chemmater.9b01294},
+}"""
+_JARVIS = """@article{jarvis,
+  title = {The joint automated repository for various integrated simulations ({JARVIS}) for
+           data-driven materials design},
+  author = {Choudhary, Kamal and Garrity, Kevin F. and Reid, Andrew C. E. and others},
+  journal = {npj Computational Materials},
+  volume = {6},
+  pages = {173},
+  year = {2020},
+  doi = {10.1038/s41524-020-00440-1},
+}"""
+_CHGNET = """@article{chgnet,
+  title = {{CHGNet} as a pretrained universal neural network potential for charge-informed
+           atomistic modelling},
+  author = {Deng, Bowen and Zhong, Peichen and Jun, KyuJung and Riebesell, Janosh and Han, Kevin
+            and Bartel, Christopher J. and Ceder, Gerbrand},
+  journal = {Nature Machine Intelligence},
+  volume = {5},
+  pages = {1031--1041},
+  year = {2023},
+  doi = {10.1038/s42256-023-00716-3},
+}"""
+_ELASTICITY = """@article{elasticity,
+  title = {Charting the complete elastic properties of inorganic crystalline compounds},
+  author = {de Jong, Maarten and Chen, Wei and Angsten, Thomas and others},
+  journal = {Scientific Data},
+  volume = {2},
+  pages = {150009},
+  year = {2015},
+  doi = {10.1038/sdata.2015.9},
+}"""
+_MATBENCH = """@article{matbench,
+  title = {Benchmarking materials property prediction methods: the {Matbench} test set and
+           {Automatminer} reference algorithm},
+  author = {Dunn, Alexander and Wang, Qi and Ganose, Alex and Dopp, Daniel and Jain, Anubhav},
+  journal = {npj Computational Materials},
+  volume = {6},
+  pages = {138},
+  year = {2020},
+  doi = {10.1038/s41524-020-00406-3},
+}"""
+_PHONONS = """@article{phonons,
+  title = {High-throughput density-functional perturbation theory phonons for inorganic materials},
+  author = {Petretto, Guido and Dwaraknath, Shyam and Miranda, Henrique P. C. and others},
+  journal = {Scientific Data},
+  volume = {5},
+  pages = {180065},
+  year = {2018},
+  doi = {10.1038/sdata.2018.65},
+}"""
+_OPTIMADE = """@article{optimade,
+  title = {{OPTIMADE}, an {API} for exchanging materials data},
+  author = {Andersen, Casper W. and Armiento, Rickard and Blokhin, Evgeny and others},
+  journal = {Scientific Data},
+  volume = {8},
+  pages = {217},
+  year = {2021},
+  doi = {10.1038/s41597-021-00974-z},
+}"""
+NETWORKS = {"Crystalformer": (_CRYSTALFORMER,)}
+DATA = {
+    "mp2018": (_MATERIALS_PROJECT, _MEGNET),
+    "mp2018_subset": (_MATERIALS_PROJECT, _MEGNET),
+    "mp_bulk_modulus": (_MATERIALS_PROJECT, _ELASTICITY),
+    "mp_shear_modulus": (_MATERIALS_PROJECT, _ELASTICITY),
+    "materials_project": (_MATERIALS_PROJECT,),
+    "optimade": (_OPTIMADE,),
+    "jarvis_dft3d": (_JARVIS,),
+    "jarvis_dft3d_subset": (_JARVIS,),
+    "matbench": (_MATBENCH,),
+    "matbench_phonons": (_MATBENCH, _PHONONS),
+    "prototypes": (_CHGNET, _MATERIALS_PROJECT),
+}
+# Of data whose licence passes on to a model that was trained on them.
+LICENCES = dict.fromkeys(
+    ("mp2018", "mp2018_subset", "mp_bulk_modulus", "mp_shear_modulus", "materials_project"),
+    "CC-BY 4.0",
+)
+
+
+def bibtex(config: Mapping[str, Any] | None = None) -> str:
+    """BibTeX of matattn, and of the network and the data of a bundle's config (else all networks).
+
+    Data that matattn does not know are named in a comment.
+    """
+    software = (
+        "@software{matattn,\n  title = {matattn},\n  author = {{The matattn developers}},\n"
+        f"  version = {{{matattn.__version__}}},\n}}"
+    )
+    if config is None:
+        return "\n\n".join([software, *(entry for known in NETWORKS.values() for entry in known)])
+    data = config.get("data", {}).get("name", "unknown data")
+    task_of = data.partition("_")[0]  # matbench_gap is cited as matbench
+    behind = DATA.get(data) or DATA.get(
+        task_of, (f"% trained on {data}: cite where these data come from",)
+    )
+    return "\n\n".join([software, *NETWORKS[config["network"]], *behind])

@@ -1,0 +1,81 @@
+"""``matattn evaluate``: errors of a model on labelled crystals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(help="A name of `matattn models`, or the model/ folder of a finished run."),
+    ],
+    data: Annotated[
+        str,
+        typer.Argument(help="A data set of `matattn train --help`, or a file as for data=table."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys of the data as in training: data.max_sites=12, data.split=..."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write everything to a JSON file.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Compare predictions with labels: matattn evaluate mp-formation-energy mp2018_subset
+
+    Prints errors beside those of baselines: by split, for formulas that are not in the training
+    rows of the data, by size of the cell, and by chemistry.
+    """
+    from matattn import pretrained
+    from matattn.cli.train import one_line
+    from matattn.errors import MatattnError
+    from matattn.runtime import start_predicting
+
+    try:
+        folder = pretrained.find(model)
+    except MatattnError as error:  # before the slow imports
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    start_predicting()
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from matattn.files import write_json
+    from matattn.kernels.dispatch import BackendError
+    from matattn.workflows import evaluation
+    from matattn.workflows.prediction import Predictor
+    from matattn.workflows.report import results_table
+
+    errors = Console(stderr=True)
+    try:
+        predictor = Predictor.load(folder, device)
+        dataset = evaluation.load_data(data, predictor, overrides or [])
+        with Progress(console=errors, disable=not errors.is_terminal) as progress:
+            bar = progress.add_task("crystals", total=len(dataset.items))
+            result = evaluation.evaluate(
+                predictor, dataset, lambda crystals: progress.advance(bar, crystals)
+            )
+        if output is not None:
+            write_json(output, {"model": model, **result})
+    except (
+        MatattnError, BackendError, HydraException, OmegaConfBaseException, OSError
+    ) as error:  # fmt: skip
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a target's name is long
+    console.print(results_table(result["splits"]))
+    console.print(evaluation.groups_table(result["held_out"]))
+    for name, message in list(result["failed"].items())[:10]:
+        console.print(f"not predicted: {name}: {message}", soft_wrap=True)
+    for remark in [*result["remarks"], f"Comparability: {dataset.note}"]:
+        console.print(remark, soft_wrap=True)

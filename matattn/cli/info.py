@@ -1,0 +1,83 @@
+"""``matattn info``: what a bug report needs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+_PACKAGES = ("torch", "lightning", "torch-geometric", "pymatgen", "numpy", "triton")
+_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "MATATTN_")
+
+
+def info() -> None:
+    """Show versions, hardware, kernel backends and settings: paste this into a bug report."""
+    for key, value in _lines():
+        print(f"{key:<19}{value}")
+
+
+def _lines() -> Iterator[tuple[str, str]]:
+    import matattn
+    from matattn import pretrained
+    from matattn.runtime import cores
+
+    yield "matattn", f"{matattn.__version__} in {Path(matattn.__file__).parent}"
+    yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
+    for package in _PACKAGES:
+        yield package, _version(package)
+    yield "system", platform.platform()
+    yield "processor", f"{_processor()}, {cores()} cores for this process"
+    yield "memory", _memory()
+    try:
+        yield from _backends()
+    except Exception as error:  # a broken PyTorch is what a bug report may be about
+        yield "kernels", f"cannot be loaded: {type(error).__name__}: {error}"
+    yield "models", ", ".join(pretrained.names()) or "none come with this version"
+    folder = os.environ.get("MATATTN_DATA")
+    missing = "" if folder is None or Path(folder).is_dir() else " (no such folder)"
+    yield "data folder", f"{folder}{missing}" if folder else "MATATTN_DATA is not set"
+    for name in sorted(os.environ):
+        if name.startswith(_VARIABLES):
+            yield name, os.environ[name]
+
+
+def _version(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GB"
+    except (AttributeError, ValueError, OSError):  # Windows
+        return "unknown"
+
+
+def _backends() -> Iterator[tuple[str, str]]:
+    """GPUs, and of every backend on every device whether it works or why not."""
+    import torch
+
+    from matattn.kernels.periodic_attention import BACKENDS
+
+    gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    names = (f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GB)" for gpu in gpus)
+    yield "GPU", ", ".join(names) or f"none (CUDA of this PyTorch: {torch.version.cuda})"
+    for device in ("cpu", "cuda") if gpus else ("cpu",):
+        for name, backend in BACKENDS.items():
+            reason = backend.refuses(torch.device(device), torch.float32)
+            works = f"works on {device}{'' if backend.automatic else ', on request'}"
+            yield f"backend {name}", f"not on {device}: {reason}" if reason else works

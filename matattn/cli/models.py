@@ -1,0 +1,56 @@
+"""``matattn models``: the models that come with matattn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def models() -> None:
+    """List the models that come with matattn: what they predict, and how well."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from matattn import pretrained
+
+    if not pretrained.names():
+        print("This version of matattn comes without models; train one: matattn train --help")
+        return
+    title = "Mean absolute errors on validation rows; baseline: linear in composition"
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for column in _TEXTS:
+        table.add_column(column)
+    for column in _NUMBERS:
+        table.add_column(column, justify="right")
+    table.add_column("licence")
+    for name in pretrained.names():
+        for row in _rows(name, pretrained.find(name)):
+            table.add_row(*row)
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(table)
+
+
+_TEXTS = ("name", "target", "unit")
+_NUMBERS = ("error", "baseline", "training rows", "elements", "size")
+
+
+def _rows(name: str, folder: Path) -> Iterator[list[str]]:
+    """A row for each target; what the config does not say is left empty."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    metrics = config.get("metrics", {})
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    for target in config["targets"]:
+        result = metrics.get("val", {}).get(target["name"], {})
+        errors = (result.get("mae"), result.get("baselines", {}).get("linear_composition"))
+        yield [
+            name,
+            target["name"],
+            target["unit"],
+            *("" if error is None else f"{error:.3f}" for error in errors),
+            str(metrics.get("rows", {}).get("train", "")),
+            str(len(config["elements"])),
+            f"{size:.1f} MB",
+            config.get("licence", ""),
+        ]

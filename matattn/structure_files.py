@@ -1,0 +1,297 @@
+"""Crystal structures from files: CIF, POSCAR, extended XYZ, JSON, JSON lines, ASE, and by mp-id.
+
+Nothing here unpickles, or imports a module that a file names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from pymatgen.core import Structure
+
+from matattn.errors import StructureError
+
+# What a parser gives of each structure: its own name or "", its place, and itself or its error.
+Found = Iterator[tuple[str, str, Structure | StructureError]]
+
+
+class Entry(NamedTuple):
+    """A structure with what a table and its messages call it, or the error in its place."""
+
+    id: str
+    path: str
+    place: str
+    structure: Structure | StructureError
+
+
+def read(path: str | Path) -> list[Structure | StructureError]:
+    """All structures of a file (see ``KINDS``).
+
+    An entry of a file of several that cannot be read stands as a StructureError in its place.
+    Raises StructureError, naming the file, when nothing of it can be read.
+    """
+    structures = [entry.structure for entry in entries(path)]
+    if len(structures) == 1 and isinstance(structures[0], StructureError):
+        raise structures[0]
+    return structures
+
+
+def entries(source: str | Path | Iterable[str]) -> Iterator[Entry]:
+    """The structures of a file, or of JSON lines that were read elsewhere, one after the other.
+
+    Never raises: what cannot be read is a StructureError, and the structures before it stay. A
+    structure is called by its own id, else by the name of the file (``name:2`` if of several).
+    """
+    if isinstance(source, str | Path):
+        path, stem = str(source), Path(source).stem
+        found = _parse(Path(source))
+    else:
+        path = stem = "-"  # standard input
+        found = _json_lines(source, path)
+    first, second = next(found, None), next(found, None)
+    if first is None:
+        first = "", path, StructureError(f"{path}: holds no structure")
+    known = [entry for entry in (first, second) if entry is not None]
+    for number, (name, place, structure) in enumerate(chain(known, found), start=1):
+        yield Entry(name or (f"{stem}:{number}" if second else stem), path, place, structure)
+
+
+def is_structure_file(path: Path) -> bool:
+    """Whether the name of a file is one that ``read`` knows."""
+    return not path.is_dir() and _kind(path) is not None
+
+
+def holds_one(path: Path) -> bool:
+    """Whether a file is of a kind with one structure, or few: worth reading in a process."""
+    return _kind(path) in ("CIF", "POSCAR", "pymatgen JSON")
+
+
+def _kind(path: Path) -> str | None:
+    name = path.name.lower()
+    for kind, (pattern, _) in KINDS.items():
+        if re.fullmatch(pattern, name):
+            return kind
+    return None
+
+
+def _parse(path: Path) -> Found:
+    kind = _kind(path)
+    try:
+        if path.is_dir():
+            raise StructureError(f"{path}: is a folder without structure files")
+        if not path.exists() and _MP_ID.fullmatch(str(path)):
+            yield str(path), str(path), _from_materials_project(str(path))
+            return
+        if not path.exists():
+            raise StructureError(f"{path}: no such file")
+        if kind is None:
+            raise StructureError(
+                f"{path}: unknown file type; expected .cif, .vasp, POSCAR*, CONTCAR*, .extxyz, "
+                ".json, .jsonl, .jsonl.gz, .db or .traj (ASE)"
+            )
+        if path.stat().st_size == 0:
+            raise StructureError(f"{path}: the file is empty")
+        yield from KINDS[kind][1](path)
+    except StructureError as error:
+        yield "", str(path), error
+    except ModuleNotFoundError as error:
+        yield "", str(path), _missing(error, str(path))
+    except Exception as error:  # parsers raise whatever they like on damaged files
+        reason = " ".join((str(error) or type(error).__name__).split())
+        yield "", str(path), StructureError(f"{path}: cannot be read as {kind}: {reason}")
+
+
+def _missing(error: ModuleNotFoundError, where: str) -> StructureError:
+    return StructureError(f"{where}: needs the package {error.name}: pip install 'matattn[data]'")
+
+
+def _whole_file(parse: Callable[[Path], Iterable[Structure]]) -> Callable[[Path], Found]:
+    """A parser of a whole file, with what pymatgen only warns of put into its error."""
+
+    def found(path: Path) -> Found:
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always")
+            try:
+                structures = list(parse(path))
+            except Exception as error:
+                reasons = [str(error) or type(error).__name__, *(str(r.message) for r in remarks)]
+                raise ValueError("; ".join(dict.fromkeys(reasons))) from error
+        if any("Elements in POSCAR cannot be determined" in str(r.message) for r in remarks):
+            raise StructureError(
+                f"{path}: has no element symbols (VASP 4); write them in a line above the numbers"
+            )
+        for structure in structures:
+            yield "", str(path), structure
+
+    return found
+
+
+def _cif(path: Path) -> Iterable[Structure]:
+    from pymatgen.io.cif import CifParser
+
+    # An occupancy a little over 1 is rounding; one below 1 is kept, for validate().
+    parser = CifParser(path, occupancy_tolerance=1.01)
+    return parser.parse_structures(primitive=False, check_occu=True)
+
+
+def _poscar(path: Path) -> Iterable[Structure]:
+    return [Structure.from_file(path)]
+
+
+def _json(path: Path) -> Found:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, list):
+        yield _found(_from_json, content, str(path))
+        return
+    for number, entry in enumerate(content, start=1):
+        yield _found(_from_json, entry, f"{path}, entry {number}")
+
+
+def _json_lines_file(path: Path) -> Found:
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig") as lines:
+        yield from _json_lines(lines, str(path))
+
+
+def _json_lines(lines: Iterable[str], where: str) -> Found:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{where}:{number}"
+        try:
+            yield _found(_from_json, json.loads(line), place)
+        except ValueError as error:
+            yield "", place, StructureError(f"{place}: is not JSON: {error}")
+
+
+def _from_json(entry: Any) -> Structure:
+    """A structure from pymatgen's dictionary, or from a row of data.
+
+    Takes lattice, species and coordinates, nothing else: ``Structure.from_dict`` also decodes
+    properties, and imports the modules that they name.
+    """
+    content = entry.get("structure", entry) if isinstance(entry, dict) else {}
+    if {"lattice", "Z", "frac"} <= content.keys():
+        return Structure(content["lattice"], content["Z"], content["frac"])
+    if not {"lattice", "sites"} <= content.keys():
+        raise ValueError(
+            "expected a structure of pymatgen (lattice, sites) or a row of data (id, lattice, Z, "
+            "frac)"
+        )
+    sites = content["sites"]
+    species = [
+        {str(kind["element"]): float(kind["occu"]) for kind in site["species"]} for site in sites
+    ]
+    return Structure(content["lattice"]["matrix"], species, [site["abc"] for site in sites])
+
+
+def parse_extxyz(text: str, where: str) -> Iterator[Any]:
+    """The frames of an extended XYZ file as ASE ``Atoms``."""
+    try:
+        from ase.io import iread
+    except ModuleNotFoundError as error:
+        raise _missing(error, where) from None
+    return iread(io.StringIO(text), index=":", format="extxyz")
+
+
+def _extended_xyz(path: Path) -> Found:
+    frames = parse_extxyz(path.read_text(encoding="utf-8"), str(path))
+    for number, atoms in enumerate(frames, start=1):
+        yield _found(_from_ase, atoms, f"{path}, frame {number}")
+
+
+def _ase_database(path: Path) -> Found:
+    import sqlite3
+
+    from ase.db.sqlite import SQLite3Database
+
+    # ASE would write its tables into a database that has none.
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        tables = database.execute("SELECT name FROM sqlite_master").fetchall()
+    if ("systems",) not in tables:
+        raise StructureError(f"{path}: is not a database of ASE (it has no table 'systems')")
+    rows = SQLite3Database(str(path), create_indices=False, use_lock_file=False)
+    for row in rows.select(include_data=False):
+        _, place, structure = _found(_from_ase, row, f"{path}, row {row.id}")
+        yield f"{path.stem}:{row.id}", place, structure
+
+
+def _ase_trajectory(path: Path) -> Found:
+    from ase.io import ulm  # JSON and arrays; older trajectories are pickles, which it refuses
+
+    with open(path, "rb") as file:
+        header = ulm.Reader(file)
+        if header.get_tag() != "ASE-Trajectory":
+            raise StructureError(f"{path}: is not a trajectory of ASE")
+        for number in range(len(header)):
+            frame = ulm.Reader(file, number)
+            known = {key: frame.get(key, header.get(key)) for key in ("numbers", "pbc")}
+            atoms = SimpleNamespace(positions=frame.positions, cell=frame.cell, **known)
+            yield _found(_from_ase, atoms, f"{path}, frame {number + 1}")
+
+
+def _from_ase(atoms: Any) -> Structure:
+    """From whatever has ASE's numbers, positions (Å), cell (Å) and pbc."""
+    if not np.all(atoms.pbc):
+        raise ValueError('not periodic in all directions (give Lattice="...")')
+    cell, positions = np.asarray(atoms.cell), np.asarray(atoms.positions)
+    return Structure(cell, atoms.numbers, positions, coords_are_cartesian=True)
+
+
+# Kinds of files: how a name (in lower case) looks in full, and the parser.
+KINDS: dict[str, tuple[str, Callable[[Path], Found]]] = {
+    "CIF": (r".*\.m?cif", _whole_file(_cif)),
+    "POSCAR": (r"(poscar|contcar).*|.*\.(vasp|poscar)", _whole_file(_poscar)),
+    "extended XYZ": (r".*\.(ext)?xyz", _extended_xyz),
+    "pymatgen JSON": (r".*\.json", _json),
+    "JSON lines": (r".*\.jsonl(\.gz)?", _json_lines_file),
+    "a database of ASE": (r".*\.db", _ase_database),
+    "a trajectory of ASE": (r".*\.traj", _ase_trajectory),
+}
+
+
+def _found(
+    convert: Callable[[Any], Structure], entry: Any, place: str
+) -> tuple[str, str, Structure | StructureError]:
+    """The id of an entry ("" if it has none), its place, and its structure or what is wrong."""
+    name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
+    try:
+        return name, place, convert(entry)
+    except Exception as error:  # whatever damage makes pymatgen raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return name, place, StructureError(f"{place}: {kind}{' '.join(str(error).split())}")
+
+
+_MP_ID = re.compile(r"mp-[0-9a-z]+")
+
+
+def _from_materials_project(identifier: str) -> Structure:
+    key = os.environ.get("MP_API_KEY")
+    if not key:
+        raise StructureError(
+            f"{identifier}: no such file; to fetch the structure of this name from the Materials "
+            "Project, set MP_API_KEY to your key"
+        )
+    from mp_api.client import MPRester
+
+    try:
+        with MPRester(key, mute_progress_bars=True) as project:
+            structure = project.get_structure_by_material_id(identifier)
+    except Exception as error:  # whatever the client and the network raise
+        reason = " ".join(str(error).split())
+        raise StructureError(f"{identifier}: cannot be fetched: {reason}") from error
+    if not isinstance(structure, Structure):
+        raise StructureError(f"{identifier}: the Materials Project has no structure of this name")
+    return structure
