@@ -109,11 +109,11 @@ DATA = {
     "matbench_phonons": (_MATBENCH, _PHONONS),
     "prototypes": (_CHGNET, _MATERIALS_PROJECT),
 }
-# Of data whose licence passes on to a model that was trained on them.
+# Of data, and so of models that were trained on them.
 LICENCES = dict.fromkeys(
     ("mp2018", "mp2018_subset", "mp_bulk_modulus", "mp_shear_modulus", "materials_project"),
     "CC-BY 4.0",
-)
+) | {"prototypes": "MIT"}
 
 
 def bibtex(config: Mapping[str, Any] | None = None) -> str:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import warnings
+from pathlib import Path
 
 
 def tune_malloc() -> None:
@@ -49,3 +50,13 @@ def peak_memory() -> int:
         return 0
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def processor() -> str:
+    """Name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

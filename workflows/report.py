@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pymatgen.core import Element
 from rich.table import Table
 from torch import Tensor
 
 import matattn
+from matattn.citations import LICENCES
 from matattn.dataset import EVALUATED, PropertyDataset
 from matattn.files import atomic_path
+from matattn.runtime import processor
 from matattn.uncertainty import LEVEL
 from matattn.workflows.prediction import Predictor
 
@@ -139,6 +143,7 @@ def report_text(
 ) -> str:
     """report.md: errors beside baselines, comparability, data, settings, how to use ``model``."""
     network = config["model"]["_target_"].rsplit(".", 1)[-1]
+    threads = torch.get_num_threads()
     lines = [
         f"# {network} on {dataset.name}, seed {config['seed']}",
         "",
@@ -178,9 +183,14 @@ def report_text(
         f"- {metrics['parameters']:,} trainable parameters, "
         f"{metrics['train_time_s']:.0f} s of training, {config['trainer']['max_epochs']} epochs, "
         f"batches of {config['task']['batch_size']} crystals",
+        f"- learning rate {config['optimizer']['lr']:g}",
+        *_origin(config),
+        f"- machine: {processor()}, {threads} thread{'s' * (threads > 1)}",
         f"- rows: {', '.join(f'{split} {count}' for split, count in metrics['rows'].items())}; "
         f"left out of the source: {len(dataset.skipped)}",
         *(f"  - {message}" for message in dataset.skipped[:10]),
+        f"- elements in the training rows: {_symbols(dataset.elements())}",
+        f"- licence of the data: {LICENCES.get(dataset.name, 'see their source')}",
         f"- matattn {matattn.__version__}; configuration: config.yaml; "
         "every prediction: predictions.csv",
         "",
@@ -192,6 +202,17 @@ def report_text(
         "",
     ]
     return "\n".join(lines)
+
+
+def _origin(config: dict[str, Any]) -> list[str]:
+    origin = config["init_from"]
+    if not origin:
+        return []
+    return [f"- started from {origin['path']} (SHA256SUMS: {origin['sha256'][:12]}...)"]
+
+
+def _symbols(elements: Sequence[int]) -> str:
+    return " ".join(Element.from_Z(z).symbol for z in elements)
 
 
 def card_text(report: str) -> str:

@@ -20,14 +20,14 @@ def info() -> None:
 def _lines() -> Iterator[tuple[str, str]]:
     import matattn
     from matattn import pretrained
-    from matattn.runtime import cores
+    from matattn.runtime import cores, processor
 
     yield "matattn", f"{matattn.__version__} in {Path(matattn.__file__).parent}"
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
     for package in _PACKAGES:
         yield package, _version(package)
     yield "system", platform.platform()
-    yield "processor", f"{_processor()}, {cores()} cores for this process"
+    yield "processor", f"{processor()}, {cores()} cores for this process"
     yield "memory", _memory()
     try:
         yield from _backends()
@@ -49,15 +49,6 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _memory() -> str:
