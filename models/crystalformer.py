@@ -174,13 +174,13 @@ class InfinitelyConnectedAttention(nn.Module):
 def _mean_and_std(values: Tensor, orbit_size: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation of values [N, H] over all atoms that the rows stand for.
 
-    The deviation of a single value is taken as 1.
+    The deviation of a single value, or of equal ones, is taken as 1.
     """
     size = values.new_ones(len(values)) if orbit_size is None else orbit_size
     number = size.sum() * values.shape[1]
     mean = (size @ values).sum() / number
     variance = (size @ (values - mean).square()).sum() / (number - 1)
-    return mean, torch.where(number > 1, variance, 1.0).sqrt()
+    return mean, torch.where((number > 1) & (variance > 0), variance, 1.0).sqrt()
 
 
 class CrystalformerBlock(nn.Module):
