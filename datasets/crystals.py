@@ -204,6 +204,10 @@ def labelled(
         labels[:, number] = np.where(np.isfinite(values), values, np.nan)
     if max_sites is not None:
         usable &= table.sites <= max_sites
+    known = np.isfinite(labels).any(axis=1)
+    if (usable & known).any() and (empty := int((usable & ~known).sum())):
+        skipped.append(f"{source}: rows that have none of the labels: {empty}")
+        usable &= known
     rows = np.flatnonzero(usable)
     return rows, labels[rows], properties, skipped
 

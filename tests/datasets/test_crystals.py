@@ -67,6 +67,14 @@ def test_bad_rows_are_left_out_with_a_reason(tmp_path):
         assert part in reasons
 
 
+def test_rows_without_any_label_are_left_out(tmp_path):
+    rows = [row(1), row(2, e_form=None), row(3, e_form=None, k_vrh=None), row(4, k_vrh=None)]
+    path = write(tmp_path / "a.jsonl", rows)
+    data = crystals.load("toy", path, ["e_form", "k_vrh"])
+    assert [item.id for item in data.items] == ["x-1", "x-2", "x-4"]
+    assert data.skipped == [f"{path}: rows that have none of the labels: 1"]
+
+
 def test_splits(tmp_path):
     rows = [row(n, Z=[n % 7 + 1, 17], split=None) for n in range(60)]
     path = write(tmp_path / "a.jsonl", rows)
@@ -228,7 +236,7 @@ def test_jarvis_dft3d_subset(data_dir):
     path = str(data_dir / "crystals" / "jarvis_dft3d_subset.jsonl.gz")
     data = jarvis.load_subset("jarvis_dft3d_subset", path, ["e_form"])
     assert [len(data.rows(split)) for split in ("train", "val", "test")] == [587, 80, 0]
-    assert len(data.items) == 831 and data.skipped == []
+    assert data.skipped == [f"{path}: rows that have none of the labels: {831 - len(data.items)}"]
 
 
 def test_an_absent_table_names_the_download(tmp_path):
