@@ -113,10 +113,11 @@ class Uncertainty:
         errors = calibration[1]
         known = SPREADS[method](network, train[0], distance)
         spread = SPREADS[method](network, calibration[0], distance)
-        # Intervals of training rows shall be narrower by as much as their errors are smaller.
+        # Intervals of training rows shall be narrower by as much as their errors are smaller, but
+        # by no more than a half of the usual width: distances tell only so much.
         ratio = (train[1].nanmean(0) / errors.nanmean(0)).clamp(0.05, 0.95)
         small, large = known.median(0).values, spread.median(0).values
-        floor = ((ratio * large - small) / (1 - ratio)).clamp(min=1e-6)
+        floor = torch.maximum((ratio * large - small) / (1 - ratio), large).clamp(min=1e-6)
         distances = distance(calibration[0])
         far = min(conformal_quantile(distances, FAR), float(distances.max()))
         return cls(method, distance, floor, errors / (spread + floor), far)
