@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from matattn import bundle
+from matattn import bundle, pretrained
 from matattn.ensemble import Ensemble
 from matattn.units import Property
 
@@ -23,9 +23,9 @@ class HasOutputLayer(Protocol):
 def adopt(config: dict[str, Any]) -> dict[str, Any]:
     """``config`` with the network of the model that ``init_from`` names, and with its checksum.
 
-    Raises BundleError when it cannot be read.
+    Raises BundleError when there is no such model, or it cannot be read.
     """
-    folder = Path(config["init_from"])
+    folder = pretrained.find(config["init_from"])
     _, description, _ = bundle.load(folder)
     arguments = {k: v for k, v in description["arguments"].items() if k != "num_targets"}
     target = f"{bundle.NETWORKS[description['network']]}.{description['network']}"
@@ -39,13 +39,13 @@ def start_from(
     targets: Sequence[Property],
     normaliser: tuple[Tensor, Tensor],
 ) -> None:
-    """Give ``network`` the weights of a saved model with the same constructor arguments.
+    """Give ``network`` the weights of a model (name or folder) with the same constructor arguments.
 
     A target that the model already predicts keeps its row of the output layer, so that the training
     starts from the model's predictions; the rows of new targets stay as they are. ``normaliser`` is
     the mean and the standard deviation [T] of the new labels. Of an ensemble, the first member.
     """
-    source, description, _ = bundle.load(model)
+    source, description, _ = bundle.load(pretrained.find(model))
     if isinstance(source, Ensemble):
         source = source.members[0]
     output = cast(HasOutputLayer, network).output_layer()

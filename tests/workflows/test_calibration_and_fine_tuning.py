@@ -160,6 +160,13 @@ def test_fine_tuning_takes_the_network_of_the_model(calibrated, table, tmp_path)
     assert bundle.fingerprint(folder / "model") in recorded
 
 
+def test_a_shipped_model_can_be_the_start(table, tmp_path):
+    short = ["init_from=mp-bulk-modulus", "trainer.max_epochs=1"]  # an ensemble: its first member
+    metrics = run(table, tmp_path, *short, targets="e_form")
+    assert metrics["parameters"] > 800_000
+    assert "mp-bulk-modulus" in (tmp_path / "report.md").read_text()
+
+
 def test_a_model_that_is_not_there_is_named(table, tmp_path):
     with pytest.raises(BundleError, match="no-such-model"):
         run(table, tmp_path, "init_from=no-such-model")
