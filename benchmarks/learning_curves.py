@@ -41,7 +41,7 @@ STARTS = {
     "from scratch": [*SCRATCH, "optimizer.lr=1e-3"],
     "fine-tuned": ["model=crystalformer_published", f"init_from={MODEL}"],
 }
-STEPS = 2000
+STEPS = 1000
 BATCH = 32
 
 

@@ -75,6 +75,8 @@ def evaluate(
         console = Console(width=160)  # a target's name is long
     console.print(results_table(result["splits"]))
     console.print(evaluation.groups_table(result["held_out"]))
+    for message in dataset.skipped[:10]:
+        console.print(f"left out: {message}", soft_wrap=True, markup=False)
     for name, message in list(result["failed"].items())[:10]:
         console.print(f"not predicted: {name}: {message}", soft_wrap=True)
     for remark in [*result["remarks"], f"Comparability: {dataset.note}"]:

@@ -129,7 +129,7 @@ def table(tmp_path):
          "split": "val" if n > 8 else "train"} for n in range(12)
     ]  # fmt: skip
     path = tmp_path / "mine.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path.write_text("\n".join([*map(json.dumps, rows), "{broken"]))
     return path
 
 
@@ -138,7 +138,7 @@ def test_evaluate(shipped, table, tmp_path):
     result = run("evaluate", "mp-formation-energy", table, "data.max_sites=2", "-o", output)
     assert result.exit_code == 0, result.stderr
     for text in ("Mean absolute errors", "halides (F Cl Br I)", "1 to 4 sites", "eV/atom",
-                 "linear in composition"):  # fmt: skip
+                 "linear in composition", "mine.jsonl:13: "):  # fmt: skip
         assert text in result.stdout
     saved = json.loads(output.read_text())
     assert saved["model"] == "mp-formation-energy" and saved["data"]["name"] == "mine.jsonl"
