@@ -60,6 +60,7 @@ def run(data: str, start: str, rows: int, seed: int, root: Path) -> dict[str, An
                 f"task.batch_size={BATCH}",
                 "task.calibration=0",
                 f"trainer.max_epochs={epochs}",
+                "+trainer.limit_val_batches=0",  # nothing is chosen by them, and it takes longer
                 f"paths.output_dir={folder}",
             ],
         )
