@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -65,3 +66,11 @@ def data_dir() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"MATATTN_DATA={folder} is not a folder")
     return Path(folder)
+
+
+@pytest.fixture
+def keyboard():
+    """Ctrl-C as in a terminal: processes that a shell puts into the background ignore it."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)

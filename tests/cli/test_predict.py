@@ -174,14 +174,6 @@ def test_processes_change_nothing(model, files, monkeypatch):
     assert rows == expected and " in " in result.stderr and " process" in result.stderr
 
 
-@pytest.fixture
-def keyboard():
-    """Ctrl-C as in a terminal: shells let processes in the background ignore it."""
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, earlier)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_what_is_finished(model, files, monkeypatch, keyboard, number):
     monkeypatch.setattr(screening, "CHUNK", 1)

@@ -61,7 +61,7 @@ def test_help_shows_commands(tmp_path):
     "number, status, message",
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "termin")],
 )
-def test_a_signal_stops_the_run_so_that_it_can_resume(tmp_path, number, status, message):
+def test_a_signal_stops_the_run_so_that_it_can_resume(tmp_path, number, status, message, keyboard):
     rows = [
         {
             "id": n,
