@@ -290,8 +290,8 @@ def _from_materials_project(identifier: str) -> Structure:
         with MPRester(key, mute_progress_bars=True) as project:
             structure = project.get_structure_by_material_id(identifier)
     except Exception as error:  # whatever the client and the network raise
-        reason = " ".join(str(error).split())
-        raise StructureError(f"{identifier}: cannot be fetched: {reason}") from error
+        reason = " ".join(str(error).replace(key, "MP_API_KEY").split())
+        raise StructureError(f"{identifier}: cannot be fetched: {reason}") from None
     if not isinstance(structure, Structure):
         raise StructureError(f"{identifier}: the Materials Project has no structure of this name")
     return structure

@@ -218,7 +218,7 @@ def test_materials_project_ids(monkeypatch, tmp_path, salt):
 
         def get_structure_by_material_id(self, identifier):
             if identifier == "mp-2":
-                raise OSError("no network")
+                raise OSError("no network for ?key=secret")
             return salt if identifier == "mp-22862" else None
 
     client = ModuleType("mp_api.client")
@@ -229,8 +229,9 @@ def test_materials_project_ids(monkeypatch, tmp_path, salt):
     assert entry.id == "mp-22862" and entry.structure == salt
     with pytest.raises(StructureError, match="mp-1: the Materials Project has no structure"):
         read("mp-1")
-    with pytest.raises(StructureError, match="mp-2: cannot be fetched.*no network"):
+    with pytest.raises(StructureError, match="mp-2: cannot be fetched.*no network") as caught:
         read("mp-2")
+    assert "secret" not in str(caught.value)
     salt.to(filename="mp-3.cif")
     assert len(read("mp-3.cif")) == 1
 
