@@ -7,7 +7,6 @@ networks named in ``NETWORKS``. ``uncertainty.safetensors`` is there when the mo
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from matattn.ensemble import Ensemble
 from matattn.errors import BundleError
-from matattn.files import write_json, write_text
+from matattn.files import sha256, write_json, write_text
 from matattn.uncertainty import Uncertainty
 
 NETWORKS = {"Crystalformer": "matattn.models.crystalformer"}
@@ -63,7 +62,7 @@ def save(
         _save_tensors(uncertainty.tensors(), partial / _UNCERTAINTY)
     write_json(partial / "config.json", content)
     write_text(partial / "card.md", card)
-    sums = "".join(f"{_sha256(partial / name)}  {name}\n" for name in files)
+    sums = "".join(f"{sha256(partial / name)}  {name}\n" for name in files)
     write_text(partial / "SHA256SUMS", sums)
     if folder.exists():
         shutil.rmtree(folder)
@@ -118,7 +117,7 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
 
 def fingerprint(folder: str | Path) -> str:
     """SHA-256 of a bundle's checksums: tells models apart."""
-    return _sha256(Path(folder) / "SHA256SUMS")
+    return sha256(Path(folder) / "SHA256SUMS")
 
 
 def _verify(folder: Path) -> None:
@@ -137,11 +136,7 @@ def _verify(folder: Path) -> None:
     for name in (*_FILES, *optional):
         if name not in expected or not (folder / name).is_file():
             raise BundleError(f"{folder}/{name}: missing; copy the whole folder again")
-        if _sha256(folder / name) != expected[name]:
+        if sha256(folder / name) != expected[name]:
             raise BundleError(
                 f"{folder}/{name}: checksum differs from SHA256SUMS; the file is damaged"
             )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -195,13 +195,13 @@ def prepare(config: dict[str, Any]) -> Prepared:
     if task["select"] == "best" and not len(dataset.rows("val")):
         raise ConfigError(f"task.select=best needs validation rows, and {dataset.name} has none")
     schedule = build(optimizer["schedule"], "optimizer.schedule")
-    networks = []
+    networks, normaliser = [], _normaliser(dataset)
     for member in range(task["members"]):
         L.seed_everything(config["seed"] + member, workers=True, verbose=False)
         networks.append(build(config["model"], "model", num_targets=len(dataset.targets)))
         if config["init_from"]:
             path = config["init_from"]["path"]
-            start_from(networks[-1], path, dataset.targets, _normaliser(dataset))
+            start_from(networks[-1], path, dataset.targets, normaliser)
     return Prepared(dataset, networks, schedule, dataset.fingerprint())
 
 

@@ -119,19 +119,16 @@ def calibration_plot(
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
     for split, style in (("val", "-"), ("test", "--")):
-        rows = dataset.rows(split)
+        if not len(rows := dataset.rows(split)):
+            continue
+        true = labels[rows]
+        ends = (predictor.intervals(features[rows], float(level)) for level in levels)
+        inside = np.stack([(lower <= true) & (true <= upper) for lower, upper in ends])
         for column, target in enumerate(dataset.targets):
-            known = rows[~np.isnan(labels[rows, column])]
-            if not len(known):
-                continue
-            inside = []
-            for level in levels:
-                lower, upper = predictor.intervals(features[known], float(level))
-                true = labels[known, column]
-                within = (lower[:, column] <= true) & (true <= upper[:, column])
-                inside.append(within.mean())
-            label = f"{target.name}, {split} ({len(known)} rows)"
-            axes.plot(levels, inside, style, color=f"C{column}", label=label)
+            if (known := ~np.isnan(true[:, column])).any():
+                label = f"{target.name}, {split} ({known.sum()} rows)"
+                shares = inside[:, known, column].mean(1)
+                axes.plot(levels, shares, style, color=f"C{column}", label=label)
     axes.set(xlabel="level of the interval", ylabel="share of true values inside")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

@@ -118,11 +118,8 @@ def _check_same(
         raise ConfigError(
             f"{folder}: the data have changed since this run began; overwrite=true trains again"
         )
-    different = [
-        place
-        for key, value in _what_matters(config).items()
-        for place in _differences(_what_matters(earlier).get(key), value, key)
-    ]
+    old, new = _what_matters(earlier), _what_matters(config)
+    different = [place for key in new for place in _differences(old.get(key), new[key], key)]
     if different:
         raise ConfigError(
             f"{folder} holds a run of another configuration ({', '.join(different)} differ); "
