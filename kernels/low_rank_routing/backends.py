@@ -1,0 +1,20 @@
+"""The implementations of low-rank routing, best first."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from ..dispatch import Backend, choose
+from . import reference, torch_ops
+
+BACKENDS = {
+    "torch": Backend(torch_ops),
+    "reference": Backend(reference, automatic=False),
+}
+
+
+def find(requested: str, k: Tensor) -> ModuleType:
+    """The module that takes tokens like ``k``; raises BackendError when there is none."""
+    return BACKENDS[choose("low_rank_routing", BACKENDS, requested, k.device, k.dtype)].module

@@ -1,0 +1,75 @@
+r"""Low-rank routing of meshes whose tokens are spread over processes (README.md section 5).
+
+Only the latents are exchanged: forward the largest logit, and the sums over a shard of
+:math:`e^S` and :math:`e^S v` (H M (D + 2) numbers a mesh), backward :math:`\bar z` (H M D numbers).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .arguments import check_ends, pack, unpack
+from .backends import find
+
+
+def sharded_low_rank_routing(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    decode_q: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    scale: float = 1.0,
+    backend: str = "auto",
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """``low_rank_routing`` where every process of ``group`` holds a part of each mesh's tokens.
+
+    Every process gives the same q and as many meshes, with its own tokens of each (none is fine),
+    and gets y of its tokens. Gradients are those of the sum of all processes' losses; for q, as for
+    every parameter that processes share, each gets its own part, to be added over the processes.
+    Arguments, results and errors are otherwise those of ``low_rank_routing``.
+    """
+    packed = pack(q, k, v, decode_q, cu_seqlens)
+    check_ends(packed.ptr, len(packed.k))
+    return unpack(_Sharded.apply(*packed, scale, backend, group), k)
+
+
+def merge_shards(z: Tensor, lse: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """z [B, H, M, D] and lse [B, H, M] of whole meshes, from those of the processes' shards."""
+    largest = lse.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+    largest = largest.clamp_(min=torch.finfo(lse.dtype).min)  # -inf: a mesh without tokens
+    mass = (lse - largest).exp()[..., None]
+    sums = torch.cat([mass, mass * z], -1)
+    dist.all_reduce(sums, dist.ReduceOp.SUM, group)
+    mass, numerator = sums[..., :1], sums[..., 1:]
+    z = torch.where(mass > 0, numerator / mass, torch.zeros_like(numerator))
+    return z, largest + mass[..., 0].log()
+
+
+class _Sharded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, decode_q, k, v, ptr, scale, backend, group):
+        run = find(backend, k)
+        z, lse_encode = merge_shards(*run.encode(q, k, v, ptr, scale), group)
+        y, lse_decode = run.decode(q if decode_q is None else decode_q, k, z, ptr, scale)
+        ctx.save_for_backward(q, decode_q, k, v, ptr, y, z, lse_encode, lse_decode)
+        ctx.run, ctx.scale, ctx.group = run, scale, group
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        q, decode_q, k, v, ptr, y, z, lse_encode, lse_decode = ctx.saved_tensors
+        second = q if decode_q is None else decode_q
+        grad_z = ctx.run.latent_gradient(grad_y, second, k, lse_decode, ptr, ctx.scale)
+        dist.all_reduce(grad_z, dist.ReduceOp.SUM, ctx.group)
+        grad_q, grad_decode_q, grad_k, grad_v = ctx.run.token_gradients(
+            grad_y, q, decode_q, k, v, y, z, grad_z, lse_encode, lse_decode, ptr, ctx.scale
+        )
+        grads = (grad_q, None if decode_q is None else grad_decode_q, grad_k, grad_v)
+        return *grads, None, None, None, None

@@ -1,0 +1,182 @@
+"""The ``torch`` backend: vectorised PyTorch on any device (README.md section 3).
+
+On CPUs the two softmaxes forward are PyTorch's flash attention. Elsewhere, and backward, scores are
+made for a chunk of tokens at a time. Arguments and results are those of ``reference``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**18  # scores in memory at a time: 1 MB in float32, so that they stay in cache
+
+
+def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    exact = _exact(k.dtype)
+    z = q.new_zeros(len(ptr) - 1, *q.shape[1:], dtype=exact)
+    lse = q.new_full(z.shape[:3], -torch.inf, dtype=exact)
+    for meshes, rows in _groups(ptr):
+        queries, keys, values = (
+            _queries(q, meshes),
+            _tokens(k, meshes, rows),
+            _tokens(v, meshes, rows),
+        )
+        if _has_flash(k):
+            z[meshes], lse[meshes] = _flash(queries, keys, values, scale)
+            continue
+        largest = torch.full_like(lse[meshes], -torch.inf)
+        total, numerator = torch.zeros_like(largest), torch.zeros_like(z[meshes])
+        for chunk in _chunks(queries, keys.shape[2]):
+            scores = _scores(queries, keys[:, :, chunk], scale)
+            highest = torch.maximum(largest, scores.amax(-1))
+            weights = scores.sub_(highest[..., None]).exp_()
+            shrink = (largest - highest).exp_()
+            total = total.mul_(shrink).add_(weights.sum(-1))
+            numerator.mul_(shrink[..., None]).add_(weights @ values[:, :, chunk].to(exact))
+            largest = highest
+        z[meshes], lse[meshes] = numerator / total[..., None], largest + total.log()
+    return z, lse
+
+
+def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    y, lse = k.new_empty(k.shape), k.new_empty(k.shape[:2], dtype=_exact(k.dtype))
+    for meshes, rows in _groups(ptr):
+        queries, keys, latents = _queries(q, meshes), _tokens(k, meshes, rows), z[meshes]
+        mixed, sums = _tokens(y, meshes, rows), _tokens(lse[..., None], meshes, rows)
+        if _has_flash(k):
+            out, logs = _flash(keys, queries, latents, scale)
+            mixed.copy_(out)
+            sums.copy_(logs[..., None])
+            continue
+        for chunk in _chunks(queries, keys.shape[2]):
+            scores = _scores(queries, keys[:, :, chunk], scale).mT
+            total = scores.logsumexp(-1, keepdim=True)
+            mixed[:, :, chunk] = ((scores - total).exp_() @ latents).to(k.dtype)
+            sums[:, :, chunk] = total
+    return y, lse
+
+
+def latent_gradient(
+    grad_y: Tensor, q: Tensor, k: Tensor, lse_decode: Tensor, ptr: Tensor, scale: float
+) -> Tensor:
+    grad_z = q.new_zeros(len(ptr) - 1, *q.shape[1:], dtype=_exact(k.dtype))
+    for meshes, rows in _groups(ptr):
+        queries, keys = _queries(q, meshes), _tokens(k, meshes, rows)
+        received = _tokens(grad_y, meshes, rows)
+        sums = _tokens(lse_decode[..., None], meshes, rows).mT
+        for chunk in _chunks(queries, keys.shape[2]):
+            p = _scores(queries, keys[:, :, chunk], scale).sub_(sums[..., chunk]).exp_()
+            grad_z[meshes] += p @ received[:, :, chunk].to(p.dtype)
+    return grad_z
+
+
+def token_gradients(
+    grad_y: Tensor,
+    q: Tensor,
+    decode_q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    y: Tensor,
+    z: Tensor,
+    grad_z: Tensor,
+    lse_encode: Tensor,
+    lse_decode: Tensor,
+    ptr: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    exact = _exact(k.dtype)
+    grad_q = torch.zeros(q.shape, dtype=exact, device=q.device)
+    grad_decode_q = grad_q.new_empty(0) if decode_q is None else torch.zeros_like(grad_q)
+    grad_k, grad_v = k.new_empty(k.shape), k.new_empty(k.shape)
+    delta_encode = (grad_z * z).sum(-1, keepdim=True)
+    delta_decode = (grad_y.to(exact) * y).sum(-1, keepdim=True)
+    for meshes, rows in _groups(ptr):
+        queries = _queries(q, meshes)
+        second = queries if decode_q is None else _queries(decode_q, meshes)
+        tokens = (k, v, grad_y, delta_decode, lse_decode[..., None], grad_k, grad_v)
+        parts = [_tokens(t, meshes, rows) for t in tokens]
+        latents, grad_latents, sums = z[meshes], grad_z[meshes], lse_encode[meshes][..., None]
+        # The last columns subtract the row terms: [z, -1] @ [dy, dy . y]^T = z dy^T - dy . y.
+        left_decode = torch.cat([latents, torch.full_like(sums, -1.0)], -1)
+        left_encode = torch.cat([grad_latents, -delta_encode[meshes]], -1)
+        for chunk in _chunks(queries, parts[0].shape[2]):
+            keys, values, received, delta, logs, out_k, out_v = (t[:, :, chunk] for t in parts)
+            keys, values, received = (t.to(exact) for t in (keys, values, received))
+            scores = _scores(queries, keys, scale)
+            e = (scores - sums).exp_()
+            if decode_q is not None:
+                scores = _scores(second, keys, scale)
+            p = scores.sub_(logs.mT).exp_()
+            out_v.copy_(e.mT @ grad_latents)
+            e *= left_encode @ torch.cat([values, torch.ones_like(delta)], -1).mT
+            right = torch.cat([received, delta], -1).mT
+            if decode_q is None:
+                e.addcmul_(p, left_decode @ right)
+                out_k.copy_((e.mT @ queries.to(exact)).mul_(scale))
+            else:
+                p *= left_decode @ right
+                out_k.copy_((e.mT @ queries.to(exact) + p.mT @ second.to(exact)).mul_(scale))
+                _accumulate(grad_decode_q, p @ keys, meshes)
+            _accumulate(grad_q, e @ keys, meshes)
+    grads_q = (t.mul_(scale).to(q.dtype) for t in (grad_q, grad_decode_q))
+    return *grads_q, grad_k, grad_v
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """The precision of scores, latents and sums: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _groups(ptr: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Runs of meshes of one size: their numbers and all their rows. Empty meshes are left out."""
+    ends = ptr.tolist()
+    first = 0
+    for mesh in range(1, len(ends)):
+        size = ends[first + 1] - ends[first]
+        if mesh == len(ends) - 1 or ends[mesh + 1] - ends[mesh] != size:
+            if size:
+                yield slice(first, mesh), slice(ends[first], ends[mesh])
+            first = mesh
+
+
+def _tokens(x: Tensor, meshes: slice, rows: slice) -> Tensor:
+    """A view [B, H, N, D] of packed tokens [T, H, D] of meshes of one size."""
+    return x[rows].unflatten(0, (meshes.stop - meshes.start, -1)).transpose(1, 2)
+
+
+def _queries(q: Tensor, meshes: slice) -> Tensor:
+    """q [B, H, M, D] of a run of meshes."""
+    return q.expand(meshes.stop - meshes.start, -1, -1, -1) if len(q) == 1 else q[meshes]
+
+
+def _accumulate(grad: Tensor, part: Tensor, meshes: slice) -> None:
+    if len(grad) == 1:
+        grad += part.sum(0, keepdim=True)
+    else:
+        grad[meshes] += part
+
+
+def _chunks(queries: Tensor, count: int) -> Iterator[slice]:
+    """Slices of the tokens, so that scores stay small."""
+    size = max(32, CHUNK_ELEMENTS // queries[..., 0].numel())
+    for begin in range(0, count, size):
+        yield slice(begin, min(begin + size, count))
+
+
+def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """S [B, H, M, n] of a chunk, at least in float32."""
+    exact = _exact(keys.dtype)
+    return (queries.to(exact) * scale) @ keys.to(exact).mT
+
+
+def _has_flash(k: Tensor) -> bool:
+    return k.device.type == "cpu" and k.dtype in (torch.float32, torch.float64)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(s q k^T) v [B, H, Q, D] and the logarithm of the softmax's sums [B, H, Q]."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return flash(q, k, v, 0.0, False, scale=scale)
