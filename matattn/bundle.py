@@ -22,7 +22,11 @@ from matattn.errors import BundleError
 from matattn.files import sha256, write_json, write_text
 from matattn.uncertainty import Uncertainty
 
-NETWORKS = {"Crystalformer": "matattn.models.crystalformer"}
+NETWORKS = {
+    "Crystalformer": "matattn.models.crystalformer",
+    "FLARE": "matattn.models.flare",
+    "FullAttention": "matattn.models.flare",
+}
 FORMAT = 1
 REQUIRED = ("format", "network", "arguments", "targets", "normaliser", "elements")
 _FILES = ("model.safetensors", "config.json", "card.md")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from matattn import bundle
 from matattn.batch import CrystalBatch, collate
 from matattn.ensemble import HasFeatures
+from matattn.mesh_batch import MeshBatch
 from matattn.neighbors import HasImageRule
 from matattn.structure import tensors_from_arrays
 
@@ -32,19 +33,24 @@ EXACT = 1e-9
 
 
 class ModelContract:
-    """What holds for every network whose input is a list of samples and whose output is [B, T].
+    """What holds for every network whose input is a list of samples.
 
-    Subclasses set ``network_class`` and ``arguments``, and give ``samples`` and ``batch``.
+    Subclasses set ``network_class`` and ``arguments``, and give ``samples`` and ``batch``; and
+    ``rows`` where the output has not one row per sample.
     """
 
     network_class: type[nn.Module]
     arguments: dict[str, Any]
 
-    def samples(self) -> list[dict[str, Tensor]]:
+    def samples(self) -> list[Any]:
         raise NotImplementedError
 
-    def batch(self, network: nn.Module, samples: list[dict[str, Tensor]]) -> Any:
+    def batch(self, network: nn.Module, samples: list[Any]) -> Any:
         raise NotImplementedError
+
+    def rows(self, samples: list[Any]) -> list[int]:
+        """Rows of the output for each sample."""
+        return [1] * len(samples)
 
     def network(self) -> nn.Module:
         """A float64 network as it is after some training: no parameter is at its initial value."""
@@ -56,26 +62,21 @@ class ModelContract:
             network.train()(self.batch(network, self.samples()))
         return network.eval()
 
-    def output(self, network: nn.Module, samples: list[dict[str, Tensor]]) -> Tensor:
+    def output(self, network: nn.Module, samples: list[Any]) -> Tensor:
         with torch.no_grad():
             return network(self.batch(network, samples))
 
-    def test_output_has_a_row_per_sample(self) -> None:
+    def test_output_has_the_rows_of_its_samples(self) -> None:
         output = self.output(self.network(), self.samples())
-        assert output.shape == (len(self.samples()), self.arguments.get("num_targets", 1))
+        assert output.shape == (
+            sum(self.rows(self.samples())),
+            self.arguments.get("num_targets", 1),
+        )
         assert output.isfinite().all()
 
     def test_outputs_differ_between_samples(self) -> None:
         output = self.output(self.network(), self.samples())
         assert output.std(0).min() > 1e-3
-
-    def test_output_is_a_readout_of_features(self) -> None:
-        network, samples = self.network(), self.samples()
-        with torch.no_grad():
-            features = cast(HasFeatures, network).features(self.batch(network, samples))
-            assert features.shape[0] == len(samples) and features.ndim == 2
-            read = cast(HasFeatures, network).readout(features)
-        assert torch.equal(read, self.output(network, samples))
 
     def test_batch_equals_loop(self) -> None:
         network, samples = self.network(), self.samples()
@@ -84,8 +85,8 @@ class ModelContract:
 
     def test_order_of_samples_does_not_matter(self) -> None:
         network, samples = self.network(), self.samples()
-        backwards = self.output(network, samples[::-1]).flip(0)
-        assert_close(self.output(network, samples), backwards)
+        parts = self.output(network, samples[::-1]).split(self.rows(samples[::-1]))
+        assert_close(self.output(network, samples), torch.cat(parts[::-1]))
 
     def test_same_input_gives_the_same_bits(self) -> None:
         network, samples = self.network(), self.samples()
@@ -148,6 +149,14 @@ class CrystalContract(ModelContract):
         network, samples = self.network(), self.samples()
         changed = [change(dict(sample)) for sample in samples]
         assert_close(self.output(network, changed), self.output(network, samples))
+
+    def test_output_is_a_readout_of_features(self) -> None:
+        network, samples = self.network(), self.samples()
+        with torch.no_grad():
+            features = cast(HasFeatures, network).features(self.batch(network, samples))
+            assert features.shape[0] == len(samples) and features.ndim == 2
+            read = cast(HasFeatures, network).readout(features)
+        assert torch.equal(read, self.output(network, samples))
 
     def test_rotation(self) -> None:
         rotation = random_rotation()
@@ -214,6 +223,39 @@ class CrystalContract(ModelContract):
         stretched = sample | {"cell": sample["cell"] * 1.05}
         difference = self.output(network, [stretched]) - self.output(network, [sample])
         assert difference.abs().max() > 1e-4
+
+
+class MeshContract(ModelContract):
+    """What also holds for networks of fields on meshes: one row per node, in the nodes' order."""
+
+    def samples(self) -> list[Any]:
+        generator = torch.Generator().manual_seed(7)
+        inputs = self.arguments["num_inputs"]
+        return [
+            2 * torch.rand(nodes, inputs, generator=generator, dtype=torch.float64) - 1
+            for nodes in (9, 1, 30, 30)
+        ]
+
+    def rows(self, samples: list[Any]) -> list[int]:
+        return [len(sample) for sample in samples]
+
+    def batch(self, network: nn.Module, samples: list[Any]) -> MeshBatch:
+        dtype = next(network.parameters()).dtype
+        ends = torch.tensor([0, *self.rows(samples)]).cumsum(0)
+        return MeshBatch(torch.cat(samples).to(dtype), ends, torch.empty(0))
+
+    def test_permutation_of_nodes(self) -> None:
+        network, sample = self.network(), self.samples()[2]
+        order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(1))
+        permuted = self.output(network, [sample[order]])
+        assert_close(permuted, self.output(network, [sample])[order])
+
+    def test_every_node_sees_the_whole_mesh(self) -> None:
+        network, sample = self.network(), self.samples()[2]
+        moved = sample.clone()
+        moved[-1] += 0.5
+        difference = (self.output(network, [moved]) - self.output(network, [sample])).abs().amax(1)
+        assert difference.min() > 1e-9
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = EXACT) -> None:

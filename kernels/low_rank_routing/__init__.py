@@ -6,6 +6,8 @@ of a mesh spread over processes; README.md derives both, ``reference.py`` states
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -96,7 +98,8 @@ def _backward(grad_y, q, decode_q, k, v, ptr, y, z, lse_encode, lse_decode, scal
 
 @torch.library.register_fake("matattn::low_rank_routing")
 def _fake_forward(q, decode_q, k, v, ptr, scale, backend):
-    meshes, heads, latents, dim = ptr.shape[0] - 1, *q.shape[1:]
+    meshes = ptr.shape[0] - 1
+    _, heads, latents, dim = q.shape
     dtype = torch.promote_types(k.dtype, torch.float32)
     return (
         k.new_empty(k.shape),
@@ -143,9 +146,10 @@ def _backward_autograd(ctx, *grads_of_grads):
     """Second derivatives, through the reference formula; y, z and lse have none of their own."""
     *tensors, ptr = ctx.saved_tensors
     with torch.enable_grad():
-        inputs = [None if t is None else t.detach().requires_grad_() for t in tensors]
+        inputs: list[Any] = [None if t is None else t.detach().requires_grad_() for t in tensors]
         grad_y, *leaves = inputs
-        y = reference.routing(*leaves, ptr, ctx.scale)
+        q, decode_q, k, v = leaves
+        y = reference.routing(q, decode_q, k, v, ptr, ctx.scale)
         used = [t for t in leaves if t is not None]
         grads = torch.autograd.grad(y, used, grad_y, create_graph=True)
         received = [g for t, g in zip(leaves, grads_of_grads, strict=True) if t is not None]

@@ -42,7 +42,7 @@ def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[
         scores = _scores(q.double(), k.double(), mesh, rows, scale)
         z[mesh] = torch.einsum("hmn,nhd->hmd", scores.softmax(-1), v[rows].double())
         lse[mesh] = scores.logsumexp(-1)
-    return _as(k, z, lse)
+    return _keep(z, k), _keep(lse, k)
 
 
 def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[
         scores = _scores(q.double(), k.double(), mesh, rows, scale)
         y[rows] = torch.einsum("hmn,hmd->nhd", scores.softmax(-2), z[mesh].double())
         lse[rows] = scores.logsumexp(-2).T
-    return y.to(k.dtype), *_as(k, lse)
+    return y.to(k.dtype), _keep(lse, k)
 
 
 def latent_gradient(
@@ -65,7 +65,7 @@ def latent_gradient(
         scores = _scores(q.double(), k.double(), mesh, rows, scale)
         p = (scores - lse_decode[rows].T[:, None].double()).exp()
         grad_z[mesh] = torch.einsum("hmn,nhd->hmd", p, grad_y[rows].double())
-    return _as(k, grad_z)[0]
+    return _keep(grad_z, k)
 
 
 def token_gradients(
@@ -110,7 +110,7 @@ def token_gradients(
         grad_v[rows] = (e.mT @ grad_z_).transpose(0, 1)
     if decode_q is None:
         grad_first, grad_second = grad_first + grad_second, grad_first.new_empty(0)
-    return tuple(t.to(dtype) for t in (grad_first, grad_second, grad_k, grad_v))  # type: ignore[return-value]
+    return grad_first.to(dtype), grad_second.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
 
 def _meshes(ptr: Tensor) -> Iterator[tuple[int, slice]]:
@@ -126,6 +126,6 @@ def _scores(q: Tensor, k: Tensor, mesh: int, rows: slice, scale: float) -> Tenso
     return scale * torch.einsum("hmd,nhd->hmn", q[mesh % len(q)], k[rows])
 
 
-def _as(k: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """What is kept of latents and sums: in the tokens' precision, but at least in float32."""
-    return tuple(t.to(torch.promote_types(k.dtype, torch.float32)) for t in tensors)
+def _keep(x: Tensor, k: Tensor) -> Tensor:
+    """Latents and sums in the precision that is kept of them: the tokens', but float32 at least."""
+    return x.to(torch.promote_types(k.dtype, torch.float32))

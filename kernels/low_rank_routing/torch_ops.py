@@ -121,8 +121,8 @@ def token_gradients(
                 out_k.copy_((e.mT @ queries.to(exact) + p.mT @ second.to(exact)).mul_(scale))
                 _accumulate(grad_decode_q, p @ keys, meshes)
             _accumulate(grad_q, e @ keys, meshes)
-    grads_q = (t.mul_(scale).to(q.dtype) for t in (grad_q, grad_decode_q))
-    return *grads_q, grad_k, grad_v
+    grad_q, grad_decode_q = (t.mul_(scale).to(q.dtype) for t in (grad_q, grad_decode_q))
+    return grad_q, grad_decode_q, grad_k, grad_v
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

@@ -1,0 +1,399 @@
+r"""FLARE: networks for fields on meshes whose nodes talk through a few latents per head.
+
+Puri, Joglekar, Bandreddi, Ferguson, Chen, Zhang, Kara: "FLARE: Fast Low-rank Attention Routing
+Engine", arXiv 2508.12594; and FLARE++ (arXiv 2608.11519), whose latent queries depend on the mesh.
+``FullAttention`` is the same network with softmax attention between all nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from matattn.kernels.low_rank_routing import low_rank_routing
+from matattn.kernels.low_rank_routing.spectrum import mixing_spectrum
+from matattn.mesh_batch import MeshBatch
+
+SCALES = ("one", "sqrt")
+NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+ACTIVATIONS = {"gelu": nn.GELU(approximate="tanh"), "silu": nn.SiLU()}
+QUERIES = ("fixed", "dynamic")
+INITS = ("published", "xavier")
+
+
+class ResidualMLP(nn.Module):
+    r"""A multilayer perceptron with a residual around every hidden layer.
+
+    .. math::
+        h_0 = \phi(A_1 x) \,[+ x], \quad h_l = h_{l-1} + \phi(B_l h_{l-1}), \quad
+        y = A_2 h_L \,[+ h_L]
+
+    with ``depth`` L, so that it has L + 2 linear layers; the terms in brackets are there if the
+    flags ask for them and widths agree. Depth -1 is one linear layer, plus x if both flags are set.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dim: int,
+        depth: int,
+        activation: str = "gelu",
+        input_residual: bool = True,
+        output_residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[activation]
+        if depth == -1:
+            self.fc = nn.Linear(in_dim, out_dim)
+            self.input_residual = input_residual and output_residual and in_dim == out_dim
+            return
+        self.fc1 = nn.Linear(in_dim, hidden_dim)
+        self.fcs = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(depth))
+        self.fc2 = nn.Linear(hidden_dim, out_dim)
+        self.input_residual = input_residual and in_dim == hidden_dim
+        self.output_residual = output_residual and hidden_dim == out_dim
+
+    def forward(self, x: Float[Tensor, "nodes in_dim"]) -> Float[Tensor, "nodes out_dim"]:
+        if hasattr(self, "fc"):
+            return self.fc(x) + x if self.input_residual else self.fc(x)
+        h = self.act(self.fc1(x))
+        if self.input_residual:
+            h = h + x
+        for layer in self.fcs:
+            h = h + self.act(layer(h))
+        return self.fc2(h) + h if self.output_residual else self.fc2(h)
+
+
+class LowRankRouting(nn.Module):
+    r"""FLARE's mixing operator: nodes :math:`X \in \mathbb{R}^{N \times C}` to as many.
+
+    Per head, with latent queries :math:`q \in \mathbb{R}^{M \times D}` that are parameters,
+
+    .. math::
+        k, v = \mathrm{MLP}_k(X), \mathrm{MLP}_v(X), \qquad
+        Y = \mathrm{softmax}_M(s\, k q^T)\, \mathrm{softmax}_N(s\, q k^T)\, v
+
+    followed by a linear layer over all heads. The parameter ``latent_q`` [C, M] is read as
+    [H, M, D] in memory order (it is not transposed), as in the authors' code. s is 1 ("one") or
+    :math:`D^{-1/2}` ("sqrt"). With "dynamic" queries (FLARE++) and :math:`k_0` a normalised linear
+    map of X,
+
+    .. math::
+        q = \mathrm{norm}(q_{fix}) + \sigma(g_h)\,
+            \mathrm{softmax}_N(s\, \mathrm{norm}(q_0) k_0^T)\, k_0
+
+    with :math:`g_h` = 0.25 at first.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_latents: int,
+        scale: str,
+        qk_norm: bool,
+        queries: str,
+        kv_depth: int,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        head_dim = dim // num_heads
+        self.num_heads = num_heads
+        self.scale = 1.0 if scale == "one" else head_dim**-0.5
+        self.latent_q = nn.Parameter(torch.empty(dim, num_latents))
+        normalise = nn.RMSNorm if qk_norm else nn.Identity
+        self.q_norm = normalise(head_dim)
+        self.k_norm = normalise(head_dim)
+        self.k_proj = ResidualMLP(dim, dim, dim, kv_depth, activation)
+        self.v_proj = ResidualMLP(dim, dim, dim, kv_depth, activation)
+        self.out_proj = nn.Linear(dim, dim)
+        self.dynamic = queries == "dynamic"
+        if self.dynamic:
+            self.dynamic_q = nn.Parameter(torch.empty(dim, num_latents))
+            self.dynamic_k = nn.Linear(dim, dim)
+            self.dynamic_q_norm = nn.RMSNorm(head_dim)
+            self.dynamic_k_norm = nn.RMSNorm(head_dim)
+            self.gate = nn.Parameter(torch.empty(num_heads, 1, 1))
+
+    def queries_and_keys(
+        self, x: Float[Tensor, "nodes dim"], ptr: Int[Tensor, " meshes_plus_one"]
+    ) -> tuple[Tensor, Float[Tensor, "nodes heads head_dim"]]:
+        """Latent queries, [H, M, D] or [B, H, M, D], and keys."""
+        k = self.k_norm(self._heads(self.k_proj(x)))
+        q = self.q_norm(self._latents(self.latent_q))
+        if self.dynamic:
+            k0 = self.dynamic_k_norm(self._heads(self.dynamic_k(x)))
+            q0 = self.dynamic_q_norm(self._latents(self.dynamic_q))
+            gathered = by_mesh(lambda k: attend(q0.expand(len(k), -1, -1, -1), k, k, self.scale),
+                               ptr, k0)  # fmt: skip
+            q = q + self.gate.sigmoid() * torch.cat(gathered)
+        return q, k
+
+    def forward(
+        self, x: Float[Tensor, "nodes dim"], ptr: Int[Tensor, " meshes_plus_one"]
+    ) -> Float[Tensor, "nodes dim"]:
+        q, k = self.queries_and_keys(x, ptr)
+        v = self._heads(self.v_proj(x))
+        return self.out_proj(low_rank_routing(q, k, v, cu_seqlens=ptr, scale=self.scale).flatten(1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+    def _latents(self, parameter: Tensor) -> Tensor:
+        dim, num_latents = parameter.shape
+        return parameter.view(self.num_heads, num_latents, dim // self.num_heads)
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention between all nodes of a mesh: O(N^2), the routing's yardstick.
+
+    Keys and values as in ``LowRankRouting``; queries from a linear layer instead of latents.
+    """
+
+    def __init__(self, dim: int, num_heads: int, kv_depth: int, activation: str) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = ResidualMLP(dim, dim, dim, kv_depth, activation)
+        self.v_proj = ResidualMLP(dim, dim, dim, kv_depth, activation)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "nodes dim"], ptr: Int[Tensor, " meshes_plus_one"]
+    ) -> Float[Tensor, "nodes dim"]:
+        heads = [p(x).unflatten(-1, (self.num_heads, -1)) for p in self._projections()]
+        scale = heads[0].shape[-1] ** -0.5
+        mixed = by_mesh(lambda q, k, v: attend(q, k, v, scale), ptr, *heads)
+        rows = [part.transpose(1, 2).flatten(0, 1) for part in mixed]
+        return self.out_proj(torch.cat(rows).flatten(1))
+
+    def _projections(self) -> tuple[nn.Module, ...]:
+        return self.q_proj, self.k_proj, self.v_proj
+
+
+def by_mesh(run: Callable[..., Tensor], ptr: Tensor, *tokens: Tensor) -> list[Tensor]:
+    """``run`` on the tokens [B, H, N, D] of each mesh, or once if all are of one size."""
+    sizes = ptr.diff().tolist()
+    if len(set(sizes)) == 1:
+        return [run(*(t.unflatten(0, (len(sizes), -1)).transpose(1, 2) for t in tokens))]
+    parts = [t.split(sizes) for t in tokens]
+    return [run(*(p.transpose(0, 1)[None] for p in mesh)) for mesh in zip(*parts, strict=True)]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Softmax attention [B, H, Q, D]."""
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+class Block(nn.Module):
+    """x + mix(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(
+        self, mix: nn.Module, dim: int, norm: str, ffn_ratio: float, ffn_depth: int, activation: str
+    ) -> None:
+        super().__init__()
+        self.norm1 = NORMS[norm](dim)
+        self.att = mix
+        self.norm2 = NORMS[norm](dim)
+        self.mlp = ResidualMLP(dim, dim, round(ffn_ratio * dim), ffn_depth, activation)
+
+    def forward(
+        self, x: Float[Tensor, "nodes dim"], ptr: Int[Tensor, " meshes_plus_one"]
+    ) -> Float[Tensor, "nodes dim"]:
+        x = x + self.att(self.norm1(x), ptr)
+        return x + self.mlp(self.norm2(x))
+
+
+class _MeshNetwork(nn.Module):
+    """Input features, blocks, and a readout at every node."""
+
+    def __init__(
+        self,
+        mixers: list[nn.Module],
+        num_inputs: int,
+        num_targets: int,
+        dim: int,
+        num_octaves: int,
+        norm: str,
+        ffn_ratio: float,
+        ffn_depth: int,
+        activation: str,
+        init: str,
+    ) -> None:
+        super().__init__()
+        self.num_octaves = num_octaves
+        features = num_inputs * (1 + 2 * num_octaves)
+        self.in_proj = ResidualMLP(features, dim, dim, 2, activation, input_residual=False)
+        self.blocks = nn.ModuleList(
+            Block(mix, dim, norm, ffn_ratio, ffn_depth, activation) for mix in mixers
+        )
+        readout = ResidualMLP(dim, num_targets, dim, 2, activation, output_residual=False)
+        self.out_proj = nn.Sequential(NORMS[norm](dim), readout)
+        self._initialise(init)
+
+    def _initialise(self, init: str) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                if init == "published":
+                    nn.init.normal_(module.weight, std=0.02)
+                else:
+                    nn.init.xavier_uniform_(module.weight, gain=0.7)
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("latent_q", "dynamic_q")):
+                nn.init.normal_(parameter, std=0.1)
+            elif name.endswith("gate"):
+                nn.init.constant_(parameter, 0.25)
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        """Inputs, and their sines and cosines at 1, 2, 4, ... half waves per unit."""
+        if not self.num_octaves:
+            return inputs
+        octaves = 2.0 ** torch.arange(self.num_octaves, device=inputs.device, dtype=inputs.dtype)
+        angles = (torch.pi * octaves * inputs[..., None]).flatten(-2)
+        return torch.cat([inputs, angles.sin(), angles.cos()], -1)
+
+    def forward(self, batch: MeshBatch) -> Float[Tensor, "nodes targets"]:
+        """Normalised fields at all nodes of a batch."""
+        x = self.in_proj(self._features(batch.inputs))
+        for block in self.blocks:
+            x = block(x, batch.ptr)
+        return self.out_proj(x)
+
+
+class FLARE(_MeshNetwork):
+    r"""Fields [nodes, T] on a mesh, from coordinates and input fields [nodes, d + F].
+
+    Residual blocks of ``LowRankRouting`` and ``ResidualMLP``, between residual MLPs at both ends; a
+    final norm stands before the last one. Cost O(N M C + N C^2) per block, linear in N. The output
+    does not depend on the order of the nodes. Names of parameters are those of the authors'
+    checkpoints.
+
+    Deviations from the paper are options that are off by default: Fourier features of the inputs
+    (``num_octaves``) and Xavier weights (``init="xavier"``, gain 0.7). FLARE++ as published is
+    ``queries="dynamic"``, ``scale="sqrt"``, ``qk_norm=True``, ``kv_depth=-1``, ``ffn_ratio=2``,
+    ``ffn_depth=0``.
+
+    Args:
+        num_inputs: columns of ``batch.inputs``, d + F.
+        num_targets: predicted fields T.
+        dim: width C, a multiple of ``num_heads``.
+        num_blocks, num_heads, num_latents: B, H, and M (latents of each head).
+        scale: factor of the logits: "one", or "sqrt" for :math:`D^{-1/2}`.
+        qk_norm: RMS-normalise queries and keys per head.
+        queries: "fixed" parameters, or "dynamic".
+        kv_depth, ffn_depth, ffn_ratio: of the residual MLPs for k and v and after the mixing.
+        norm: "layer" or "rms".
+        activation: "gelu" (tanh form) or "silu".
+        num_octaves: octaves of Fourier features.
+        init: "published" (normal, 0.02) or "xavier".
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of ``num_heads``, or an option is unknown.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_targets: int = 1,
+        dim: int = 64,
+        num_blocks: int = 8,
+        num_heads: int = 8,
+        num_latents: int = 64,
+        scale: str = "one",
+        qk_norm: bool = False,
+        queries: str = "fixed",
+        kv_depth: int = 3,
+        ffn_depth: int = 3,
+        ffn_ratio: float = 1.0,
+        norm: str = "layer",
+        activation: str = "gelu",
+        num_octaves: int = 0,
+        init: str = "published",
+    ) -> None:
+        _check(dim, num_heads, norm, activation, init)
+        _one_of("scale", scale, SCALES)
+        _one_of("queries", queries, QUERIES)
+        mixers: list[nn.Module] = [
+            LowRankRouting(
+                dim, num_heads, num_latents, scale, qk_norm, queries, kv_depth, activation
+            )
+            for _ in range(num_blocks)
+        ]
+        super().__init__(
+            mixers, num_inputs, num_targets, dim, num_octaves, norm, ffn_ratio, ffn_depth,
+            activation, init,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def spectrum(
+        self, batch: MeshBatch
+    ) -> tuple[Float[Tensor, "blocks heads latents"], list[Float[Tensor, "heads nodes latents"]]]:
+        """Eigenvalues (descending) and eigenvectors of each block's mixing matrices on one mesh.
+
+        See ``mixing_spectrum``. Raises ValueError when the batch holds more than one mesh.
+        """
+        if len(batch.ptr) != 2:
+            raise ValueError(f"spectrum needs one mesh, the batch holds {len(batch.ptr) - 1}")
+        x = self.in_proj(self._features(batch.inputs))
+        values, vectors = [], []
+        for block in self.blocks:
+            mix = cast(LowRankRouting, block.att)
+            q, k = mix.queries_and_keys(cast(nn.Module, block.norm1)(x), batch.ptr)
+            q = q[0] if q.dim() == 4 else q
+            found = mixing_spectrum(q, k.transpose(0, 1), mix.scale)
+            values.append(found[0])
+            vectors.append(found[1])
+            x = block(x, batch.ptr)
+        return torch.stack(values), vectors
+
+
+class FullAttention(_MeshNetwork):
+    """FLARE's network with softmax attention between all nodes in place of the routing.
+
+    Arguments as for ``FLARE``. Cost O(N^2 C) per block.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_targets: int = 1,
+        dim: int = 64,
+        num_blocks: int = 8,
+        num_heads: int = 8,
+        kv_depth: int = 3,
+        ffn_depth: int = 3,
+        ffn_ratio: float = 1.0,
+        norm: str = "layer",
+        activation: str = "gelu",
+        num_octaves: int = 0,
+        init: str = "published",
+    ) -> None:
+        _check(dim, num_heads, norm, activation, init)
+        mixers: list[nn.Module] = [
+            SelfAttention(dim, num_heads, kv_depth, activation) for _ in range(num_blocks)
+        ]
+        super().__init__(
+            mixers, num_inputs, num_targets, dim, num_octaves, norm, ffn_ratio, ffn_depth,
+            activation, init,
+        )  # fmt: skip
+
+
+def _check(dim: int, num_heads: int, norm: str, activation: str, init: str) -> None:
+    if dim % num_heads:
+        raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+    _one_of("norm", norm, NORMS)
+    _one_of("activation", activation, ACTIVATIONS)
+    _one_of("init", init, INITS)
+
+
+def _one_of(name: str, value: str, known: object) -> None:
+    options = list(known)  # type: ignore[call-overload]
+    if value not in options:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(options)}")
