@@ -28,7 +28,12 @@ NETWORKS = {
     "FullAttention": "matattn.models.flare",
 }
 FORMAT = 1
-REQUIRED = ("format", "network", "arguments", "targets", "normaliser", "elements")
+REQUIRED = ("format", "network", "arguments", "targets", "normaliser")
+# What else a config.json says, by what the network reads.
+KINDS = {
+    "crystals": ("elements",),
+    "meshes": ("coordinates", "inputs", "input_scaling"),
+}
 _FILES = ("model.safetensors", "config.json", "card.md")
 _UNCERTAINTY = "uncertainty.safetensors"  # optional
 
@@ -93,7 +98,8 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise BundleError(f"{folder}/config.json: cannot be read: {error}") from error
-    if missing := [key for key in REQUIRED if key not in config]:
+    required = (*REQUIRED, *KINDS.get(config.get("kind", "crystals"), ()))
+    if missing := [key for key in required if key not in config]:
         raise BundleError(f"{folder}/config.json: lacks {', '.join(missing)}")
     if config["format"] != FORMAT:
         raise BundleError(
@@ -117,6 +123,15 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
         reason = " ".join(str(error).split())
         raise BundleError(f"{folder}: config.json and weights do not fit: {reason}") from error
     return network.eval(), config, uncertainty
+
+
+def kind(folder: str | Path) -> str:
+    """What the network in a bundle reads: a key of ``KINDS``. Nothing is checked yet."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        return config.get("kind", "crystals")
+    except (OSError, ValueError, AttributeError):
+        return "crystals"  # ``load`` says what is wrong
 
 
 def fingerprint(folder: str | Path) -> str:

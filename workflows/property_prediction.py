@@ -11,7 +11,6 @@ import io
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,8 +21,6 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from rich.console import Console
 from rich.progress import track
@@ -50,20 +47,13 @@ from matattn.training.schedules import Schedule
 from matattn.uncertainty import FEWEST_ROWS, SPREADS, Uncertainty
 from matattn.workflows import report
 from matattn.workflows.fine_tuning import start_from
+from matattn.workflows.fitting import fit
 from matattn.workflows.prediction import Predictor, encode
 from matattn.workflows.report import results_table
 
 __all__ = ["PropertyPrediction", "prepare", "results_table", "run"]
 
 WORTH_A_PROCESS = 500  # crystals whose neighbour lists take as long as to start a process
-# Remarks of Lightning that tell a user nothing.
-_LIGHTNING_REMARKS = (
-    ".*does not have many workers.*",
-    ".*is smaller than the logging interval.*",
-    r".*isinstance\(treespec, LeafSpec\).*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-)
-
 
 class PropertyPrediction(L.LightningModule):
     """L1 regression on normalised targets; labels that are NaN do not count.
@@ -248,64 +238,9 @@ def _train(
     for target in dataset.targets:
         shown[f"val/mae/{target.name}"] = f"val {{:.4f}} {target.unit}"
     log = RunLog(folder / "metrics.csv", shown)
-    callbacks: list[L.Callback] = [log, _checkpoint(folder, "last", None)]
-    if "val" in loaders:
-        callbacks.append(_checkpoint(folder, "best", "val/loss"))
-    if averaging_epochs:
-        callbacks.append(LastEpochsAveraging(averaging_epochs))
-    logger = build(config["logger"], "logger", save_dir=folder) if config["logger"] else False
-    with warnings.catch_warnings():
-        for message in _LIGHTNING_REMARKS:
-            warnings.filterwarnings("ignore", message=message)
-        trainer = build(
-            config["trainer"],
-            "trainer",
-            callbacks=callbacks,
-            logger=logger,
-            default_root_dir=folder,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        _fit(trainer, module, loaders, folder / "checkpoints" / "last.ckpt")
-    # From the file: averaged weights are there, and the last epoch may be that of an earlier call.
-    chosen = "best" if task["select"] == "best" else "last"
-    checkpoint = torch.load(folder / "checkpoints" / f"{chosen}.ckpt", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
+    averaging = [LastEpochsAveraging(averaging_epochs)] if averaging_epochs else []
+    fit(config, folder, module, loaders, log, averaging)
     return log
-
-
-def _checkpoint(folder: Path, name: str, monitor: str | None) -> ModelCheckpoint:
-    """Writes ``checkpoints/<name>.ckpt``: after every epoch, or when ``monitor`` is lowest."""
-    return ModelCheckpoint(
-        folder / "checkpoints",
-        filename=name,
-        monitor=monitor,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
-
-
-def _fit(
-    trainer: L.Trainer, module: L.LightningModule, loaders: dict[str, DataLoader], last: Path
-) -> None:
-    """Train to the end, from the last checkpoint if there is one.
-
-    Raises KeyboardInterrupt on SIGINT, and SystemExit with status 143 on SIGTERM.
-    """
-    try:
-        trainer.fit(
-            module,
-            loaders["train"],
-            loaders.get("val"),
-            ckpt_path=last if last.exists() else None,
-            weights_only=True,
-        )
-    except SIGTERMException:
-        print("terminated; the same command resumes from the last epoch", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except SystemExit:  # Lightning's answer to SIGINT
-        raise KeyboardInterrupt from None
 
 
 def _normaliser(dataset: PropertyDataset) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,8 @@ _BASELINES = {"linear_composition": "linear in composition", "mean": "mean of tr
 _COLORS = {"train": "0.7", "calibration": "tab:orange", "val": "tab:blue", "test": "tab:red"}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG atomically."""
     FigureCanvasAgg(figure)
     with atomic_path(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
@@ -88,7 +89,7 @@ def parity_plot(
         name = target.name.replace("_", " ")
         axes.set(xlabel=f"true {name} / {target.unit}", ylabel=f"predicted / {target.unit}")
         axes.legend(loc="upper left", fontsize=8, markerscale=2)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def loss_plot(
@@ -107,7 +108,7 @@ def loss_plot(
                 axes.plot(epochs, values, f"C{color}", label=None if member else label)
     axes.set(xlabel="epoch", yscale="log")
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def calibration_plot(
@@ -132,7 +133,7 @@ def calibration_plot(
     axes.set(xlabel="level of the interval", ylabel="share of true values inside")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def report_text(

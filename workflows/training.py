@@ -21,7 +21,9 @@ from matattn.files import write_text
 from matattn.runtime import tune_malloc
 from matattn.workflows.fine_tuning import adopt
 
-WORKFLOWS = {"property_prediction": "matattn.workflows.property_prediction"}
+WORKFLOWS = {
+    name: f"matattn.workflows.{name}" for name in ("property_prediction", "field_surrogate")
+}
 # What does not change a run's result does not change its folder either.
 _NO_MATTER = ("paths", "overwrite", "logger", "data.download")
 
@@ -146,8 +148,11 @@ def _differences(old: Any, new: Any, place: str) -> list[str]:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote, so that nothing of it is mistaken for the new one."""
-    for place in (folder / "checkpoints", folder / "model", *folder.glob("member*")):
+    for name in ("checkpoints", "model", "fields"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for place in folder.glob("member*"):
         shutil.rmtree(place, ignore_errors=True)
-    for name in ("config.yaml", "metrics.json", "metrics.csv", "predictions.csv", "report.md",
-                 "parity.png", "loss.png", "calibration.png"):  # fmt: skip
+    for name in ("config.yaml", "metrics.json", "metrics.csv", "predictions.csv", "report.md"):
         (folder / name).unlink(missing_ok=True)
+    for plot in folder.glob("*.png"):
+        plot.unlink()

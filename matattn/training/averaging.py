@@ -1,10 +1,11 @@
-"""Stochastic weight averaging over the last epochs."""
+"""Averages of the weights over the training."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 
 
@@ -50,3 +51,37 @@ class LastEpochsAveraging(WeightAveraging):
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if not self._started:  # until then the network itself is the best there is
             checkpoint["state_dict"] = checkpoint["current_model_state"]
+
+
+class ExponentialAverage(L.Callback):
+    """A moving average of the weights beside the trained ones, which it leaves alone.
+
+    After every step ``average <- decay average + (1 - decay) weights``. It is kept as a state dict
+    of ``module.network`` and travels with the checkpoint.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.weights:
+            self.weights = {name: t.clone() for name, t in self._trained(pl_module).items()}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
+        now = self._trained(pl_module)
+        averages = [self.weights[name] for name in now]
+        torch._foreach_lerp_(averages, list(now.values()), 1 - self.decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.weights = state_dict["weights"]
+
+    @staticmethod
+    def _trained(module: L.LightningModule) -> dict[str, torch.Tensor]:
+        network: Any = module.network
+        return {name: p.detach() for name, p in network.named_parameters()}

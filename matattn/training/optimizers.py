@@ -10,33 +10,49 @@ from torch import nn
 from matattn.training.schedules import Schedule
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two AdamW groups: biases are not decayed, everything else is."""
-    biases: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+def parameter_groups(module: nn.Module, weight_decay: float, decay_norms: bool = True) -> list[dict]:
+    """Two AdamW groups: biases (and, unless ``decay_norms``, all vectors) are not decayed."""
+    kept: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.numel():
-            (biases if name.endswith("bias") else others).append(parameter)
+            spared = name.endswith("bias") or (parameter.ndim < 2 and not decay_norms)
+            (kept if spared else decayed).append(parameter)
     return [
-        {"params": others, "weight_decay": weight_decay},
-        {"params": biases, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
     ]
 
 
 def adamw(
-    module: nn.Module, lr: float, betas: Sequence[float], weight_decay: float
+    module: nn.Module,
+    lr: float,
+    betas: Sequence[float],
+    weight_decay: float,
+    decay_norms: bool = True,
 ) -> torch.optim.AdamW:
     """AdamW over ``parameter_groups``; learning rate ``lr`` per step."""
-    groups = parameter_groups(module, weight_decay)
+    groups = parameter_groups(module, weight_decay, decay_norms)
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
 
 
 def per_step(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, total_steps: int, frozen_from: int
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    total_steps: int,
+    frozen_from: int | None = None,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """``schedule`` applied at every step, constant from step ``frozen_from`` on."""
+    """``schedule`` applied at every step, constant from step ``frozen_from`` on.
+
+    A schedule with a method ``beta1`` also sets Adam's first coefficient.
+    """
+    last = total_steps if frozen_from is None else frozen_from
+    beta1 = getattr(schedule, "beta1", None)
 
     def factor(step: int) -> float:
-        return schedule(min(step, frozen_from), total_steps)
+        if beta1 is not None:
+            for group in optimizer.param_groups:
+                group["betas"] = (beta1(step, total_steps), group["betas"][1])
+        return schedule(min(step, last), total_steps)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -32,3 +32,33 @@ class OneCycle:
             return (step + 1) / warm
         progress = min(1.0, (step - warm) / max(1, total_steps - warm))
         return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class OneCycleWithMomentum:
+    r"""Cosine warm-up and decay, while Adam's :math:`\beta_1` falls from 0.95 to 0.85 and returns.
+
+    PyTorch's ``OneCycleLR`` as FLARE was trained with (its momentum is cycled unless one says
+    otherwise): the rate begins at 1 / ``div_factor`` of its peak and ends at 1 / (``div_factor`` *
+    ``final_div_factor``).
+    """
+
+    def __init__(
+        self, warmup: float = 0.1, div_factor: float = 1e4, final_div_factor: float = 1e4
+    ) -> None:
+        self.warmup = warmup
+        self.begin, self.end = 1 / div_factor, 1 / (div_factor * final_div_factor)
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        return self._between(step, total_steps, self.begin, 1.0, self.end)
+
+    def beta1(self, step: int, total_steps: int) -> float:
+        """Adam's first coefficient at this step."""
+        return self._between(step, total_steps, 0.95, 0.85, 0.95)
+
+    def _between(self, step: int, total: int, begin: float, peak: float, end: float) -> float:
+        top = self.warmup * total - 1  # the peak is reached at this step, the end at total - 1
+        if step < top:
+            start, stop, part = begin, peak, step / top
+        else:
+            start, stop, part = peak, end, (step - top) / max(1e-9, total - 1 - top)
+        return stop + (start - stop) * (1 + math.cos(math.pi * min(1.0, part))) / 2
