@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matattn.cache import Arrays, cached
-from matattn.dataset import SPLITS, PropertyDataset, formula_key, group_split, random_split
+from matattn.dataset import (
+    SPLITS,
+    PropertyDataset,
+    check_sizes,
+    formula_key,
+    group_split,
+    random_split,
+)
 from matattn.datasets.formats import Row, Rows, find_files, read_rows
 from matattn.errors import DataError, StructureError
 from matattn.files import sha256
@@ -221,16 +228,6 @@ def make_items(table: Table, rows: np.ndarray, labels: np.ndarray) -> list[Data]
         tensors = tensors_from_arrays(table.z[atoms], table.frac[atoms], table.lattice[row])
         items.append(to_data(tensors, y, table.ids[row]))
     return items
-
-
-def check_sizes(source: str, split: np.ndarray, sizes: Sequence[int] | None) -> None:
-    """Raise DataError unless train, val and test have the given numbers of rows."""
-    found = [int((split == name).sum()) for name in SPLITS]
-    if sizes is not None and found != list(sizes):
-        raise DataError(
-            f"{source}: train/val/test have {found} rows, the benchmark has {list(sizes)}: another "
-            "version of the data, or rows that could not be used"
-        )
 
 
 _STRUCTURE = ("id", "Z", "frac", "lattice")

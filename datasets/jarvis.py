@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element
 
-from matattn.dataset import SPLITS, PropertyDataset
+from matattn.dataset import SPLITS, PropertyDataset, check_sizes
 from matattn.datasets.crystals import (
-    check_sizes,
     labelled,
     make_dataset,
     make_items,

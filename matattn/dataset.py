@@ -129,3 +129,13 @@ def group_split(
         place = int.from_bytes(digest[:8], "big") / 2**64
         names.append(SPLITS[int(np.searchsorted(edges, place, side="right"))])
     return np.array(names, dtype="<U5")
+
+
+def check_sizes(source: str, split: np.ndarray, sizes: Sequence[int] | None) -> None:
+    """Raise DataError unless train, val and test have the given numbers of rows."""
+    found = [int((split == name).sum()) for name in SPLITS]
+    if sizes is not None and found != list(sizes):
+        raise DataError(
+            f"{source}: train/val/test have {found} rows, the benchmark has {list(sizes)}: another "
+            "version of the data, or rows that could not be used"
+        )
