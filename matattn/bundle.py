@@ -125,15 +125,6 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
     return network.eval(), config, uncertainty
 
 
-def kind(folder: str | Path) -> str:
-    """What the network in a bundle reads: a key of ``KINDS``. Nothing is checked yet."""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        return config.get("kind", "crystals")
-    except (OSError, ValueError, AttributeError):
-        return "crystals"  # ``load`` says what is wrong
-
-
 def fingerprint(folder: str | Path) -> str:
     """SHA-256 of a bundle's checksums: tells models apart."""
     return sha256(Path(folder) / "SHA256SUMS")

@@ -49,7 +49,7 @@ def baselines(dataset: FieldDataset) -> dict[str, Predict]:
     known = features[:, varying]
 
     def nearest(sample: MeshSample) -> np.ndarray:
-        return fields[cdist(describe([sample]), known).argmin()]
+        return fields[_squared_distances(describe([sample]), known).argmin()]
 
     average = fields.mean(0)
     found |= {"mean_field": lambda s: average, "nearest_sample": nearest}
@@ -58,37 +58,48 @@ def baselines(dataset: FieldDataset) -> dict[str, Predict]:
     if not held:
         held, fitted = train[::10], np.flatnonzero(np.arange(len(train)) % 10)
     if len(fitted) and known.shape[1]:
-        choice = _choose_ridge(known[fitted], fields[fitted], describe(held), held)
-        predict = _kernel_ridge(known, fields, *choice)
-        found["kernel_ridge"] = lambda s: predict(describe([s]))[0]
+        choice = _KernelRidge(known[fitted], fields[fitted]).choose(describe(held), held)
+        predict = _KernelRidge(known, fields).fit(*choice)
+        found["kernel_ridge"] = lambda s: predict(_squared_distances(describe([s]), known))[0]
     return found
 
 
-def _kernel_ridge(
-    known: np.ndarray, fields: np.ndarray, width: float, ridge: float
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Kernel ridge regression [n, F] -> [n, N, T] around the mean field."""
+class _KernelRidge:
+    """Gaussian kernel ridge regression [n, F] -> [n, N, T] around the mean field."""
 
-    def kernel(rows: np.ndarray) -> np.ndarray:
-        return np.exp(-cdist(rows, known, "sqeuclidean") / (2 * width**2))
+    def __init__(self, known: np.ndarray, fields: np.ndarray) -> None:
+        self.known, self.shape = known, fields.shape[1:]
+        self.average = fields.mean(0)
+        self.residuals = (fields - self.average).reshape(len(known), -1)
+        self.squares = _squared_distances(known, known)
 
-    average = fields.mean(0)
-    factor = cho_factor(kernel(known) + ridge * np.eye(len(known)))
-    weights = cho_solve(factor, (fields - average).reshape(len(known), -1))
-    return lambda rows: average + (kernel(rows) @ weights).reshape(-1, *average.shape)
+    def fit(self, width: float, ridge: float) -> Callable[[np.ndarray], np.ndarray]:
+        """Predictions from squared distances [n, training samples]."""
+        kernel = np.exp(-self.squares / (2 * width**2))
+        factor = cho_factor(kernel + ridge * np.eye(len(kernel)))
+        weights = cho_solve(factor, self.residuals)
+
+        def predict(squares: np.ndarray) -> np.ndarray:
+            rows = np.exp(-squares / (2 * width**2)) @ weights
+            return self.average + rows.reshape(-1, *self.shape)
+
+        return predict
+
+    def choose(self, rows: np.ndarray, held: Sequence[MeshSample]) -> tuple[float, float]:
+        """Width (from multiples of the median distance) and ridge with the least error there."""
+        typical = float(np.sqrt(np.median(self.squares))) or 1.0
+        squares = _squared_distances(rows, self.known)
+        errors = {}
+        for width, ridge in product(typical * np.array([1, 2, 4, 8]), [1e-6, 1e-4, 1e-2]):
+            pairs = zip(held, self.fit(width, ridge)(squares), strict=True)
+            errors[width, ridge] = np.mean([relative_l2(s.y, p) for s, p in pairs])
+        return min(errors, key=errors.__getitem__)
 
 
-def _choose_ridge(
-    known: np.ndarray, fields: np.ndarray, rows: np.ndarray, held: Sequence[MeshSample]
-) -> tuple[float, float]:
-    """Width (from multiples of the median distance) and ridge with the smallest held-out error."""
-    typical = float(np.median(cdist(known[:200], known[:200]))) or 1.0
-    errors = {}
-    for width, ridge in product(typical * np.array([0.5, 1, 2, 4, 8]), [1e-6, 1e-4, 1e-2]):
-        predicted = _kernel_ridge(known, fields, width, ridge)(rows)
-        pairs = zip(held, predicted, strict=True)
-        errors[width, ridge] = np.mean([relative_l2(s.y, p) for s, p in pairs])
-    return min(errors, key=errors.__getitem__)
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[n, m] of rows [n, F] and [m, F]; by one product, which is quick where F is large."""
+    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    return np.maximum(squares, 0)
 
 
 def _nearest_at_probes(train: list[MeshSample]) -> Predict:

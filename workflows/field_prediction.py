@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,8 @@ def predict_files(
     begin, nodes = time.perf_counter(), 0
     coordinates, inputs, targets = map(predictor.fields, ("coordinates", "inputs", "targets"))
     names = [field.name for field in inputs]
-    for path in paths:
-        row: dict[str, Any] = {"id": path.stem, "path": str(path), "output": "", "nodes": ""}
+    for path, name in zip(paths, _unique([path.stem for path in paths]), strict=True):
+        row: dict[str, Any] = {"id": name, "path": str(path), "output": "", "nodes": ""}
         for field in targets:
             row |= {f"{field.name}_{key}": "" for key in ("min", "max")}
             row[f"{field.name}_unit"] = field.unit
@@ -113,13 +114,15 @@ def predict_files(
             sample = read_mesh(path, len(coordinates), names, [])
             check_sample(sample, coordinates, inputs, ())
             (predicted,) = predictor.predict([sample])
-            target = output / f"{path.stem}.vtu"
+            target = output / f"{name}.vtu"
+            if target.resolve() == path.resolve():
+                raise DataError(f"{path}: would be overwritten; give another folder with -o")
             known = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
             made = {field.name: predicted[:, column] for column, field in enumerate(targets)}
             write_vtu(target, sample, known | made)
             row |= {"output": str(target), "nodes": len(sample.pos)}
-            for name, values in made.items():
-                row |= {f"{name}_min": float(values.min()), f"{name}_max": float(values.max())}
+            for key, values in made.items():
+                row |= {f"{key}_min": float(values.min()), f"{key}_max": float(values.max())}
             nodes += len(sample.pos)
         except DataError as error:
             row |= {"status": "DataError", "message": str(error)}
@@ -134,3 +137,14 @@ def predict_files(
         f"({nodes / seconds:,.0f} nodes/s) on {predictor.device}, {torch.get_num_threads()} "
         f"threads; peak memory {peak_memory() / 2**30:.2f} GB; fields are in {output}/*.vtu"
     )
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names with -1, -2, ... where one stands for several files."""
+    seen = Counter(names)
+    counted: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        counted[name] += 1
+        unique.append(f"{name}-{counted[name]}" if seen[name] > 1 else name)
+    return unique

@@ -15,6 +15,7 @@ from torch import nn
 
 import matattn
 from matattn.citations import LICENCES
+from matattn.field_baselines import relative_l2
 from matattn.fields import FieldDataset, MeshSample
 from matattn.mesh_batch import InputScaling, collate_meshes
 from matattn.models.flare import FLARE
@@ -78,7 +79,7 @@ def field_plots(
         ):
             sample = samples[number]
             true, made = sample.y[:, column], predicted[number][:, column]
-            error = np.linalg.norm(made - true) / max(np.linalg.norm(true), 1e-30)
+            error = relative_l2(true[:, None], made[:, None])[0]
             low, high = float(true.min()), float(true.max())
             largest = float(np.abs(made - true).max()) or 1.0
             parts = (
@@ -174,8 +175,12 @@ def report_text(
         "Relative L2 errors, |predicted - true| / |true| over the nodes of a sample in physical"
         " units, mean over the samples; beside them those of predictions that need no network,"
         " made from the same training samples"
-        + (":" if dataset.aligned else " (nodes do not correspond between samples, so there is no"
-           " mean field and no kernel ridge regression):"),
+        + (
+            ":"
+            if dataset.aligned
+            else " (nodes do not correspond between samples, so there is no"
+            " mean field and no kernel ridge regression):"
+        ),
         "",
         "| " + " | ".join(_HEADER) + " |",
         "|" + "---|" * len(_HEADER),

@@ -142,9 +142,7 @@ def relative_errors(predicted: Tensor, true: Tensor, ptr: Tensor) -> Tensor:
     sizes = ptr.diff().to(true.device)
     mesh = torch.repeat_interleave(sizes, output_size=len(true))
     zeros = true.new_zeros(len(sizes), true.shape[1])
-    error, size = (
-        zeros.index_add(0, mesh, squares) for squares in ((predicted - true).square(), true.square())
-    )
+    error, size = (zeros.index_add(0, mesh, x.square()) for x in (predicted - true, true))
     return ((error + 1e-30) / (size + 1e-30)).sqrt()
 
 
@@ -207,9 +205,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
         raise ConfigError("init_from starts trainings on crystals only, not on meshes")
     dataset: FieldDataset = build(config["data"], "data")
     if task["select"] == "best" and not len(dataset.rows("val")):
-        raise ConfigError(
-            f"task.select=best needs validation samples, and {dataset.name} has none"
-        )
+        raise ConfigError(f"task.select=best needs validation samples, and {dataset.name} has none")
     if weight and (dataset.grid is None or len(dataset.grid) != 2):
         raise ConfigError(
             f"task.gradient_weight={weight} needs fields on a plane structured grid, and "

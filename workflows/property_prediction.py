@@ -55,6 +55,7 @@ __all__ = ["PropertyPrediction", "prepare", "results_table", "run"]
 
 WORTH_A_PROCESS = 500  # crystals whose neighbour lists take as long as to start a process
 
+
 class PropertyPrediction(L.LightningModule):
     """L1 regression on normalised targets; labels that are NaN do not count.
 

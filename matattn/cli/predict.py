@@ -20,13 +20,16 @@ def predict(
         typer.Argument(
             help="Files (CIF, POSCAR, extended XYZ, pymatgen JSON, JSON lines, ASE .db and .traj), "
             "folders, globs, mp-ids (with MP_API_KEY), or - for a list of them or JSON lines on "
-            "the standard input."
+            "the standard input. For a model of fields: meshes (VTU, VTK, .npz, ...) and folders."
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help=".csv, .json, .jsonl or .parquet; default: CSV to the terminal."
+            "--output",
+            "-o",
+            help=".csv, .json, .jsonl or .parquet; default: CSV to the terminal. For a model of "
+            "fields: a folder for VTU files and predictions.csv.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -36,13 +39,21 @@ def predict(
     One row per structure with values and units. A structure that cannot be used gives a row with
     the error in the columns status and message; the exit status is 1 only if every row failed.
     Ctrl-C and SIGTERM write the rows that are finished.
+
+    Fields on meshes: matattn predict RUN/model *.vtu -o FOLDER
     """
+    from matattn import pretrained
     from matattn.errors import MatattnError
 
     rows: list[dict[str, Any]] = []
     earlier = signal.signal(signal.SIGTERM, _stop)
     try:
-        summary = _screen(model, inputs, output, device, rows)
+        folder = pretrained.find(model)
+        if pretrained.kind(folder) == "meshes":
+            fields, output = output, output and output / "predictions.csv"
+            summary = _predict_fields(folder, inputs, fields, device, rows)
+        else:
+            summary = _screen(folder, inputs, output, device, rows)
         end = summary, int(all(row["status"] != "ok" for row in rows))
     except KeyboardInterrupt as stop:
         (number,) = stop.args or (signal.SIGINT,)
@@ -62,16 +73,37 @@ def _stop(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
 
 
+def _predict_fields(
+    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
+) -> str:
+    """Fill ``rows`` and the folder ``output``, and say how it went."""
+    from matattn.errors import DataError
+    from matattn.runtime import start_predicting
+
+    if output is None:
+        raise DataError("this model predicts fields: give a folder for its VTU files, -o FOLDER")
+    start_predicting()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from matattn.workflows.field_prediction import FieldPredictor, find_meshes, predict_files
+
+    paths = find_meshes(inputs)
+    predictor = FieldPredictor.load(folder, device)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("meshes", total=len(paths))
+        return predict_files(predictor, paths, output, rows, lambda: progress.advance(bar))
+
+
 def _screen(
-    model: str, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
+    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
 ) -> str:
     """Fill ``rows``, and say how it went; heavy imports come in the order of what may fail."""
-    from matattn import pretrained
     from matattn.errors import MatattnError
     from matattn.runtime import start_predicting
     from matattn.tables import check_output
 
-    folder = pretrained.find(model)
     if output is not None:
         check_output(output)
     start_predicting()

@@ -6,6 +6,7 @@ Imports the standard library only: a mistyped name is told at once, before PyTor
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 
 from matattn.errors import BundleError
@@ -36,3 +37,12 @@ def find(model: str | Path) -> Path:
         f"{given}: no such folder, and no model of this name comes with matattn{hint}{listed}; "
         "give a name of `matattn models`, or the model/ folder of a finished run"
     )
+
+
+def kind(folder: Path) -> str:
+    """What the network of a bundle reads: "crystals" or "meshes"."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return str(config.get("kind", "crystals"))
+    except (OSError, ValueError, AttributeError):
+        return "crystals"  # loading the bundle says what is wrong

@@ -68,9 +68,7 @@ class ExponentialAverage(L.Callback):
         if not self.weights:
             self.weights = {name: t.clone() for name, t in self._trained(pl_module).items()}
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         now = self._trained(pl_module)
         averages = [self.weights[name] for name in now]
         torch._foreach_lerp_(averages, list(now.values()), 1 - self.decay)

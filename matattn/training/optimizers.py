@@ -10,8 +10,10 @@ from torch import nn
 from matattn.training.schedules import Schedule
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, decay_norms: bool = True) -> list[dict]:
-    """Two AdamW groups: biases (and, unless ``decay_norms``, all vectors) are not decayed."""
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay_norms: bool = True
+) -> list[dict]:
+    """Two AdamW groups: biases, and vectors unless ``decay_norms``, are not decayed."""
     kept: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
