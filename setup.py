@@ -1,7 +1,7 @@
-"""Builds the compiled kernel backend; everything else is in pyproject.toml.
+"""Builds the compiled kernel backends; everything else is in pyproject.toml.
 
-The extension is optional: without a C compiler matattn installs all the same, and the ``torch``
-backend serves. It is a plain shared library that ``kernels/periodic_attention/cpu.py`` loads.
+The extensions are optional: without a C compiler matattn installs all the same, and the ``torch``
+backends serve. Each is a plain shared library that ``cpu.py`` of its operator loads.
 """
 
 from setuptools import Extension, setup
@@ -23,16 +23,24 @@ class BuildKernel(build_ext):
             super().build_extension(ext)
 
 
-folder = "matattn/kernels/periodic_attention"
+COMMON = [f"matattn/kernels/cpu_common/{name}.h" for name in ("variants", "variant")]
+
+
+def kernel(operator: str, *headers: str) -> Extension:
+    folder = f"matattn/kernels/{operator}"
+    return Extension(
+        f"matattn.kernels.{operator}._cpu",
+        sources=[f"{folder}/cpu.c"],
+        depends=[*(f"{folder}/{name}.h" for name in headers), *COMMON],
+        libraries=["m"],
+        optional=True,
+    )
+
+
 setup(
     cmdclass={"build_ext": BuildKernel},
     ext_modules=[
-        Extension(
-            "matattn.kernels.periodic_attention._cpu",
-            sources=[f"{folder}/cpu.c"],
-            depends=[f"{folder}/cpu_kernel.h", f"{folder}/cpu_variant.h"],
-            libraries=["m"],
-            optional=True,
-        )
+        kernel("periodic_attention", "cpu_kernel"),
+        kernel("low_rank_routing", "cpu_kernel", "cpu_tile"),
     ],
 )

@@ -7,9 +7,10 @@ from types import ModuleType
 from torch import Tensor
 
 from ..dispatch import Backend, choose
-from . import reference, torch_ops
+from . import cpu, reference, torch_ops
 
 BACKENDS = {
+    "cpu": Backend(cpu, refuses=cpu.refuses),
     "torch": Backend(torch_ops),
     "reference": Backend(reference, automatic=False),
 }

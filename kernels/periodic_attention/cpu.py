@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .. import compiled
 
 _NEGLIGIBLE = {torch.float64: 40.0, torch.float32: 20.0}  # radial functions below e^-40, e^-20
 _REALS = {torch.float64: ctypes.c_double, torch.float32: ctypes.c_float}
@@ -46,25 +47,12 @@ _ERRORS = {  # what the C functions return: the enum in cpu.c
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    folder = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        if (path := folder / f"_cpu{suffix}").is_file():
-            return ctypes.CDLL(str(path))
-    return None
+    return compiled.library(Path(__file__).parent)
 
 
 def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot take a call, or None."""
-    if device.type != "cpu":
-        return f"it runs on the CPU, the tensors are on {device}"
-    if dtype not in _REALS:
-        return f"it computes in float32 and float64, not {dtype}"
-    library = _library()
-    if library is None:
-        return "it was not compiled when matattn was installed (no C compiler?)"
-    if ctypes.c_int.in_dll(library, "abi").value != _ABI:
-        return "it was compiled from other sources; install matattn again"
-    return None
+    return compiled.refusal(_library(), _ABI, device, dtype)
 
 
 def _problem(
@@ -94,8 +82,7 @@ def _problem(
 
 
 def _run(name: str, dtype: torch.dtype, *arguments: object) -> None:
-    precision = "double" if dtype == torch.float64 else "float"
-    function = getattr(_library(), f"{name}_{precision}")
+    function = getattr(_library(), f"{name}_{compiled.PRECISIONS[dtype]}")
     if state := function(*arguments):
         kind, reason = _ERRORS[state]
         raise kind(f"periodic_attention: {reason}")

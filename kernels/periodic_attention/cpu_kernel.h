@@ -1,8 +1,7 @@
-/* One precision of the periodic attention kernel; cpu.c includes it for float and for double.
+/* One precision of the periodic attention kernel, for one kind of processor.
  *
- * REAL, LANES, VEC (a vector of LANES numbers), BITS (as many integers), WIDE (a vector of LANES or
- * 2 LANES numbers), EXP2 (of a WIDE), COUNTING (0, 1, 2, ...), LOG2, SQRT and NAME(x) are set by
- * cpu_variant.h. Formulas and names follow README.md. Arrays are contiguous: q, k, v, y, ...
+ * REAL, WIDE (a vector of LANES or 2 LANES numbers), EXP2 (of a WIDE), LOG2, SQRT, PRECISION(x) and
+ * NAME(x) are set by ../cpu_common/variant.h. Formulas and names follow README.md. Arrays are contiguous: q, k, v, y, ...
  * [N, H, D]; a, lse [N, H]; weight [H, D, K]; mean (c) [N, H, K]; distance [E]; bias NULL, [E] or
  * [E, H]. The neighbours of atom i are row_ptr[i] .. row_ptr[i + 1].
  *
@@ -24,6 +23,10 @@ typedef struct {
     REAL *grad_q, *grad_k, *grad_v, *grad_a, *grad_distance; /* grad_distance may be NULL */
 } NAME(gradients);
 
+#define VEC PRECISION(vec)           /* LANES numbers, */
+#define BITS PRECISION(bits)         /* as many integers, */
+#define COUNTING PRECISION(counting) /* and 0, 1, 2, ... */
+#define LANES ((int64_t)(sizeof(VEC) / sizeof(REAL)))
 #define WIDTH ((int64_t)(sizeof(WIDE) / sizeof(REAL)))
 #define LOG_2E ((REAL)1.44269504088896340736)
 #define LN_2 ((REAL)0.69314718055994530942)
@@ -498,6 +501,10 @@ static int NAME(periodic_attention_backward)(const NAME(problem) *p, const NAME(
     return NAME(run)(p, g, threads, NULL, NULL, NULL);
 }
 
+#undef VEC
+#undef BITS
+#undef COUNTING
+#undef LANES
 #undef WIDTH
 #undef LOG_2E
 #undef LN_2

@@ -1,5 +1,7 @@
-/* The kernel in both precisions for one kind of processor; VARIANT(x) and WIDE_BYTES (of the vectors
- * that exponentials work on) are set by cpu.c. */
+/* KERNEL in both precisions for one kind of processor; VARIANT(x) and WIDE_BYTES (of its longest
+ * vectors) are set by variants.h. What a kernel finds: REAL, INTEGER (as many bits), WIDE (a vector of
+ * WIDE_BYTES), EXP2 (of a WIDE), LOG2, SQRT, MOST (the largest finite number), EPSILON,
+ * PRECISION(x) (names that all processors share) and NAME(x) (names of this variant). */
 
 typedef float VARIANT(wide_float) __attribute__((vector_size(WIDE_BYTES)));
 typedef uint32_t VARIANT(bits_wide_float) __attribute__((vector_size(WIDE_BYTES)));
@@ -42,45 +44,45 @@ static ALWAYS_INLINE VARIANT(wide_double) VARIANT(exp2_double)(VARIANT(wide_doub
 }
 
 #define REAL float
-#define LANES 8
-#define VEC vec_float
-#define BITS bits_float
+#define INTEGER int32_t
 #define WIDE VARIANT(wide_float)
-#define COUNTING counting_float
 #define EXP2 VARIANT(exp2_float)
 #define LOG2 log2f
 #define SQRT sqrtf
+#define MOST FLT_MAX
+#define EPSILON FLT_EPSILON
+#define PRECISION(x) JOIN(x, _float)
 #define NAME(x) VARIANT(x##_float)
-#include "cpu_kernel.h"
+#include KERNEL
 #undef REAL
-#undef LANES
-#undef VEC
-#undef BITS
+#undef INTEGER
 #undef WIDE
-#undef COUNTING
 #undef EXP2
 #undef LOG2
 #undef SQRT
+#undef MOST
+#undef EPSILON
+#undef PRECISION
 #undef NAME
 
 #define REAL double
-#define LANES 4
-#define VEC vec_double
-#define BITS bits_double
+#define INTEGER int64_t
 #define WIDE VARIANT(wide_double)
-#define COUNTING counting_double
 #define EXP2 VARIANT(exp2_double)
 #define LOG2 log2
 #define SQRT sqrt
+#define MOST DBL_MAX
+#define EPSILON DBL_EPSILON
+#define PRECISION(x) JOIN(x, _double)
 #define NAME(x) VARIANT(x##_double)
-#include "cpu_kernel.h"
+#include KERNEL
 #undef REAL
-#undef LANES
-#undef VEC
-#undef BITS
+#undef INTEGER
 #undef WIDE
-#undef COUNTING
 #undef EXP2
 #undef LOG2
 #undef SQRT
+#undef MOST
+#undef EPSILON
+#undef PRECISION
 #undef NAME
