@@ -95,6 +95,43 @@ _OPTIMADE = """@article{optimade,
   year = {2021},
   doi = {10.1038/s41597-021-00974-z},
 }"""
+_FLARE = """@misc{flare,
+  title = {{FLARE}: Fast Low-rank Attention Routing Engine},
+  author = {Puri, Vedant and Joglekar, Aditya and Bandreddi, Sri Datta Ganesh and Ferguson, Kevin
+            and Chen, Yu-hsuan and Zhang, Yongjie Jessica and Kara, Levent Burak},
+  year = {2025},
+  eprint = {2508.12594},
+  archivePrefix = {arXiv},
+}"""
+_GEO_FNO = """@article{geo_fno,
+  title = {Fourier Neural Operator with Learned Deformations for {PDE}s on General Geometries},
+  author = {Li, Zongyi and Huang, Daniel Zhengyu and Liu, Burigede and Anandkumar, Anima},
+  journal = {Journal of Machine Learning Research},
+  volume = {24},
+  number = {388},
+  year = {2023},
+}"""
+_FNO = """@inproceedings{fno,
+  title = {Fourier Neural Operator for Parametric Partial Differential Equations},
+  author = {Li, Zongyi and Kovachki, Nikola and Azizzadenesheli, Kamyar and Liu, Burigede and
+            Bhattacharya, Kaushik and Stuart, Andrew and Anandkumar, Anima},
+  booktitle = {International Conference on Learning Representations},
+  year = {2021},
+  eprint = {2010.08895},
+  archivePrefix = {arXiv},
+}"""
+_DRIVAERML = """@misc{drivaerml,
+  title = {{DrivAerML}: High-Fidelity Computational Fluid Dynamics Dataset for Road-Car External
+           Aerodynamics},
+  author = {Ashton, Neil and Mockett, Charles and Fuchs, Marian and others},
+  year = {2024},
+  eprint = {2408.11969},
+  archivePrefix = {arXiv},
+}"""
+_DRIVAERML_NAMES = tuple(
+    f"drivaerml_{points}"
+    for points in ("10k", "40k", "50k", "100k", "200k", "300k", "400k", "500k", "1m")
+)
 NETWORKS = {"Crystalformer": (_CRYSTALFORMER,)}
 DATA = {
     "mp2018": (_MATERIALS_PROJECT, _MEGNET),
@@ -108,12 +145,22 @@ DATA = {
     "matbench": (_MATBENCH,),
     "matbench_phonons": (_MATBENCH, _PHONONS),
     "prototypes": (_CHGNET, _MATERIALS_PROJECT),
-}
+    "geo_fno_elasticity": (_GEO_FNO,),
+    "geo_fno_pipe": (_GEO_FNO,),
+    "geo_fno_airfoil": (_GEO_FNO,),
+    "geo_fno_plasticity": (_GEO_FNO,),
+    "fno_darcy": (_FNO,),
+    "lpbf": (_FLARE,),
+} | dict.fromkeys(_DRIVAERML_NAMES, (_DRIVAERML, _FLARE))
 # Of data, and so of models that were trained on them.
-LICENCES = dict.fromkeys(
-    ("mp2018", "mp2018_subset", "mp_bulk_modulus", "mp_shear_modulus", "materials_project"),
-    "CC-BY 4.0",
-) | {"prototypes": "MIT"}
+LICENCES = (
+    dict.fromkeys(
+        ("mp2018", "mp2018_subset", "mp_bulk_modulus", "mp_shear_modulus", "materials_project"),
+        "CC-BY 4.0",
+    )
+    | {"prototypes": "MIT", "lpbf": "MIT"}
+    | dict.fromkeys(_DRIVAERML_NAMES, "CC-BY-SA 4.0")
+)
 
 
 def bibtex(config: Mapping[str, Any] | None = None) -> str:

@@ -162,19 +162,19 @@ def _from_npz(arrays: Mapping[str, np.ndarray], path: Path) -> _Content:
 def _from_meshio(path: Path) -> _Content:
     import meshio
 
-    # On an error it prints, and ends the program.
-    said = io.StringIO()
+    # On an error it prints the reason, and ends the program.
+    reasons = io.StringIO()
     with (
         warnings.catch_warnings(),
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(reasons),
+        contextlib.redirect_stderr(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
         try:
             mesh = meshio.read(path)
         except SystemExit:
-            reason = " ".join(said.getvalue().split())
-            raise DataError(f"{path}: cannot be read: {reason}") from None
+            reason = " ".join(reasons.getvalue().split())
+            raise ValueError(reason or f"not a {path.suffix} file that meshio knows") from None
     cells = [
         (f"polygon{block.data.shape[1]}" if block.type == "polygon" else block.type, block.data)
         for block in mesh.cells

@@ -190,6 +190,11 @@ def test_commands_of_the_documentation_are_read_as_they_are_meant():
         "data=materials_project", "data.query={elements: [Li, O], num_sites: [1, 20]}"
     )
     assert config["data"]["query"] == {"elements": ["Li", "O"], "num_sites": [1, 20]}
+    targets = "data.targets=[displacement_x,displacement_y]"
+    units = "data.units={displacement_x: mm, displacement_y: mm, x: mm}"
+    data = composed("data=meshes", "data.path=folder", "data.inputs=[permeability]", targets, units)
+    assert data["data"]["units"] == {"displacement_x": "mm", "displacement_y": "mm", "x": "mm"}
+    assert composed("data=drivaerml_40k", "data.points=1m")["data"]["name"] == "drivaerml_1m"
     config = composed("data=matbench", "data.task=log_kvrh", "data.fold=3")
     assert config["data"]["path"] == "nowhere/matbench/matbench_log_kvrh.json.gz"
     assert config["data"]["name"] == "matbench_log_kvrh"

@@ -150,7 +150,8 @@ def test_unreadable_files(tmp_path, capfd):
         ("a.cgns", b"x", "unknown file type; expected .npz, .vtu"),
         ("b.vtu", b"", "the file is empty"),
         ("c.vtu", b"<VTKFile", "cannot be read: .+"),
-        ("d.vtk", b"no mesh", "cannot be read: .*Couldn't read file"),
+        ("d.vtk", b"no mesh\n\n", "cannot be read: Illegal VTK header$"),
+        ("d.msh", b"no mesh", "cannot be read: not a .msh file that meshio knows"),
         ("e.npz", b"PK\x03\x04 damaged", "cannot be read: "),
         ("f.npz", b"pickle\n.", "cannot be read: "),
     ]:

@@ -167,3 +167,14 @@ def test_folders_that_cannot_be_used(tmp_path):
         load(tmp_path)
     with pytest.raises(DataError, match="a.vtu: no such file"):
         meshes.load("mine", [str(tmp_path / "a.vtu")], ["p"])
+
+
+def test_from_the_configuration(folder):
+    from matattn.config import build
+
+    config = {"_target_": "matattn.datasets.meshes.load", "name": "mine", "path": str(folder)}
+    config |= {"targets": ["p"], "inputs": [], "units": None, "scaling": {"x": "none"}}
+    data = build(config, "data")
+    assert [field.scaling for field in data.coordinates] == ["none", "range"]
+    with pytest.raises(DataError, match="m00.npz: has no field 'q'"):
+        build(config | {"targets": ["q"]}, "data")

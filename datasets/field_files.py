@@ -1,0 +1,145 @@
+"""Files of published PDE fields: NumPy and MATLAB arrays, read no further than is needed.
+
+Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matattn.dataset import SPLITS
+from matattn.errors import DataError
+
+Shape = tuple[int | None, ...]  # None: any length
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+def present(path: Path, source: str) -> Path:
+    """The file or folder ``path``; raises DataError, saying where it comes from, without it."""
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file or folder; get it from {source} and unpack it there, or set "
+            "MATATTN_DATA to the folder of data sets"
+        )
+    return path
+
+
+def read_npy(path: Path, shape: Shape, source: str) -> np.ndarray:
+    """An array that stays in its file until it is used."""
+    try:
+        array = np.load(present(path, source), mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a NumPy array: {error}") from error
+    check_shape(f"{path}", array.shape, shape)
+    return array
+
+
+def read_npz(path: Path, shapes: Mapping[str, Shape], source: str) -> dict[str, np.ndarray]:
+    """Some arrays of a .npz file; what else it holds is not looked at."""
+    try:
+        with open(present(path, source), "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            arrays = {key: content[key] for key in shapes}
+    except KeyError as error:
+        raise DataError(f"{path}: {error.args[0]}; expected {', '.join(shapes)}") from error
+    except Exception as error:  # zip files are damaged in many ways
+        raise DataError(f"{path}: cannot be read as a .npz file: {error}") from error
+    for key, shape in shapes.items():
+        check_shape(f"{path}: {key}", arrays[key].shape, shape)
+    return arrays
+
+
+@contextmanager
+def mat_arrays(path: Path, shapes: Mapping[str, Shape], source: str) -> Iterator[dict[str, Any]]:
+    """Arrays of a MATLAB file, to be indexed inside the block; since v7.3 such files are HDF5."""
+    try:
+        with open(present(path, source), "rb") as file:
+            head = file.read(1024)
+        if head[:8] == _HDF5 or head[512:520] == _HDF5:
+            import h5py
+
+            with h5py.File(path, "r") as content:
+                arrays = {key: _Reversed(content[key]) for key in shapes if key in content}
+                yield _checked(path, arrays, shapes)
+        else:
+            from scipy.io import loadmat
+
+            yield _checked(path, loadmat(path, variable_names=list(shapes)), shapes)
+    except DataError:
+        raise
+    except ModuleNotFoundError as error:
+        raise DataError(f"{path}: needs h5py: pip install 'matattn[mesh]'") from error
+    except Exception as error:  # parsers raise whatever they like on damaged files
+        raise DataError(f"{path}: cannot be read as a MATLAB file: {error}") from error
+
+
+class _Reversed:
+    """An array of MATLAB in HDF5, whose axes stand in reverse order there."""
+
+    def __init__(self, stored: Any) -> None:
+        self.stored = stored
+        self.shape = stored.shape[::-1]
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+        full = index if isinstance(index, tuple) else (index,)
+        full += (slice(None),) * (len(self.shape) - len(full))
+        return self.stored[full[::-1]].T
+
+
+def _checked(path: Path, arrays: dict[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    for key, shape in shapes.items():
+        if key not in arrays:
+            raise DataError(f"{path}: has no array {key!r}")
+        check_shape(f"{path}: {key}", arrays[key].shape, shape)
+    return arrays
+
+
+def check_shape(where: str, found: Sequence[int], wanted: Shape) -> None:
+    """Raise DataError unless a shape is the published one."""
+    if len(found) != len(wanted) or any(
+        length not in (None, given) for given, length in zip(found, wanted, strict=True)
+    ):
+        shown = ", ".join("any" if length is None else str(length) for length in wanted)
+        raise DataError(
+            f"{where}: has the shape {tuple(found)}, the published one is ({shown}); is this "
+            "another version of the data?"
+        )
+
+
+def published_split(
+    path: Path, count: int, sizes: Sequence[int], test_last: bool = False
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Which of ``count`` samples are used, in two pieces, and their split [sum of sizes].
+
+    Training and validation samples stand first; test samples follow, or are the last of the file.
+    """
+    train, val, test = sizes
+    if train + val + test > count:
+        raise DataError(f"{path}: has {count} samples, the split {list(sizes)} needs more")
+    start = count - test if test_last else train + val
+    pieces = slice(0, train + val), slice(start, start + test)
+    return pieces, np.repeat(np.array(SPLITS), sizes)
+
+
+def row_numbers(pieces: Sequence[slice]) -> list[int]:
+    """The numbers of the samples in the file, which their ids have."""
+    return [row for piece in pieces for row in range(piece.start, piece.stop)]
+
+
+def take(array: Any, pieces: Sequence[slice], *index: Any) -> np.ndarray:
+    """The samples of all pieces as float32, of each only what ``index`` says."""
+    parts = [np.asarray(array[(piece, *index)], dtype=np.float32) for piece in pieces]
+    return np.concatenate(parts)
+
+
+def quads(grid: tuple[int, int]) -> np.ndarray:
+    """Quadrilaterals [E, 4] between the nodes of a grid that are numbered row by row."""
+    nodes = np.arange(grid[0] * grid[1]).reshape(grid)
+    corners = nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:]
+    return np.stack(corners, axis=-1).reshape(-1, 4)
