@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matattn.workflows.field_prediction import FieldPredictor
     from matattn.workflows.prediction import Predictor
 
 __version__ = "0.1.0"
@@ -21,7 +22,7 @@ if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
 
-def load(model: str | Path, device: str = "cpu") -> Predictor:
+def load(model: str | Path, device: str = "cpu") -> Predictor | FieldPredictor:
     """Load a trained model for prediction.
 
     Args:
@@ -30,12 +31,17 @@ def load(model: str | Path, device: str = "cpu") -> Predictor:
         device: "cpu", "cuda", "cuda:1", ..., or "auto": a GPU if there is one.
 
     Returns:
-        A :class:`matattn.workflows.prediction.Predictor`. Loading verifies checksums and
+        A :class:`matattn.workflows.prediction.Predictor`, or for a model of fields on meshes a
+        :class:`matattn.workflows.field_prediction.FieldPredictor`. Loading verifies checksums and
         never unpickles. Raises BundleError, and ConfigError for a device that is not there.
     """
     from matattn import pretrained
 
     folder = pretrained.find(model)  # before the slow import: a mistyped name is told at once
+    if pretrained.kind(folder) == "meshes":
+        from matattn.workflows.field_prediction import FieldPredictor
+
+        return FieldPredictor.load(folder, device)
     from matattn.workflows.prediction import Predictor
 
     return Predictor.load(folder, device)

@@ -132,7 +132,17 @@ _DRIVAERML_NAMES = tuple(
     f"drivaerml_{points}"
     for points in ("10k", "40k", "50k", "100k", "200k", "300k", "400k", "500k", "1m")
 )
-NETWORKS = {"Crystalformer": (_CRYSTALFORMER,)}
+_FLARE_PLUS_PLUS = """@misc{flare_plus_plus,
+  title = {{FLARE++}},
+  note = {the latent queries that depend on the mesh, model.queries=dynamic},
+  eprint = {2608.11519},
+  archivePrefix = {arXiv},
+}"""
+NETWORKS = {
+    "Crystalformer": (_CRYSTALFORMER,),
+    "FLARE": (_FLARE, _FLARE_PLUS_PLUS),
+    "FullAttention": (_FLARE,),  # its network, without its attention
+}
 DATA = {
     "mp2018": (_MATERIALS_PROJECT, _MEGNET),
     "mp2018_subset": (_MATERIALS_PROJECT, _MEGNET),

@@ -8,6 +8,7 @@ Engine", arXiv 2508.12594; and FLARE++ (arXiv 2608.11519), whose latent queries 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -21,7 +22,7 @@ from matattn.mesh_batch import MeshBatch
 
 SCALES = ("one", "sqrt")
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-ACTIVATIONS = {"gelu": nn.GELU(approximate="tanh"), "silu": nn.SiLU()}
+ACTIVATIONS = {"gelu": partial(nn.GELU, approximate="tanh"), "silu": nn.SiLU}
 QUERIES = ("fixed", "dynamic")
 INITS = ("published", "xavier")
 
@@ -48,7 +49,7 @@ class ResidualMLP(nn.Module):
         output_residual: bool = True,
     ) -> None:
         super().__init__()
-        self.act = ACTIVATIONS[activation]
+        self.act = ACTIVATIONS[activation]()
         if depth == -1:
             self.fc = nn.Linear(in_dim, out_dim)
             self.input_residual = input_residual and output_residual and in_dim == out_dim

@@ -19,7 +19,7 @@ from torch import nn
 from matattn import bundle, pretrained
 from matattn.batch import CrystalBatch, by_atom_budget, collate
 from matattn.ensemble import HasFeatures
-from matattn.errors import ConfigError, PredictionError, StructureError
+from matattn.errors import BundleError, ConfigError, PredictionError, StructureError
 from matattn.neighbors import HasImageRule
 from matattn.structure import to_tensors, validate
 from matattn.uncertainty import LEVEL, Uncertainty
@@ -102,7 +102,10 @@ class Predictor:
     @classmethod
     def load(cls, model: str | Path, device: str = "cpu") -> Predictor:
         """Load a model by name or folder (``matattn.load``); raises BundleError or ConfigError."""
-        return cls(*bundle.load(pretrained.find(model)), find_device(device))
+        folder = pretrained.find(model)
+        if (kind := pretrained.kind(folder)) != "crystals":
+            raise BundleError(f"{folder}: this model reads {kind}, not crystals")
+        return cls(*bundle.load(folder), find_device(device))
 
     @property
     def targets(self) -> list[dict[str, str]]:

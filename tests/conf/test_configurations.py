@@ -57,8 +57,11 @@ def test_composes_and_builds(choice, tmp_path):
     check_targets(config)
     model = config["model"]
     assert isinstance(model.pop("name"), str)
-    network = build(model, "model", num_targets=len(config["data"].get("targets", ["one"])))
-    assert hasattr(network, "image_rule")
+    if config["task"]["data_kind"] == "meshes":
+        build(model, "model", num_inputs=3)
+    else:
+        network = build(model, "model", num_targets=len(config["data"].get("targets", ["one"])))
+        assert hasattr(network, "image_rule")
     build(config["optimizer"]["schedule"], "optimizer.schedule")
     assert set(config["optimizer"]) == {"lr", "betas", "weight_decay", "schedule"}
     build(config["trainer"], "trainer", logger=False, default_root_dir=tmp_path)
@@ -111,6 +114,33 @@ def test_published_recipes(option, sizes, epochs, batch_size):
     network = build(_without_name(config["model"]), "model")
     parameters = 837_121 if "dual_space" in option else 853_505
     assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    "option, inputs, parameters, latents, batch_size, weight_decay, epochs",
+    [
+        ("elasticity", 2, 592_641, 64, 2, 1e-5, 500),
+        ("darcy", 3, 691_009, 256, 2, 1e-5, 500),
+        ("airfoil", 2, 690_945, 256, 2, 1e-5, 500),
+        ("pipe", 2, 625_409, 128, 2, 1e-5, 500),
+        ("drivaerml_40k", 3, 691_009, 256, 1, 1e-4, 500),
+        ("lpbf", 3, 625_473, 128, 1, 1e-4, 250),
+    ],
+)
+def test_published_recipes_of_flare(
+    option, inputs, parameters, latents, batch_size, weight_decay, epochs
+):
+    config = composed(f"experiment=flare_{option}")
+    network = build(_without_name(config["model"]), "model", num_inputs=inputs)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert config["model"]["num_latents"] == latents
+    assert config["task"]["batch_size"] == batch_size
+    assert config["task"]["gradient_weight"] == (0.1 if option == "darcy" else 0.0)
+    assert config["trainer"]["max_epochs"] == epochs
+    assert config["trainer"]["gradient_clip_val"] == 1.0
+    optimizer = config["optimizer"]
+    assert (optimizer["lr"], optimizer["weight_decay"]) == (1e-3, weight_decay)
+    assert optimizer["schedule"]["_target_"].endswith("OneCycleWithMomentum")
 
 
 def _without_name(model):
