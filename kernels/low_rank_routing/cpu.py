@@ -22,7 +22,16 @@ class _Tokens(ctypes.Structure):
 
 
 _TOKENS = ("k", "v", "y", "grad_y", "grad_k", "grad_v")
-_CONTIGUOUS = ("q", "decode_q", "z", "grad_z", "lse_encode", "lse_decode", "grad_q", "grad_decode_q")
+_CONTIGUOUS = (
+    "q",
+    "decode_q",
+    "z",
+    "grad_z",
+    "lse_encode",
+    "lse_decode",
+    "grad_q",
+    "grad_decode_q",
+)
 
 
 class _Call(ctypes.Structure):
