@@ -3,6 +3,7 @@
 Needs torch, numpy and pytest only.
 """
 
+import ctypes
 import math
 from functools import cache
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 
 from matattn.kernels.dispatch import BackendError
 from matattn.kernels.low_rank_routing import BACKENDS as TABLE
-from matattn.kernels.low_rank_routing import low_rank_routing, reference
+from matattn.kernels.low_rank_routing import cpu, low_rank_routing, reference
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "flare"
 HERE = (torch.device("cpu"), torch.float64)
+CPU_REFUSES = cpu.refuses(*HERE)
+compiled = pytest.mark.skipif(CPU_REFUSES is not None, reason=f"cpu backend: {CPU_REFUSES}")
 BACKENDS = [name for name, backend in TABLE.items() if not backend.refuses(*HERE)]
 CORES = (
     "small", "n1", "m1", "elasticity", "extreme_logits", "large_offset", "identical_tokens",
@@ -138,6 +141,9 @@ SHAPES = [
     {"dim": 16, "latents": 17, "sizes": (1, 1, 1)},
     {"dim": 32, "latents": 300, "heads": 1, "sizes": (77, 3)},
     {"dim": 1, "latents": 2, "sizes": (513,)},
+    {"dim": 42, "latents": 5, "heads": 2},
+    {"dim": 8, "latents": 6, "heads": 2, "sizes": (2048, 4097, 1)},
+    {"dim": 4, "latents": 4100, "heads": 1, "sizes": (40,)},
     {"meshes_of_q": 5},
 ]
 
@@ -244,12 +250,88 @@ def test_two_calls_are_equal_bit_by_bit(backend):
     q, k, v, ptr, random = tokens(torch.float32, sizes=(700, 3000), dim=8, latents=64)
     received = random(*v.shape)
 
-    def results():
-        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
-        y = low_rank_routing(*leaves, cu_seqlens=ptr, backend=backend)
-        return [y, *torch.autograd.grad(y, leaves, received)]
+    once, again = (results([q, k, v], None, ptr, received, backend) for _ in range(2))
+    assert all(map(torch.equal, once, again))
 
-    assert all(map(torch.equal, results(), results()))
+
+def results(leaves, decode_q, ptr, received, backend):
+    """y and all gradients."""
+    leaves = [t.detach().clone().requires_grad_() for t in leaves]
+    given = {"cu_seqlens": ptr, "scale": 0.7, "backend": backend}
+    if decode_q is not None:
+        given["decode_q"] = decode_q.detach().clone().requires_grad_()
+        y = low_rank_routing(*leaves, **given)
+        return [y, *torch.autograd.grad(y, [*leaves, given["decode_q"]], received)]
+    y = low_rank_routing(*leaves, **given)
+    return [y, *torch.autograd.grad(y, leaves, received)]
+
+
+@compiled
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_results_do_not_depend_on_the_number_of_threads(dtype, separate):
+    sizes = (5000, 3, 0, 2049, *[17] * 40)
+    *leaves, ptr, random = tokens(dtype, sizes=sizes, heads=2, dim=8)
+    decode_q = random(*leaves[0].shape) if separate else None
+    received = random(*leaves[2].shape)
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        found.append(results(leaves, decode_q, ptr, received, "cpu"))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@compiled
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("dim", [3, 4, 8, 16, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_code_for_every_kind_of_processor(dtype, dim, separate):
+    library = cpu._library()
+    most = ctypes.c_int.in_dll(library, "most_variant")
+    *leaves, ptr, random = tokens(dtype, sizes=(5, 2301, 1, 0, 61), dim=dim, meshes_of_q=5)
+    decode_q = random(*leaves[0].shape) if separate else None
+    received = random(*leaves[2].shape)
+    found = {}
+    try:
+        for most.value in range(3):
+            found[library.variant()] = results(leaves, decode_q, ptr, received, "cpu")
+    finally:
+        most.value = 2
+    assert set(found) == set(range(library.variant() + 1))
+    expected = results(leaves, decode_q, ptr, received, "reference")
+    for variant, values in found.items():
+        for place, (actual, exact) in enumerate(zip(values, expected, strict=True)):
+            error = (actual - exact).abs().max() / exact.abs().max()
+            assert error <= (1e-12 if dtype == torch.float64 else 1e-5), (variant, place)
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_a_number_stays_visible(backend, dtype, place):
+    """Bad data must reach the loss, where it is noticed."""
+    *leaves, ptr, random = tokens(dtype, sizes=(37, 20), heads=2)
+    leaves[place][1, 1, 2] = math.nan  # of one head; in k and v, of the first mesh
+    y, *gradients = results(leaves, None, ptr, random(*leaves[2].shape), backend)
+    reached = slice(None) if place == 0 else slice(37)
+    assert y[reached, 1].isnan().any(-1).all() and y[:, 0].isfinite().all()
+    assert y[37:, 1].isfinite().all() == (place > 0)
+    assert all(gradient.isnan().any() for gradient in gradients[:2])
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_of_ten_thousand(backend, sign):
+    """All far from 0, so that exp(logit) itself is 0 or infinite; 3 tokens leave lanes empty."""
+    q, k, v, ptr, random = tokens(torch.float32, sizes=(3,), dim=4)
+    q[..., 0], k[..., 0] = sign * 100.0, 142.0
+    y, *gradients = results([q, k, v], None, ptr, random(*v.shape), backend)
+    wide = [t.double() for t in (q, k, v)]
+    expected = low_rank_routing(*wide, cu_seqlens=ptr, scale=0.7, backend="reference")
+    assert relative(y, expected) <= 5e-3  # 9,940 is known to 1e-3
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -294,6 +376,25 @@ def test_half_precision(dtype):
     )
     for place, (actual, exact) in enumerate(pairs):
         assert relative(actual, exact) <= 2e-2, f"gradient {place}"
+
+
+@compiled
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    monkeypatch.setattr(cpu, "_ABI", -1)
+    assert "install matattn again" in cpu.refuses(*HERE)
+
+
+def test_without_a_compiled_library_the_torch_backend_serves(monkeypatch, caplog):
+    monkeypatch.setattr(cpu, "_library", lambda: None)
+    monkeypatch.setattr("matattn.kernels.dispatch._announced", set())
+    q, k, v, ptr, _ = tokens(torch.float32)
+    with caplog.at_level("INFO", logger="matattn"):
+        low_rank_routing(q, k, v, cu_seqlens=ptr)
+    (record,) = caplog.records
+    assert "runs on backend 'torch'" in record.getMessage()
+    assert "not 'cpu': it was not compiled when matattn was installed" in record.getMessage()
+    with pytest.raises(BackendError, match="'cpu' cannot take this call: it was not compiled"):
+        low_rank_routing(q, k, v, cu_seqlens=ptr, backend="cpu")
 
 
 def test_mistakes_are_named():

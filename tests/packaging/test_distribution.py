@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -33,6 +34,14 @@ def test_wheel_is_complete(packaged, planted_model, built):
     assert packaged(".py", ".yaml", ".csv", ".json", ".c", ".h") | planted_model <= names
     strangers = {n for n in names if not n.startswith(("matattn/", "matattn-"))}
     assert not strangers and not any("__pycache__" in n for n in names)
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_wheel_has_the_compiled_backends(built):
+    (wheel,) = built.glob("*.whl")
+    names = {n.partition(".")[0] for n in zipfile.ZipFile(wheel).namelist() if "/_cpu." in n}
+    operators = ("low_rank_routing", "periodic_attention")
+    assert names == {f"matattn/kernels/{operator}/_cpu" for operator in operators}
 
 
 def test_sdist_is_complete(packaged, planted_model, built):
