@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import io
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,11 +132,10 @@ def _in_space(vectors: np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[_Content]:
     if path.suffix.lower() == ".npz":
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{path}: is damaged, or no .npz file")
         with open(path, "rb") as file:  # np.load leaves damaged files open
-            arrays = np.load(file, allow_pickle=False)
-            if not isinstance(arrays, Mapping):
-                raise DataError(f"{path}: is one array, not a .npz file")
-            yield _from_npz(arrays, path)
+            yield _from_npz(np.load(file, allow_pickle=False), path)
     else:
         yield _from_meshio(path)
 
