@@ -162,13 +162,25 @@ DATA = {
     "fno_darcy": (_FNO,),
     "lpbf": (_FLARE,),
 } | dict.fromkeys(_DRIVAERML_NAMES, (_DRIVAERML, _FLARE))
+_SCIKIT_FEM = """@article{scikit_fem,
+  title = {scikit-fem: A {Python} package for finite element assembly},
+  author = {Gustafsson, Tom and McBain, G. D.},
+  journal = {Journal of Open Source Software},
+  volume = {5},
+  pages = {2369},
+  year = {2020},
+  doi = {10.21105/joss.02369},
+}"""
+_GENERATED = ("darcy", "moving_laser_heat", "neo_hookean_plate", "plate_with_hole")
+DATA |= dict.fromkeys(_GENERATED, (_SCIKIT_FEM,))
+DATA |= dict.fromkeys(("neo_hookean_plate", "plate_with_hole"), (_SCIKIT_FEM, _GEO_FNO))
 # Of data, and so of models that were trained on them.
 LICENCES = (
     dict.fromkeys(
         ("mp2018", "mp2018_subset", "mp_bulk_modulus", "mp_shear_modulus", "materials_project"),
         "CC-BY 4.0",
     )
-    | {"prototypes": "MIT", "lpbf": "MIT"}
+    | dict.fromkeys(("prototypes", "lpbf", *_GENERATED), "MIT")
     | dict.fromkeys(_DRIVAERML_NAMES, "CC-BY-SA 4.0")
 )
 
@@ -183,7 +195,8 @@ def bibtex(config: Mapping[str, Any] | None = None) -> str:
         f"  version = {{{matattn.__version__}}},\n}}"
     )
     if config is None:
-        return "\n\n".join([software, *(entry for known in NETWORKS.values() for entry in known)])
+        known = (entry for entries in NETWORKS.values() for entry in entries)
+        return "\n\n".join([software, *dict.fromkeys(known)])
     data = config.get("data", {}).get("name", "unknown data")
     task_of = data.partition("_")[0]  # matbench_gap is cited as matbench
     behind = DATA.get(data) or DATA.get(

@@ -16,7 +16,7 @@ from torch import nn
 import matattn
 from matattn.citations import LICENCES
 from matattn.field_baselines import relative_l2
-from matattn.fields import FieldDataset, MeshSample
+from matattn.fields import Field, FieldDataset, MeshSample
 from matattn.mesh_batch import InputScaling, collate_meshes
 from matattn.models.flare import FLARE
 from matattn.runtime import processor
@@ -89,7 +89,7 @@ def field_plots(
             )
             for place, (values, title, colors, least, most) in enumerate(parts):
                 axes = figure.add_subplot(len(picked), 3, 3 * line + place + 1)
-                drawn = _draw(axes, sample, values, colors, least, most)
+                drawn = _draw(axes, sample, values, colors, least, most, dataset.coordinates)
                 axes.set_title(title, fontsize=9)
                 label = f"{field.name.replace('_', ' ')} / {field.unit or '1'}"
                 figure.colorbar(drawn, ax=axes, label=label if place != 1 else "")
@@ -97,13 +97,22 @@ def field_plots(
 
 
 def _draw(
-    axes: Any, sample: MeshSample, values: np.ndarray, colors: str, low: float, high: float
+    axes: Any,
+    sample: MeshSample,
+    values: np.ndarray,
+    colors: str,
+    low: float,
+    high: float,
+    coordinates: Sequence[Field],
 ) -> Any:
     spread = np.ptp(sample.pos, axis=0)
     across, up = sorted(np.argsort(spread)[-2:]) if len(spread) > 1 else (0, 0)
     x, y = sample.pos[:, across], sample.pos[:, up]
     axes.set_aspect("equal")
     axes.tick_params(labelsize=7)
+    for name, column in (("xlabel", across), ("ylabel", up)):
+        described = coordinates[column]
+        axes.set(**{name: f"{described.name} / {described.unit or '1'}"})
     style = {"cmap": colors, "vmin": low, "vmax": high, "rasterized": True}
     triangles = _triangles(sample)
     if triangles is not None:
@@ -152,7 +161,9 @@ def spectrum_plot(
             axes.semilogy(np.arange(1, latents + 1), values[block, head].clamp(min=1e-8))
         rank = effective_rank(values[block]).mean().item()
         axes.set_title(f"block {block + 1}: mean effective rank {rank:.1f}", fontsize=8)
-        axes.set(ylim=(1e-8, 2), xlabel="eigenvalue" if block >= blocks - columns else "")
+        axes.set(ylim=(1e-8, 2))
+        if block >= blocks - columns:
+            axes.set_xlabel("number of the eigenvalue")
     save_figure(figure, path)
 
 
