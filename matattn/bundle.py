@@ -98,8 +98,9 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise BundleError(f"{folder}/config.json: cannot be read: {error}") from error
-    required = (*REQUIRED, *KINDS.get(config.get("kind", "crystals"), ()))
-    if missing := [key for key in required if key not in config]:
+    described = config if isinstance(config, dict) else {}
+    required = (*REQUIRED, *KINDS.get(str(described.get("kind", "crystals")), ()))
+    if missing := [key for key in required if key not in described]:
         raise BundleError(f"{folder}/config.json: lacks {', '.join(missing)}")
     if config["format"] != FORMAT:
         raise BundleError(

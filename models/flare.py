@@ -22,7 +22,10 @@ from matattn.mesh_batch import MeshBatch
 
 SCALES = ("one", "sqrt")
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-ACTIVATIONS = {"gelu": partial(nn.GELU, approximate="tanh"), "silu": nn.SiLU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": partial(nn.GELU, approximate="tanh"),
+    "silu": nn.SiLU,
+}
 QUERIES = ("fixed", "dynamic")
 INITS = ("published", "xavier")
 

@@ -43,7 +43,8 @@ def shipped(tmp_path, monkeypatch):
         block.attention.sigma_fitted.fill_(True)
     folder = tmp_path / "pretrained"
     bundle.save(folder / "mp-formation-energy", network, ARGUMENTS, DESCRIPTION, "# card")
-    least = {key: DESCRIPTION[key] for key in bundle.REQUIRED if key in DESCRIPTION}
+    required = (*bundle.REQUIRED, *bundle.KINDS["crystals"])
+    least = {key: DESCRIPTION[key] for key in required if key in DESCRIPTION}
     bundle.save(folder / "plain", network, ARGUMENTS, least, "# card")
     monkeypatch.setattr(pretrained, "FOLDER", folder)
     return folder
