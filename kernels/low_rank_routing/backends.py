@@ -7,9 +7,11 @@ from types import ModuleType
 from torch import Tensor
 
 from ..dispatch import Backend, choose
-from . import reference, torch_ops
+from . import reference, torch_ops, triton_ops
 
 BACKENDS = {
+    # Never run on a GPU, so only on request.
+    "triton": Backend(triton_ops, triton_ops.refuses, automatic=False),
     "torch": Backend(torch_ops),
     "reference": Backend(reference, automatic=False),
 }

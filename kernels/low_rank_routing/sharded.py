@@ -67,7 +67,8 @@ class _Sharded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, decode_q, k, v, ptr, scale, backend, group):
         run = find(backend, k)
-        z, lse_encode = merge_shards(*run.encode(q, k, v, ptr, scale), group)
+        z, lse_encode = run.encode(q, k, v, ptr, scale)
+        z, lse_encode = merge_shards(z, lse_encode, group)
         y, lse_decode = run.decode(q if decode_q is None else decode_q, k, z, ptr, scale)
         ctx.save_for_backward(q, decode_q, k, v, ptr, y, z, lse_encode, lse_decode)
         ctx.run, ctx.scale, ctx.group = run, scale, group
