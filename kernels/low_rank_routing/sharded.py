@@ -31,8 +31,20 @@ def sharded_low_rank_routing(
     Every process gives the same q and as many meshes, with its own tokens of each (none is fine),
     and gets y of its tokens. Gradients are those of the sum of all processes' losses; for q, as for
     every parameter that processes share, each gets its own part, to be added over the processes.
-    Arguments, results and errors are otherwise those of ``low_rank_routing``.
+    Every process has to call this, and to run backward if one does: they wait for each other.
+    Arguments, results and errors are otherwise those of ``low_rank_routing``; there are no second
+    derivatives.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised, or this process is not in ``group``.
     """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            "sharded_low_rank_routing: torch.distributed is not initialised; call "
+            "torch.distributed.init_process_group in every process first"
+        )
+    if dist.get_rank(group) < 0:
+        raise RuntimeError("sharded_low_rank_routing: this process is not in the group")
     packed = pack(q, k, v, decode_q, cu_seqlens)
     check_ends(packed.ptr, len(packed.k))
     return unpack(_Sharded.apply(*packed, scale, backend, group), k)
@@ -47,7 +59,7 @@ def merge_shards(z: Tensor, lse: Tensor, group: dist.ProcessGroup | None) -> tup
     sums = torch.cat([mass, mass * z], -1)
     dist.all_reduce(sums, dist.ReduceOp.SUM, group)
     mass, numerator = sums[..., :1], sums[..., 1:]
-    z = torch.where(mass > 0, numerator / mass, torch.zeros_like(numerator))
+    z = torch.where(mass == 0, 0.0, numerator / mass)  # NaN stays NaN
     return z, largest + mass[..., 0].log()
 
 

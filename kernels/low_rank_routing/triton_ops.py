@@ -1,0 +1,229 @@
+"""The ``triton`` backend: Triton kernels on NVIDIA GPUs (README.md section 6).
+
+Triton is imported when the first call is taken, so the package does not need it. With
+``TRITON_INTERPRET=1`` in the environment, Triton executes the kernels in Python on the CPU, slowly:
+this is how they are tested without a GPU. Arguments and results are those of ``reference``.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dispatch import BackendError
+
+PROGRAMS = 2048  # of a kernel that owns latents: some 16 for each multiprocessor
+_OLDEST = (3, 6)  # as for periodic attention
+LARGEST_DIM = 64  # more does not fit into the registers
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot take a call, or None."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        return f"it runs on NVIDIA GPUs, the tensors are on {device}"
+    if dtype not in _DTYPES:
+        return f"it computes in floating point of 16, 32 and 64 bits, not {dtype}"
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    if tuple(map(int, metadata.version("triton").split(".")[:2])) < _OLDEST:
+        return f"it needs Triton {_OLDEST[0]}.{_OLDEST[1]}, not {metadata.version('triton')}"
+    if interpreted:
+        return None
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs an NVIDIA GPU of compute capability 8.0 or higher"
+    return None
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """The precision of logits, latents and sums: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _power(n: int) -> int:
+    """The smallest power of two that is not smaller than n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _in_triton(dtype: torch.dtype) -> Any:
+    from triton import language as tl
+
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def launch_options(
+    kernel: str, dtype: torch.dtype, latents: int, dim: int, separate: bool = False
+) -> dict[str, Any]:
+    """Compile-time constants of a kernel (see ``triton_kernels``) and how it is launched.
+
+    Sizes were chosen from the compiler's report (no spilled registers, several programs at a time
+    on a multiprocessor; benchmarks/triton_compile_report.py), not from timings, since no GPU was
+    at hand. Of two tiles that are multiplied, the one that a program keeps is spread over its
+    warps, the one it walks over is held by all of them, and so has to be small.
+    """
+    gradients = kernel in ("query_gradients", "token_gradients")
+    # E may be less, and the gradient of z more, than float16 holds.
+    factor = torch.float32 if gradients and dtype == torch.float16 else dtype
+    padded = max(16, _power(dim))  # tensor cores multiply 16 numbers at least
+    row = padded * factor.itemsize
+    single = dtype == torch.float32
+    large = gradients and row > (64 if separate and single else 128)
+    kept = 32 if large or dtype == torch.float64 else 64
+    budget = 4096 if not gradients else 1024 if separate else 2048  # bytes of a walked tile
+    walked = min(32 if gradients else 64, max(16, budget // row))
+    precision = {torch.float64: "ieee", torch.float32: "tf32x3"}.get(dtype, "tf32")
+    if single and large:
+        precision = "ieee"  # three products with TF32 take more registers than there are
+    options = {
+        "M": latents, "D": dim, "DIM": padded,
+        "ACC": _in_triton(_exact(dtype)), "FACTOR": _in_triton(factor), "PRECISION": precision,
+        "num_warps": 4, "num_stages": 1 if gradients else 2,
+    }  # fmt: skip
+    if kernel in ("decode", "token_gradients"):
+        return options | {"LATENTS": walked, "TOKENS": kept}
+    options |= {"LATENTS": kept, "TOKENS": walked, "TILES": -(-latents // kept)}
+    if kernel == "query_gradients":
+        options["WHOLE"] = latents <= kept and not (separate and row > 64)
+    return options
+
+
+@lru_cache(maxsize=64)
+def _items(ends: tuple[int, ...], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pieces of meshes of ``size`` tokens or less: mesh, first token and end [items, 3].
+
+    Those of mesh b are ``item_ptr[b]:item_ptr[b + 1]``, the second result. All layers of a network
+    ask for the same ones, forward and backward.
+    """
+    ptr = torch.tensor(ends)
+    counts = -(-ptr.diff() // size)
+    item_ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    mesh = torch.repeat_interleave(counts)
+    begin = ptr[mesh] + (torch.arange(len(mesh)) - item_ptr[mesh]) * size
+    items = torch.stack([mesh, begin, torch.minimum(begin + size, ptr[mesh + 1])], 1)
+    return items.to(device), item_ptr.to(device)
+
+
+def _options(kernel: str, q: Tensor, k: Tensor, scale: float, separate: bool) -> dict[str, Any]:
+    """All compile-time constants of a kernel."""
+    _, heads, latents, dim = q.shape
+    if dim > LARGEST_DIM:
+        raise BackendError(
+            f"low_rank_routing: backend 'triton' takes heads of {LARGEST_DIM} numbers at most, not "
+            f"{dim}; use 'torch'"
+        )
+    options = launch_options(kernel, k.dtype, latents, dim, separate)
+    return options | {"H": heads, "SCALE": scale, "BATCHED": len(q) > 1}
+
+
+def _chunks(ptr: Tensor, options: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Items for a kernel that owns latents: whole tiles, for some PROGRAMS programs in all."""
+    ends = tuple(ptr.tolist())
+    tile, programs = options["TOKENS"], options["H"] * options["TILES"]
+    tiles = -(-ends[-1] * programs // (PROGRAMS * tile))
+    return _items(ends, max(1, tiles) * tile, device)
+
+
+def _run(kernel: str, programs: int, options: dict[str, Any], *arguments: Tensor | None) -> None:
+    """Launch a kernel of ``triton_kernels``."""
+    from . import triton_kernels
+
+    if programs:
+        tensors = [x if x is None else x.contiguous() for x in arguments]
+        with torch.cuda.device_of(tensors[0]):
+            # The default of enable_fp_fusion (a * b + c rounded once) depends on Triton's version.
+            getattr(triton_kernels, kernel)[programs,](*tensors, **options, enable_fp_fusion=True)
+
+
+def _add(parts: Tensor, item_ptr: Tensor, factor: float, result: Tensor) -> Tensor:
+    """``factor`` times the sums of parts [items, ...] of the items of every row of ``result``."""
+    size = result[0].numel()
+    options = {"FACTOR": factor, "SIZE": size, "BLOCK": 256, "ITEMS": 16, "num_warps": 4}
+    options["ACC"] = _in_triton(parts.dtype)
+    _run("add", len(result) * -(-size // 256), options, parts, item_ptr, result)
+    return result
+
+
+def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    exact: dict[str, Any] = {"dtype": _exact(k.dtype), "device": k.device}
+    options = _options("encode", q, k, scale, False)
+    items, item_ptr = _chunks(ptr, options, k.device)
+    _, heads, latents, dim = q.shape
+    part_z = torch.empty(len(items), heads, latents, dim, **exact)
+    part_lse = torch.empty(part_z.shape[:3], **exact)
+    programs = len(items) * heads * options["TILES"]
+    _run("encode", programs, options, q, k, v, items, part_z, part_lse)
+    z = torch.empty(len(ptr) - 1, heads, latents, dim, **exact)
+    lse = torch.empty(z.shape[:3], **exact)
+    merge = {"HM": heads * latents, "ROWS": 16, "ITEMS": 8, "num_warps": 4}
+    merge |= {name: options[name] for name in ("D", "DIM", "ACC")}
+    programs = len(z) * -(-heads * latents // 16)
+    _run("merge", programs, merge, part_z, part_lse, item_ptr, z, lse)
+    return z, lse
+
+
+def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    options = _options("decode", q, k, scale, False)
+    items, _ = _items(tuple(ptr.tolist()), options["TOKENS"], k.device)
+    y = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    lse = torch.empty(k.shape[:2], dtype=z.dtype, device=k.device)
+    _run("decode", len(items) * k.shape[1], options, q, k, z, items, y, lse)
+    return y, lse
+
+
+def latent_gradient(
+    grad_y: Tensor, q: Tensor, k: Tensor, lse_decode: Tensor, ptr: Tensor, scale: float
+) -> Tensor:
+    exact: dict[str, Any] = {"dtype": _exact(k.dtype), "device": k.device}
+    options = _options("latent_gradient", q, k, scale, False)
+    items, item_ptr = _chunks(ptr, options, k.device)
+    parts = torch.empty(len(items), *q.shape[1:], **exact)
+    programs = len(items) * k.shape[1] * options["TILES"]
+    _run("latent_gradient", programs, options, grad_y, q, k, lse_decode, items, parts)
+    return _add(parts, item_ptr, 1.0, torch.empty(len(ptr) - 1, *q.shape[1:], **exact))
+
+
+def token_gradients(
+    grad_y: Tensor,
+    q: Tensor,
+    decode_q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    y: Tensor,
+    z: Tensor,
+    grad_z: Tensor,
+    lse_encode: Tensor,
+    lse_decode: Tensor,
+    ptr: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    separate = decode_q is not None
+    tensors = (grad_y, q, decode_q, k, v, y, z, grad_z, lse_encode, lse_decode)
+    grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (k, v))
+
+    options = _options("query_gradients", q, k, scale, separate) | {"SEPARATE": separate}
+    items, item_ptr = _chunks(ptr, options, k.device)
+    shape = (len(items), *q.shape[1:])
+    parts = [torch.empty(shape, dtype=z.dtype, device=k.device) for _ in range(1 + separate)]
+    programs = len(items) * k.shape[1] * options["TILES"]
+    results = (parts[0], parts[1] if separate else None, grad_k, grad_v)
+    _run("query_gradients", programs, options, *tensors, items, *results)
+    if len(q) == 1:
+        item_ptr = item_ptr[:: len(item_ptr) - 1]  # the items of all meshes
+    grads_q = [
+        _add(part, item_ptr, scale, torch.empty(q.shape, dtype=q.dtype, device=q.device))
+        for part in parts
+    ]
+
+    if not options["WHOLE"]:
+        options = _options("token_gradients", q, k, scale, separate) | {"SEPARATE": separate}
+        items, _ = _items(tuple(ptr.tolist()), options["TOKENS"], k.device)
+        programs = len(items) * k.shape[1]
+        _run("token_gradients", programs, options, *tensors, items, grad_k, grad_v)
+    return grads_q[0], grads_q[1] if separate else q.new_empty(0), grad_k, grad_v
