@@ -25,6 +25,12 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "flare"
 HERE = (torch.device("cpu"), torch.float64)
 NAMES = [name for name, backend in BACKENDS.items() if not backend.refuses(*HERE)]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}
+TAKEN = [
+    (name, dtype)
+    for name in NAMES
+    for dtype in TOLERANCES
+    if not BACKENDS[name].refuses(HERE[0], dtype)
+]
 HEADS, LATENTS, DIM, SCALE = 3, 7, 5, 0.7
 # Tokens of every mesh in the two processes; of the last but one mesh neither has any.
 SHARES = torch.tensor([[0, 100, 1, 0, 30], [5, 30, 0, 0, 31]])
@@ -94,16 +100,15 @@ def work(rank, folder):
     dist.all_reduce = counted
     found = {}
     for case in CASES:
-        for dtype in TOLERANCES:
+        for name, dtype in TAKEN:
             *tensors, shares = problem(case, dtype)
             mine = rows_of(rank, shares)
             tensors[2:] = [t[mine] for t in tensors[2:]]
-            for name in NAMES:
-                sent.clear()
-                results = routed(
-                    sharded_low_rank_routing, case, tensors, shares[rank], name, group=None
-                )
-                found[case, name, str(dtype)] = results, list(sent)
+            sent.clear()
+            results = routed(
+                sharded_low_rank_routing, case, tensors, shares[rank], name, group=None
+            )
+            found[case, name, str(dtype)] = results, list(sent)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -124,11 +129,11 @@ def found(tmp_path_factory):
     finally:
         for process in running:
             process.kill()
+            process.communicate()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("backend, dtype", TAKEN)
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(case, backend, dtype, found):
     *tensors, shares = problem(case, dtype)
