@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -120,10 +121,11 @@ def factorised(matrix: csc_array) -> SuperLU:
 
 def _run_all(name: str, make: Make, seed: int, runs: int) -> list[list[MeshSample] | str]:
     """What ``make`` gives for every run, or why it gave nothing, in parallel."""
-    if importlib.util.find_spec("skfem") is None:
-        raise DataError(f"{name}: making it needs scikit-fem: pip install 'matattn[mesh]'")
+    for module, package in (("skfem", "scikit-fem"), ("threadpoolctl", "threadpoolctl")):
+        if importlib.util.find_spec(module) is None:
+            raise DataError(f"{name}: making it needs {package}: pip install 'matattn[mesh]'")
     processes = min(cores(), runs)
-    pool = ProcessPoolExecutor(processes) if processes > 1 else None
+    pool = ProcessPoolExecutor(processes, initializer=_start_process) if processes > 1 else None
     apply = partial(pool.map, chunksize=4) if pool else map
     console = Console(stderr=True)
     try:
@@ -135,6 +137,18 @@ def _run_all(name: str, make: Make, seed: int, runs: int) -> list[list[MeshSampl
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    """One thread, and no answer to Ctrl-C, which is the parent's.
+
+    SuperLU's calls of BLAS are too small for threads: with two in each of two processes the plates
+    take 1.6 times as long.
+    """
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _attempt(make: Make, seed: int, run: int) -> list[MeshSample] | str:
