@@ -14,10 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
 from scipy.sparse import csc_array
-from scipy.sparse.linalg import splu
-from scipy.spatial import Delaunay
 
-from matattn.datasets.pde_generated import NotSolvedError, generate
+from matattn.datasets.pde_generated import factorised, generate, random_mesh
 from matattn.fields import Field, FieldDataset, MeshSample
 
 LOW, HIGH = 3.0, 12.0
@@ -87,26 +85,6 @@ def random_permeability(rng: np.random.Generator) -> Coefficient:
     return permeability
 
 
-def random_mesh(rng: np.random.Generator, columns: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes [N, 2] of the unit square and their Delaunay triangles [E, 3].
-
-    The nodes are those of a regular grid, the inner ones moved by up to a third of its spacing.
-    """
-    points = np.stack(
-        np.meshgrid(np.linspace(0, 1, columns), np.linspace(0, 1, rows), indexing="ij"), axis=-1
-    )
-    spacing = np.array([1 / (columns - 1), 1 / (rows - 1)])
-    points[1:-1, 1:-1] += rng.uniform(-1 / 3, 1 / 3, (columns - 2, rows - 2, 2)) * spacing
-    points = points.reshape(-1, 2)
-    triangles = Delaunay(points).simplices.astype(np.int64)
-    a, b, c = points[triangles].swapaxes(0, 1)
-    areas = np.linalg.det(np.stack([b - a, c - a], axis=1)) / 2
-    triangles = triangles[areas > 1e-9]  # nodes in line on the boundary may give flat ones
-    if abs(areas[areas > 1e-9].sum() - 1) > 1e-9 or len(np.unique(triangles)) != len(points):
-        raise NotSolvedError("the triangles do not cover the square")
-    return points, triangles
-
-
 def solve(
     points: np.ndarray,
     triangles: np.ndarray,
@@ -128,10 +106,6 @@ def solve(
     stiffness = csc_array(matrix.assemble(basis, a=permeability(*at)))
     load = LinearForm(lambda v, w: w.f * v).assemble(basis, f=source(*at))
     inner = mesh.interior_nodes()
-    # Symmetric and positive definite: no pivots, and an order for symmetric patterns.
-    symmetric = {"SymmetricMode": True}
-    inner_part = csc_array(stiffness[inner][:, inner])
-    factors = splu(inner_part, "MMD_AT_PLUS_A", diag_pivot_thresh=0, options=symmetric)
     pressure = np.zeros(len(points))
-    pressure[inner] = factors.solve(load[inner])
+    pressure[inner] = factorised(stiffness[inner][:, inner]).solve(load[inner])
     return pressure

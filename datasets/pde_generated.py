@@ -1,8 +1,9 @@
-"""What the generated PDE data sets share: samples made in parallel, kept, and split."""
+"""What the generated PDE data sets share: parallel runs, cache, split, mesh, matrices."""
 
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -10,6 +11,9 @@ from functools import partial
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+from scipy.sparse import csc_array
+from scipy.sparse.linalg import SuperLU, splu
+from scipy.spatial import Delaunay
 
 from matattn.cache import Arrays, cached
 from matattn.errors import DataError
@@ -59,12 +63,69 @@ def generate(
     return items, np.array(split), skipped
 
 
+def random_mesh(
+    rng: np.random.Generator, columns: int, rows: int, size: tuple[float, float] = (1.0, 1.0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes [N, 2] of a rectangle from the origin and their Delaunay triangles [E, 3].
+
+    The nodes are those of a regular grid, the inner ones moved by up to a third of its spacing.
+    """
+    sides = (np.linspace(0, length, n) for length, n in zip(size, (columns, rows), strict=True))
+    points = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1)
+    spacing = points[1, 1] - points[0, 0]
+    points[1:-1, 1:-1] += rng.uniform(-1 / 3, 1 / 3, (columns - 2, rows - 2, 2)) * spacing
+    points = points.reshape(-1, 2)
+    triangles = Delaunay(points).simplices.astype(np.int64)
+    a, b, c = points[triangles].swapaxes(0, 1)
+    areas = np.linalg.det(np.stack([b - a, c - a], axis=1)) / (2 * size[0] * size[1])
+    triangles = triangles[areas > 1e-9]  # nodes in line on the boundary may give flat ones
+    if abs(areas[areas > 1e-9].sum() - 1) > 1e-9 or len(np.unique(triangles)) != len(points):
+        raise NotSolvedError("the triangles do not cover the rectangle")
+    return points, triangles
+
+
+class Layout:
+    """Where the matrices of elements go in the matrix of the displacements that are free.
+
+    ``nodes`` [E, n] are those of the elements and ``held`` [V, 2] the components that are not
+    free. Displacement ``p`` of node ``v`` has the number ``2 v + p``; ``free`` holds those that
+    are. The pattern is computed once for all meshes that share the elements' nodes.
+    """
+
+    def __init__(self, nodes: np.ndarray, held: np.ndarray) -> None:
+        self.free = np.flatnonzero(~held.reshape(-1))
+        size = len(self.free)
+        number = np.full(held.size, -1)
+        number[self.free] = np.arange(size)
+        dof = number[2 * nodes[:, None, :] + np.arange(2)[:, None]]  # [E, 2, n]
+        rows, columns = np.broadcast_arrays(dof[:, :, None, :, None], dof[:, None, :, None, :])
+        place = np.where((rows < 0) | (columns < 0), size * size, columns * size + rows)
+        places, entry = np.unique(place, return_inverse=True)
+        self._entry = entry.ravel()
+        places = places[places < size * size]
+        self._rows = (places % size).astype(np.int32)
+        self._starts = np.searchsorted(places // size, np.arange(size + 1)).astype(np.int32)
+
+    def matrix(self, elements: np.ndarray) -> csc_array:
+        """The matrix of elements' matrices [E, 2, 2, n, n]: components, then nodes."""
+        data = np.bincount(self._entry, elements.ravel())[: len(self._rows)]
+        return csc_array((data, self._rows, self._starts), shape=(len(self.free),) * 2)
+
+
+def factorised(matrix: csc_array) -> SuperLU:
+    """The factors of a symmetric, positive definite matrix."""
+    # Without pivots, and in an order for symmetric patterns: a third of the time of the defaults.
+    symmetric = {"SymmetricMode": True}
+    return splu(csc_array(matrix), "MMD_AT_PLUS_A", diag_pivot_thresh=0, options=symmetric)
+
+
 def _run_all(name: str, make: Make, seed: int, runs: int) -> list[list[MeshSample] | str]:
     """What ``make`` gives for every run, or why it gave nothing, in parallel."""
-    if importlib.util.find_spec("skfem") is None:
-        raise DataError(f"{name}: making it needs scikit-fem: pip install 'matattn[mesh]'")
+    for module, package in (("skfem", "scikit-fem"), ("threadpoolctl", "threadpoolctl")):
+        if importlib.util.find_spec(module) is None:
+            raise DataError(f"{name}: making it needs {package}: pip install 'matattn[mesh]'")
     processes = min(cores(), runs)
-    pool = ProcessPoolExecutor(processes) if processes > 1 else None
+    pool = ProcessPoolExecutor(processes, initializer=_start_process) if processes > 1 else None
     apply = partial(pool.map, chunksize=4) if pool else map
     console = Console(stderr=True)
     try:
@@ -76,6 +137,18 @@ def _run_all(name: str, make: Make, seed: int, runs: int) -> list[list[MeshSampl
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    """One thread, and no answer to Ctrl-C, which is the parent's.
+
+    SuperLU's calls of BLAS are too small for threads: with two in each of two processes the plates
+    take 1.6 times as long.
+    """
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _attempt(make: Make, seed: int, run: int) -> list[MeshSample] | str:

@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.sparse import csc_array
-from scipy.sparse.linalg import splu
 
-from matattn.datasets.pde_generated import generate
+from matattn.datasets.pde_generated import Layout, factorised, generate
 from matattn.fields import Field, FieldDataset, MeshSample
 
 EDGE = 100.0  # mm
@@ -240,22 +238,7 @@ class ElasticBody:
         held = np.zeros(self.vertices + len(self.edges), dtype=bool)
         held[clamped] = True
         held[self.vertices :] = held[self.edges].all(axis=1)
-        self.free = np.flatnonzero(np.repeat(~held, 2))
-        self._place_entries()
-
-    def _place_entries(self) -> None:
-        """Where each entry of the elements' matrices [E, 2, 2, 6, 6] goes in the free matrix."""
-        number = np.full(2 * (self.vertices + len(self.edges)), -1)
-        number[self.free] = np.arange(len(self.free))
-        dof = number[2 * self.nodes[:, None, :] + np.arange(2)[:, None]]  # [E, 2, 6]
-        rows, columns = np.broadcast_arrays(dof[:, :, None, :, None], dof[:, None, :, None, :])
-        size = len(self.free)
-        code = np.where((rows < 0) | (columns < 0), size * size, columns * size + rows)
-        unique, slot = np.unique(code, return_inverse=True)
-        self.slot = slot.ravel()
-        unique = unique[unique < size * size]
-        self.rows = (unique % size).astype(np.int32)
-        self.starts = np.searchsorted(unique // size, np.arange(size + 1)).astype(np.int32)
+        self.layout = Layout(self.nodes, np.stack([held, held], axis=1))
 
     def _inverse_jacobians(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inverse [E, 2, 2] (reference, space) and size of the determinant [E] of the maps."""
@@ -285,21 +268,15 @@ class ElasticBody:
 
         Held nodes have the displacements ``prescribed`` [V, 2], else none.
         """
-        elements = self.element_matrices(points)
+        elements, free = self.element_matrices(points), self.layout.free
         displacement = np.zeros_like(load) if prescribed is None else prescribed.copy()
-        displacement.reshape(-1)[self.free] = 0
+        displacement.reshape(-1)[free] = 0
         force = load.copy()
         if prescribed is not None:
             pushed = np.einsum("epqij,ejq->eip", elements, displacement[self.nodes])
             np.subtract.at(force, self.nodes, pushed)
-        size = len(self.free)
-        data = np.bincount(self.slot, elements.ravel())[: len(self.rows)]
-        matrix = csc_array((data, self.rows, self.starts), shape=(size, size))
-        # Symmetric and positive definite: no pivots, and an order for symmetric patterns.
-        factors = splu(
-            matrix, "MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True}
-        )
-        displacement.reshape(-1)[self.free] = factors.solve(force.reshape(-1)[self.free])
+        factors = factorised(self.layout.matrix(elements))
+        displacement.reshape(-1)[free] = factors.solve(force.reshape(-1)[free])
         return displacement
 
     def pull(self, points: np.ndarray, line: np.ndarray) -> np.ndarray:

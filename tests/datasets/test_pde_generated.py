@@ -31,6 +31,14 @@ def make_none(seed, run):
     raise NotSolvedError("singular")
 
 
+def count_threads(seed, run):
+    """The largest number of threads of a library, as its only value."""
+    from threadpoolctl import threadpool_info
+
+    threads = np.full((1, 1), max(library["num_threads"] for library in threadpool_info()))
+    return [MeshSample(str(run), np.zeros((1, 2)), np.zeros((1, 0)), threads)]
+
+
 def assert_equal(one, other):
     assert one.id == other.id
     for part in ("pos", "x", "y"):
@@ -105,3 +113,13 @@ def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"scikit-fem: pip install 'matattn\[mesh\]'"):
         generate("lines", "test 7", make, (1, 0, 0), seed=0)
+
+
+def test_processes_have_one_thread(monkeypatch):
+    from threadpoolctl import threadpool_limits
+
+    monkeypatch.setattr("matattn.datasets.pde_generated.cores", lambda: 2)
+    with threadpool_limits(2):
+        assert count_threads(0, 0)[0].y.item() == 2
+        items, _, _ = generate("threads", "test 8", count_threads, (8, 0, 0), seed=0)
+    assert [sample.y.item() for sample in items] == [1] * 8
