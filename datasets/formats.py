@@ -13,19 +13,14 @@ import csv
 import gzip
 import itertools
 import json
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pymatgen.core import Element
-from rich.console import Console
-from rich.progress import track
 
 from matattn.errors import DataError, StructureError
-from matattn.runtime import cores
+from matattn.parallel import parallel_map
 from matattn.structure import validate
 from matattn.structure_files import is_structure_file, parse_extxyz, read
 
@@ -212,27 +207,15 @@ def _with_structures(table: Path, entries: list[tuple[str, Row]], bad: list[str]
             expected = f"{row['id'] or 'ID'}.cif, .vasp or .extxyz"
             bad.append(f"{where}: no structure file {expected} in {table.parent}")
     rows = []
-    for (where, row), structure in zip(found, _read_structures(files), strict=True):
+    structures = parallel_map(
+        _read_structure, files, "structure files", worth_a_process=_WORTH_A_PROCESS
+    )
+    for (where, row), structure in zip(found, structures, strict=True):
         if isinstance(structure, str):
             bad.append(f"{where}: {structure}")
         else:
             rows.append((where, row | structure))
     return rows, bad
-
-
-def _read_structures(files: list[Path]) -> Iterator[Row | str]:
-    """What ``_read_structure`` gives for each file, in parallel when there are many."""
-    processes = min(cores(), len(files) // _WORTH_A_PROCESS)
-    pool = ProcessPoolExecutor(processes) if processes > 1 else None
-    apply = partial(pool.map, chunksize=16) if pool else map
-    console = Console(stderr=True)
-    try:
-        rows = apply(_read_structure, files)
-        yield from track(rows, "structure files", len(files), console=console, transient=True,
-                         disable=not console.is_terminal)  # fmt: skip
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
 
 
 def _read_structure(file: Path) -> Row | str:

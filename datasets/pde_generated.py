@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from scipy.sparse import csc_array
 from scipy.sparse.linalg import SuperLU, splu
 from scipy.spatial import Delaunay
@@ -18,7 +14,7 @@ from scipy.spatial import Delaunay
 from matattn.cache import Arrays, cached
 from matattn.errors import DataError
 from matattn.fields import MeshSample
-from matattn.runtime import cores
+from matattn.parallel import parallel_map
 
 SPLITS = ("test", "val", "train")
 _FORMAT = 1  # of the kept arrays
@@ -124,31 +120,16 @@ def _run_all(name: str, make: Make, seed: int, runs: int) -> list[list[MeshSampl
     for module, package in (("skfem", "scikit-fem"), ("threadpoolctl", "threadpoolctl")):
         if importlib.util.find_spec(module) is None:
             raise DataError(f"{name}: making it needs {package}: pip install 'matattn[mesh]'")
-    processes = min(cores(), runs)
-    pool = ProcessPoolExecutor(processes, initializer=_start_process) if processes > 1 else None
-    apply = partial(pool.map, chunksize=4) if pool else map
-    console = Console(stderr=True)
-    try:
-        found = apply(partial(_attempt, make, seed), range(runs))
-        return list(
-            track(found, f"simulations ({name})", runs, console=console, transient=True,
-                  disable=not console.is_terminal)
-        )  # fmt: skip
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+    solve, title = partial(_attempt, make, seed), f"simulations ({name})"
+    return list(parallel_map(solve, range(runs), title, chunk=4, start=_one_thread))
 
 
-def _start_process() -> None:
-    """One thread, and no answer to Ctrl-C, which is the parent's.
-
-    SuperLU's calls of BLAS are too small for threads: with two in each of two processes the plates
-    take 1.6 times as long.
-    """
+def _one_thread() -> None:
+    """SuperLU's calls of BLAS are too small for threads: with two in each of two processes the
+    plates take 1.6 times as long."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _attempt(make: Make, seed: int, run: int) -> list[MeshSample] | str:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +19,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Data
@@ -38,7 +33,7 @@ from matattn.errors import ConfigError, TrainingError
 from matattn.files import write_json, write_text
 from matattn.metrics import evaluate
 from matattn.neighbors import LARGEST_SYMMETRY, HasImageRule, ImageRule
-from matattn.runtime import cores
+from matattn.parallel import parallel_map
 from matattn.training.averaging import LastEpochsAveraging
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
@@ -284,21 +279,19 @@ def _loaders(
 
 def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGraph]:
     """All crystals of a split with their neighbour lists, made once for all epochs."""
-    processes = min(cores(), torch.get_num_threads(), len(items) // WORTH_A_PROCESS)
-    pool = ProcessPoolExecutor(processes) if processes > 1 else None
-    # Without this, a SIGTERM would leave the processes behind.
-    earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        arrays = zip(*map(geometry, items), strict=True)
-        lists = pool.map(images, *arrays, chunksize=64) if pool else map(images, *arrays)
-        console = Console(stderr=True)
-        shown = track(lists, f"neighbour lists ({split})", len(items), console=console,
-                      transient=True, disable=not console.is_terminal)  # fmt: skip
-        return [to_graph(item, found) for item, found in zip(items, shown, strict=True)]
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
-        if pool:
-            pool.shutdown(cancel_futures=True)
+    lists = parallel_map(
+        partial(_list, images),
+        [geometry(item) for item in items],
+        f"neighbour lists ({split})",
+        worth_a_process=WORTH_A_PROCESS,
+        chunk=64,
+        most=torch.get_num_threads(),
+    )
+    return [to_graph(item, found) for item, found in zip(items, lists, strict=True)]
+
+
+def _list(images: ImageRule, arrays: tuple[np.ndarray, ...]) -> Any:
+    return images(*arrays)
 
 
 def _write_results(

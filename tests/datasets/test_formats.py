@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from matattn import cache
+from matattn import cache, parallel
 from matattn.datasets import crystals, formats
 from matattn.errors import DataError
 
@@ -206,7 +206,7 @@ def test_many_files_are_read_in_processes(tmp_path, monkeypatch):
     path = write_table(tmp_path / "d", LINES)
     alone = load(path).fingerprint()
     monkeypatch.setattr(formats, "_WORTH_A_PROCESS", 1)
-    monkeypatch.setattr(formats, "cores", lambda: 2)
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
     assert load(path).fingerprint() == alone
 
 

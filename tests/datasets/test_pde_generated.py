@@ -118,7 +118,7 @@ def test_missing_package_is_named(monkeypatch):
 def test_processes_have_one_thread(monkeypatch):
     from threadpoolctl import threadpool_limits
 
-    monkeypatch.setattr("matattn.datasets.pde_generated.cores", lambda: 2)
+    monkeypatch.setattr("matattn.parallel.cores", lambda: 2)
     with threadpool_limits(2):
         assert count_threads(0, 0)[0].y.item() == 2
         items, _, _ = generate("threads", "test 8", count_threads, (8, 0, 0), seed=0)

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_module
 from pymatgen.core import Structure
 
 import matattn
+from matattn import parallel
 from matattn.batch import collate
 from matattn.conf.schema import register
 from matattn.derivatives import energy_forces_stress
@@ -143,7 +144,7 @@ def test_two_runs_are_bit_equal(finished, table, tmp_path):
 
 def test_neighbour_lists_from_processes_change_nothing(finished, table, tmp_path, monkeypatch):
     monkeypatch.setattr(property_prediction, "WORTH_A_PROCESS", 3)
-    monkeypatch.setattr(property_prediction, "cores", lambda: 2)
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
     other = tmp_path / "again"
     handler = signal.getsignal(signal.SIGTERM)
     training.run(config(table, other))

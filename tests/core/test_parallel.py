@@ -1,0 +1,83 @@
+"""Work in processes: the same results as here, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from matattn import parallel
+from matattn.parallel import parallel_map
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+
+
+def square(number):
+    return number * number
+
+
+def process(_):
+    return os.getpid()
+
+
+def fail(number):
+    if number == 5:
+        raise ValueError("five")
+    return number
+
+
+@pytest.mark.parametrize("worth", [1, 10, 1000])
+def test_results_keep_their_order(worth):
+    found = list(parallel_map(square, range(40), "squares", worth_a_process=worth, chunk=3))
+    assert found == [n * n for n in range(40)]
+
+
+def test_few_items_are_not_worth_a_process():
+    assert set(parallel_map(process, range(19), "", worth_a_process=10)) == {os.getpid()}
+    assert set(parallel_map(process, range(40), "", worth_a_process=10, most=1)) == {os.getpid()}
+    assert os.getpid() not in set(parallel_map(process, range(40), "", worth_a_process=10))
+
+
+def test_an_error_comes_through():
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="five"):
+        list(parallel_map(fail, range(40), ""))
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_in_another_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(parallel_map(square, range(40), "")))
+    thread.start()
+    thread.join()
+    assert found == [n * n for n in range(40)]
+
+
+SCRIPT = """
+import os, sys, time
+from matattn import parallel
+parallel.cores = lambda: 2
+def wait(number):
+    print(os.getpid(), flush=True)
+    time.sleep(1)
+list(parallel.parallel_map(wait, range(400), "", chunk=1))
+"""
+
+
+def test_sigterm_leaves_no_process_behind(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    running = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True
+    )
+    workers = [int(running.stdout.readline()) for _ in range(2)]
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(30) == 128 + signal.SIGTERM
+    running.stdout.close()
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
