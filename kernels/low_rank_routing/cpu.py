@@ -21,7 +21,7 @@ class _Tokens(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("token", ctypes.c_int64), ("head", ctypes.c_int64)]
 
 
-_TOKENS = ("k", "v", "y", "grad_y", "grad_k", "grad_v")
+_TOKENS = "k v y grad_y grad_k grad_v".split()
 _CONTIGUOUS = (
     "q",
     "decode_q",
@@ -39,11 +39,11 @@ class _Call(ctypes.Structure):
 
     _fields_ = [
         ("ptr", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("meshes", "heads", "latents", "dim", "queries")),
+        *((name, ctypes.c_int64) for name in "meshes heads latents dim queries".split()),
         ("scale", ctypes.c_double),
         *((name, _Tokens) for name in _TOKENS),
         *((name, ctypes.c_void_p) for name in _CONTIGUOUS),
-        *((name, ctypes.c_void_p) for name in ("list", "chunks", "first_chunk")),  # C's own
+        *((name, ctypes.c_void_p) for name in ("list", "chunks", "first_chunk")),  # C fills them
     ]
 
 

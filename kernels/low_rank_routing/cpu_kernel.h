@@ -1,7 +1,8 @@
 /* One precision of the low-rank routing kernel, for one kind of processor.
  *
  * REAL, INTEGER (as many bits), WIDE (a vector of WIDTH numbers), EXP2 (of a WIDE), LOG2, MOST (the
- * largest finite number), EPSILON and NAME(x) are set by ../cpu_common/variant.h. Formulas and names follow README.md.
+ * largest finite number), EPSILON and NAME(x) are set by ../cpu_common/variant.h. Formulas and names
+ * follow README.md.
  *
  * The unit of work is one head of one chunk of tokens. It is done tile by tile: some tokens are
  * copied into vectors (lanes are tokens), and cpu_tile.h does the arithmetic. What a chunk adds to a
@@ -9,12 +10,14 @@
  */
 
 #define WIDTH ((int64_t)(sizeof(WIDE) / sizeof(REAL)))
+#define LATENTS (WIDE_BYTES / 32) /* whose sums stand in registers together; AVX-512 has 32 of them */
 #define LOG_2E ((REAL)1.44269504088896340736)
 #define LN_2 ((REAL)0.69314718055994530942)
 
 typedef INTEGER NAME(integers) __attribute__((vector_size(WIDE_BYTES)));
 typedef INTEGER NAME(places) __attribute__((vector_size(4 * sizeof(REAL))));
-typedef REAL NAME(four) __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+typedef REAL NAME(four)
+    __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 
 /* What one thread works with: the latents of one head, as numbers; a tile and sums, as vectors.
  * Heads are padded with zeros to `dim` numbers. */
@@ -23,7 +26,7 @@ typedef struct {
     REAL *q, *decode_q, *z, *grad_z, *lse_encode, *delta_encode; /* [M, dim], [M]; decode_q or NULL */
     WIDE *k, *v, *y, *grad_y;                                   /* [vectors, dim] */
     WIDE *start, *lse, *delta;                                  /* [vectors] */
-    WIDE *score;                                                /* [M or 2 vectors] */
+    WIDE *score;                                                /* [max(M, LATENTS vectors)] */
     WIDE *grad, *other_grad;                                    /* [vectors, M] */
     WIDE *largest, *total, *sum, *other_sum;                    /* [M], [M], [M, dim], [M, dim] */
 } NAME(room);
@@ -45,14 +48,6 @@ static ALWAYS_INLINE WIDE NAME(log2)(WIDE x) {
     return y;
 }
 
-static ALWAYS_INLINE REAL NAME(add_lanes)(WIDE x) {
-    REAL part[sizeof(WIDE) / sizeof(REAL)];
-    memcpy(part, &x, sizeof x);
-    for (int64_t half = WIDTH / 2; half; half /= 2)
-        for (int64_t l = 0; l < half; l++) part[l] += part[l + half];
-    return part[0];
-}
-
 /* 4 rows of 4 numbers, to columns */
 static ALWAYS_INLINE void NAME(transpose)(const REAL *from, int64_t stride, REAL *to,
                                           int64_t to_stride) {
@@ -65,6 +60,25 @@ static ALWAYS_INLINE void NAME(transpose)(const REAL *from, int64_t stride, REAL
     *(four *)(to + to_stride) = SHUFFLE(ac, bd, 2, 6, 3, 7);
     *(four *)(to + 2 * to_stride) = SHUFFLE(ac2, bd2, 0, 4, 1, 5);
     *(four *)(to + 3 * to_stride) = SHUFFLE(ac2, bd2, 2, 6, 3, 7);
+}
+
+/* The sums over the lanes of `count` vectors, a multiple of 4; the first `kept` of them times `factor`. */
+static ALWAYS_INLINE void NAME(add_lanes)(const WIDE *from, int64_t count, int64_t kept, REAL factor,
+                                          REAL *to) {
+    typedef NAME(four) four;
+    for (int64_t d = 0; d < count; d += 4) {
+        REAL columns[16];
+        for (int64_t e = 0; e < 4; e++) {
+            const four *part = (const four *)(from + d + e);
+            four sum = part[0];
+            for (int64_t l = 1; l < WIDTH / 4; l++) sum += part[l];
+            *(four *)(columns + 4 * e) = sum;
+        }
+        NAME(transpose)(columns, 4, columns, 4);
+        const four *column = (const four *)columns;
+        const four sum = factor * (column[0] + column[1] + (column[2] + column[3]));
+        for (int64_t e = 0; e < 4 && d + e < kept; e++) to[d + e] = sum[e];
+    }
 }
 
 /* `count` tokens of one head, as vectors; the last one is filled up with zeros. */
@@ -189,11 +203,11 @@ static void NAME(encode_chunk)(const call *c, const chunk *part, int64_t head, c
         REAL largest = r->largest[m][0];
         for (int64_t l = 1; l < WIDTH; l++)
             largest = r->largest[m][l] > largest ? r->largest[m][l] : largest;
-        const WIDE share = EXP2(r->largest[m] - largest);
+        const WIDE share = EXP2(r->largest[m] - largest), total[4] = {r->total[m] * share};
+        for (int64_t d = 0; d < r->dim; d++) r->sum[m * r->dim + d] *= share;
         out[0] = largest;
-        out[1] = NAME(add_lanes)(r->total[m] * share);
-        for (int64_t d = 0; d < c->dim; d++)
-            out[2 + d] = NAME(add_lanes)(r->sum[m * r->dim + d] * share);
+        NAME(add_lanes)(total, 4, 1, 1, out + 1);
+        NAME(add_lanes)(r->sum + m * r->dim, r->dim, c->dim, 1, out + 2);
     }
 }
 
@@ -247,8 +261,7 @@ static void NAME(latent_gradient_chunk)(const call *c, const chunk *part, int64_
         IN_TILES(latent_gradient, r, vectors, c->latents);
     }
     for (int64_t m = 0; m < c->latents; m++)
-        for (int64_t d = 0; d < c->dim; d++)
-            out[m * c->dim + d] = NAME(add_lanes)(r->sum[m * r->dim + d]);
+        NAME(add_lanes)(r->sum + m * r->dim, r->dim, c->dim, 1, out + m * c->dim);
 }
 
 /* The part of a chunk: dq, and where decoding has its own queries theirs, [M, dim] each. */
@@ -285,9 +298,8 @@ static void NAME(token_gradients_chunk)(const call *c, const chunk *part, int64_
     }
     for (int64_t side = 0; side <= (c->decode_q != NULL); side++) {
         const WIDE *sum = side ? r->other_sum : r->sum;
-        for (int64_t m = 0; m < c->latents; m++)
-            for (int64_t d = 0; d < c->dim; d++)
-                *out++ = (REAL)c->scale * NAME(add_lanes)(sum[m * r->dim + d]);
+        for (int64_t m = 0; m < c->latents; m++, out += c->dim)
+            NAME(add_lanes)(sum + m * r->dim, r->dim, c->dim, (REAL)c->scale, out);
     }
 }
 
@@ -327,7 +339,7 @@ static int NAME(make_room)(const call *c, NAME(room) *r, void **memory) {
     const int64_t most = GRAD_BYTES / (M * wide);
     vectors = vectors < most ? vectors : most;
     vectors = vectors < 1 ? 1 : vectors;
-    const int64_t score = M > 2 * vectors ? M : 2 * vectors, row = vectors * D;
+    const int64_t score = M > LATENTS * vectors ? M : LATENTS * vectors, row = vectors * D;
     WIDE **wides[] = {&r->k, &r->v, &r->y, &r->grad_y, &r->start, &r->lse, &r->delta, &r->score,
                       &r->grad, &r->other_grad, &r->largest, &r->total, &r->sum, &r->other_sum};
     const int64_t sizes[] = {row, row, row, row, vectors, vectors, vectors, score,
@@ -406,3 +418,4 @@ static int NAME(low_rank_token_gradients)(const call *c, int threads) {
 #undef LOG_2E
 #undef LN_2
 #undef IN_TILES
+#undef LATENTS

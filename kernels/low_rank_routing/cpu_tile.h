@@ -7,23 +7,24 @@
  */
 
 /* sum_d x[d] y[d] + start */
-static ALWAYS_INLINE WIDE TILE(dot)(const NAME(room) *r, const REAL *restrict x, const WIDE *restrict y, WIDE start) {
+static ALWAYS_INLINE WIDE TILE(dot)(const NAME(room) *r, const REAL *restrict x,
+                                    const WIDE *restrict y, WIDE start) {
     for (int64_t d = 0; d < DIM; d++) start += x[d] * y[d];
     return start;
 }
 
-/* Adds a tile to the sums of `number` (1 or 2) latents from m on: of exp(logit), and of exp(logit) v,
+/* Adds a tile to the sums of `number` latents from m on: of exp(logit), and of exp(logit) v,
  * relative to the largest logit that a lane has seen. */
 static ALWAYS_INLINE void TILE(encode_latents)(const NAME(room) *r, int64_t vectors, int64_t m,
                                                int64_t number) {
     const WIDE *restrict k = r->k, *restrict v = r->v, *restrict start = r->start;
-    WIDE *restrict score = r->score, largest[2], total[2], shrink[2];
+    WIDE *restrict score = r->score, largest[LATENTS], total[LATENTS], shrink[LATENTS];
     for (int64_t l = 0; l < number; l++) largest[l] = r->largest[m + l];
     for (int64_t x = 0; x < vectors; x++)
         for (int64_t l = 0; l < number; l++) {
             const WIDE s = TILE(dot)(r, r->q + (m + l) * DIM, k + x * DIM, start[x]);
             largest[l] = NAME(larger)(largest[l], s);
-            score[2 * x + l] = s;
+            score[number * x + l] = s;
         }
     for (int64_t l = 0; l < number; l++) {
         shrink[l] = EXP2(r->largest[m + l] - largest[l]);
@@ -31,17 +32,17 @@ static ALWAYS_INLINE void TILE(encode_latents)(const NAME(room) *r, int64_t vect
         r->largest[m + l] = largest[l];
     }
     for (int64_t block = 0; block < DIM; block += BLOCK) {
-        WIDE sum[2][BLOCK];
+        WIDE sum[LATENTS][BLOCK];
         for (int64_t l = 0; l < number; l++)
             for (int64_t d = 0; d < BLOCK; d++)
                 sum[l][d] = r->sum[(m + l) * DIM + block + d] * shrink[l];
         for (int64_t x = 0; x < vectors; x++)
             for (int64_t l = 0; l < number; l++) {
-                WIDE weight = score[2 * x + l];
+                WIDE weight = score[number * x + l];
                 if (!block) {
                     weight = EXP2(weight - largest[l]);
                     total[l] += weight;
-                    if (BLOCK < DIM) score[2 * x + l] = weight;
+                    if (BLOCK < DIM) score[number * x + l] = weight;
                 }
                 for (int64_t d = 0; d < BLOCK; d++) sum[l][d] += weight * v[x * DIM + block + d];
             }
@@ -53,8 +54,8 @@ static ALWAYS_INLINE void TILE(encode_latents)(const NAME(room) *r, int64_t vect
 
 static void TILE(encode)(const NAME(room) *r, int64_t vectors, int64_t latents) {
     int64_t m = 0;
-    for (; m + 1 < latents; m += 2) TILE(encode_latents)(r, vectors, m, 2);
-    if (m < latents) TILE(encode_latents)(r, vectors, m, 1);
+    for (; m + LATENTS <= latents; m += LATENTS) TILE(encode_latents)(r, vectors, m, LATENTS);
+    for (; m < latents; m++) TILE(encode_latents)(r, vectors, m, 1);
 }
 
 /* y and log2 of the sum over latents, of each token; y takes the place of v. */
@@ -92,24 +93,23 @@ static void TILE(decode)(const NAME(room) *r, int64_t vectors, int64_t latents) 
     }
 }
 
-/* Adds a tile's P dy to the sums of `number` (1 or 2) latents from m on. */
+/* Adds a tile's P dy to the sums of `number` latents from m on. */
 static ALWAYS_INLINE void TILE(latent_gradient_latents)(const NAME(room) *r, int64_t vectors,
                                                         int64_t m, int64_t number) {
     const WIDE *restrict k = r->k, *restrict received = r->grad_y, *restrict start = r->start;
+    const REAL *restrict q = r->q + m * DIM;
     WIDE *restrict score = r->score;
+    for (int64_t x = 0; x < vectors && BLOCK < DIM; x++)
+        for (int64_t l = 0; l < number; l++)
+            score[number * x + l] = EXP2(TILE(dot)(r, q + l * DIM, k + x * DIM, start[x]));
     for (int64_t block = 0; block < DIM; block += BLOCK) {
-        WIDE sum[2][BLOCK];
+        WIDE sum[LATENTS][BLOCK];
         for (int64_t l = 0; l < number; l++)
             for (int64_t d = 0; d < BLOCK; d++) sum[l][d] = r->sum[(m + l) * DIM + block + d];
         for (int64_t x = 0; x < vectors; x++)
             for (int64_t l = 0; l < number; l++) {
-                WIDE weight;
-                if (!block) {
-                    weight = EXP2(TILE(dot)(r, r->q + (m + l) * DIM, k + x * DIM, start[x]));
-                    if (BLOCK < DIM) score[2 * x + l] = weight;
-                } else {
-                    weight = score[2 * x + l];
-                }
+                const WIDE weight = BLOCK < DIM ? score[number * x + l]
+                    : EXP2(TILE(dot)(r, q + l * DIM, k + x * DIM, start[x]));
                 for (int64_t d = 0; d < BLOCK; d++)
                     sum[l][d] += weight * received[x * DIM + block + d];
             }
@@ -120,8 +120,9 @@ static ALWAYS_INLINE void TILE(latent_gradient_latents)(const NAME(room) *r, int
 
 static void TILE(latent_gradient)(const NAME(room) *r, int64_t vectors, int64_t latents) {
     int64_t m = 0;
-    for (; m + 1 < latents; m += 2) TILE(latent_gradient_latents)(r, vectors, m, 2);
-    if (m < latents) TILE(latent_gradient_latents)(r, vectors, m, 1);
+    for (; m + LATENTS <= latents; m += LATENTS)
+        TILE(latent_gradient_latents)(r, vectors, m, LATENTS);
+    for (; m < latents; m++) TILE(latent_gradient_latents)(r, vectors, m, 1);
 }
 
 /* Gradients of the logits of one vector of tokens, and E. With `separate` queries of the decoding,
@@ -139,7 +140,8 @@ static ALWAYS_INLINE void TILE(logit_gradients)(const NAME(room) *r, int64_t x, 
         const WIDE t = separate ? TILE(dot)(r, other + m * DIM, k, start) : s;
         const WIDE weight = EXP2(s - r->lse_encode[m]), share = EXP2(t - lse);
         const WIDE of_p = share * TILE(dot)(r, z + m * DIM, received, offset);
-        const WIDE of_e = weight * TILE(dot)(r, grad_z + m * DIM, v, (WIDE){0} - r->delta_encode[m]);
+        const WIDE delta = (WIDE){0} - r->delta_encode[m];
+        const WIDE of_e = weight * TILE(dot)(r, grad_z + m * DIM, v, delta);
         e[m] = weight;
         grad[m] = separate ? of_e : of_e + of_p;
         if (separate) other_grad[m] = of_p;
@@ -167,12 +169,13 @@ static ALWAYS_INLINE void TILE(vector_gradients)(const NAME(room) *r, int64_t x,
     }
 }
 
-/* Adds a tile's part of dq to the sums of `number` (1 or 2) latents from m on. */
-static ALWAYS_INLINE void TILE(query_gradients)(const NAME(room) *r, const WIDE *restrict grad, const WIDE *restrict k,
+/* Adds a tile's part of dq to the sums of `number` latents from m on. */
+static ALWAYS_INLINE void TILE(query_gradients)(const NAME(room) *r, const WIDE *restrict grad,
                                                 int64_t vectors, int64_t latents, int64_t m,
                                                 int64_t number, WIDE *restrict sums) {
+    const WIDE *restrict k = r->k;
     for (int64_t block = 0; block < DIM; block += BLOCK) {
-        WIDE sum[2][BLOCK];
+        WIDE sum[LATENTS][BLOCK];
         for (int64_t l = 0; l < number; l++)
             for (int64_t d = 0; d < BLOCK; d++) sum[l][d] = sums[(m + l) * DIM + block + d];
         for (int64_t x = 0; x < vectors; x++)
@@ -195,9 +198,9 @@ static ALWAYS_INLINE void TILE(all_gradients)(const NAME(room) *r, int64_t vecto
         const WIDE *grad = side ? r->other_grad : r->grad;
         WIDE *sums = side ? r->other_sum : r->sum;
         int64_t m = 0;
-        for (; m + 1 < latents; m += 2)
-            TILE(query_gradients)(r, grad, r->k, vectors, latents, m, 2, sums);
-        if (m < latents) TILE(query_gradients)(r, grad, r->k, vectors, latents, m, 1, sums);
+        for (; m + LATENTS <= latents; m += LATENTS)
+            TILE(query_gradients)(r, grad, vectors, latents, m, LATENTS, sums);
+        for (; m < latents; m++) TILE(query_gradients)(r, grad, vectors, latents, m, 1, sums);
     }
 }
 
