@@ -73,18 +73,17 @@ def launch_options(
     factor = torch.float32 if gradients and dtype == torch.float16 else dtype
     padded = max(16, _power(dim))  # tensor cores multiply 16 numbers at least
     row = padded * factor.itemsize
-    single = dtype == torch.float32
-    large = gradients and row > (64 if separate and single else 128)
+    large = gradients and row > 128
     kept = 32 if large or dtype == torch.float64 else 64
     budget = 4096 if not gradients else 1024 if separate else 2048  # bytes of a walked tile
     walked = min(32 if gradients else 64, max(16, budget // row))
     precision = {torch.float64: "ieee", torch.float32: "tf32x3"}.get(dtype, "tf32")
-    if single and large:
+    if dtype == torch.float32 and (large or kernel == "token_gradients" and separate and row > 64):
         precision = "ieee"  # three products with TF32 take more registers than there are
     options = {
         "M": latents, "D": dim, "DIM": padded,
         "ACC": _in_triton(_exact(dtype)), "FACTOR": _in_triton(factor), "PRECISION": precision,
-        "num_warps": 4, "num_stages": 1 if gradients else 2,
+        "num_warps": 4, "num_stages": 1 if gradients else 3,
     }  # fmt: skip
     if kernel in ("decode", "token_gradients"):
         return options | {"LATENTS": walked, "TOKENS": kept}
