@@ -6,13 +6,14 @@ from types import ModuleType
 
 from torch import Tensor
 
+from .. import triton_support
 from ..dispatch import Backend, choose
 from . import cpu, reference, torch_ops, triton_ops
 
 BACKENDS = {
     "cpu": Backend(cpu, cpu.refuses),
     # Not chosen by itself as long as it has not run on a GPU.
-    "triton": Backend(triton_ops, triton_ops.refuses, automatic=False),
+    "triton": Backend(triton_ops, triton_support.refuses, automatic=False),
     "torch": Backend(torch_ops),
     "reference": Backend(reference, automatic=False),
 }

@@ -1,61 +1,26 @@
 """The ``triton`` backend: Triton kernels on NVIDIA GPUs (README.md section 6).
 
-Triton is imported when the first call is taken, so the package does not need it. With
-``TRITON_INTERPRET=1`` in the environment, Triton executes the kernels in Python on the CPU, slowly:
-this is how they are tested without a GPU. Arguments and results are those of ``reference``.
+Arguments and results are those of ``reference``.
 """
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
-from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..dispatch import BackendError
+from ..triton_support import in_triton, power_of_two
 
 PROGRAMS = 2048  # of a kernel that owns latents: some 16 for each multiprocessor
-_OLDEST = (3, 6)  # as for periodic attention
 LARGEST_DIM = 64  # more does not fit into the registers
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take a call, or None."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not interpreted:
-        return f"it runs on NVIDIA GPUs, the tensors are on {device}"
-    if dtype not in _DTYPES:
-        return f"it computes in floating point of 16, 32 and 64 bits, not {dtype}"
-    if find_spec("triton") is None:
-        return "triton is not installed (pip install triton)"
-    if tuple(map(int, metadata.version("triton").split(".")[:2])) < _OLDEST:
-        return f"it needs Triton {_OLDEST[0]}.{_OLDEST[1]}, not {metadata.version('triton')}"
-    if interpreted:
-        return None
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs an NVIDIA GPU of compute capability 8.0 or higher"
-    return None
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
     """The precision of logits, latents and sums: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def _power(n: int) -> int:
-    """The smallest power of two that is not smaller than n."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _in_triton(dtype: torch.dtype) -> Any:
-    from triton import language as tl
-
-    return getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def launch_options(
@@ -71,7 +36,7 @@ def launch_options(
     gradients = kernel in ("query_gradients", "token_gradients")
     # E may be less, and the gradient of z more, than float16 holds.
     factor = torch.float32 if gradients and dtype == torch.float16 else dtype
-    padded = max(16, _power(dim))  # tensor cores multiply 16 numbers at least
+    padded = max(16, power_of_two(dim))  # tensor cores multiply 16 numbers at least
     row = padded * factor.itemsize
     large = gradients and row > 128
     kept = 32 if large or dtype == torch.float64 else 64
@@ -82,7 +47,7 @@ def launch_options(
         precision = "ieee"  # three products with TF32 take more registers than there are
     options = {
         "M": latents, "D": dim, "DIM": padded,
-        "ACC": _in_triton(_exact(dtype)), "FACTOR": _in_triton(factor), "PRECISION": precision,
+        "ACC": in_triton(_exact(dtype)), "FACTOR": in_triton(factor), "PRECISION": precision,
         "num_warps": 4, "num_stages": 1 if gradients else 3,
     }  # fmt: skip
     if kernel in ("decode", "token_gradients"):
@@ -144,7 +109,7 @@ def _add(parts: Tensor, item_ptr: Tensor, factor: float, result: Tensor) -> Tens
     """``factor`` times the sums of parts [items, ...] of the items of every row of ``result``."""
     size = result[0].numel()
     options = {"FACTOR": factor, "SIZE": size, "BLOCK": 256, "ITEMS": 16, "num_warps": 4}
-    options["ACC"] = _in_triton(parts.dtype)
+    options["ACC"] = in_triton(parts.dtype)
     _run("add", len(result) * -(-size // 256), options, parts, item_ptr, result)
     return result
 

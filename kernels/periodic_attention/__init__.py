@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import triton_support
 from ..dispatch import Backend, choose
 from . import cpu, reference, torch_ops, triton_ops
 
@@ -18,7 +19,7 @@ __all__ = ["periodic_attention", "cutoff_for_tolerance", "weight_beyond"]
 BACKENDS = {
     "cpu": Backend(cpu, cpu.refuses),
     # Not chosen by itself as long as it has not run on a GPU.
-    "triton": Backend(triton_ops, triton_ops.refuses, automatic=False),
+    "triton": Backend(triton_ops, triton_support.refuses, automatic=False),
     "torch": Backend(torch_ops),
     "reference": Backend(reference, automatic=False),
 }

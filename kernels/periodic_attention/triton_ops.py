@@ -1,50 +1,18 @@
-"""The ``triton`` backend: one kernel forward, two backward, on NVIDIA GPUs (README.md section 3c).
-
-Triton is imported when the first call is taken, so the package does not need it. With
-``TRITON_INTERPRET=1`` in the environment, Triton executes the kernels in Python on the CPU, slowly:
-this is how they are tested without a GPU.
-"""
+"""The ``triton`` backend: one kernel forward, two backward (README.md section 3c)."""
 
 from __future__ import annotations
 
-import os
-from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_OLDEST = (3, 6)  # products with 8 heads, less than older versions multiply
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take a call, or None."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not interpreted:
-        return f"it runs on NVIDIA GPUs, the tensors are on {device}"
-    if dtype not in _DTYPES:
-        return f"it computes in floating point of 16, 32 and 64 bits, not {dtype}"
-    if find_spec("triton") is None:
-        return "triton is not installed (pip install triton)"
-    if tuple(map(int, metadata.version("triton").split(".")[:2])) < _OLDEST:
-        return f"it needs Triton {_OLDEST[0]}.{_OLDEST[1]}, not {metadata.version('triton')}"
-    if interpreted:
-        return None
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs an NVIDIA GPU of compute capability 8.0 or higher"
-    return None
+from ..triton_support import in_triton, power_of_two
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type of sums over neighbours, of lse and of the mean basis: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def _power(n: int) -> int:
-    """The smallest power of two that is not smaller than n."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def launch_options(
@@ -64,14 +32,9 @@ def launch_options(
     programs at a time on a multiprocessor; benchmarks/triton_compile_report.py), not from timings,
     since no GPU was at hand. It gave no reason to tell compute capabilities 8.0 and 9.0 apart.
     """
-    from triton import language as tl
-
-    def in_triton(dtype: torch.dtype) -> Any:
-        return getattr(tl, str(dtype).removeprefix("torch."))
-
     exact = accumulator(dtype)
-    padded_dim, padded_count = _power(dim), max(16, _power(count))
-    group = min(16, _power(heads), max(1, 512 // exact.itemsize // padded_dim))
+    padded_dim, padded_count = power_of_two(dim), max(16, power_of_two(count))
+    group = min(16, power_of_two(heads), max(1, 512 // exact.itemsize // padded_dim))
     row = exact.itemsize * max(group * padded_dim, padded_count)  # bytes of a neighbour's numbers
     options = {
         "H": heads,

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from matattn.kernels import triton_support
 from matattn.kernels.dispatch import BackendError
 from matattn.kernels.low_rank_routing import low_rank_routing, reference, triton_ops
 
 ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-REFUSES = triton_ops.refuses(DEVICE, torch.float32)
+REFUSES = triton_support.refuses(DEVICE, torch.float32)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -238,11 +239,12 @@ def test_reasons_to_refuse(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert (
-        triton_ops.refuses(cpu, torch.float32) == "it runs on NVIDIA GPUs, the tensors are on cpu"
+        triton_support.refuses(cpu, torch.float32)
+        == "it runs on NVIDIA GPUs, the tensors are on cpu"
     )
-    assert "not torch.int64" in triton_ops.refuses(gpu, torch.int64)
-    monkeypatch.setattr(triton_ops, "find_spec", lambda name: None)
-    assert "not installed" in triton_ops.refuses(gpu, torch.float32)
+    assert "not torch.int64" in triton_support.refuses(gpu, torch.int64)
+    monkeypatch.setattr(triton_support, "find_spec", lambda name: None)
+    assert "not installed" in triton_support.refuses(gpu, torch.float32)
 
 
 def test_importing_the_operator_does_not_import_triton():

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from matattn.kernels.periodic_attention import periodic_attention, triton_ops
+from matattn.kernels import triton_support
+from matattn.kernels.periodic_attention import periodic_attention
 
 ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-REFUSES = triton_ops.refuses(DEVICE, torch.float32)
+REFUSES = triton_support.refuses(DEVICE, torch.float32)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 RESULTS = ("y", "lse", "q", "k", "v", "a", "weight", "distance")
 
@@ -250,11 +251,12 @@ def test_reasons_to_refuse(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert (
-        triton_ops.refuses(cpu, torch.float32) == "it runs on NVIDIA GPUs, the tensors are on cpu"
+        triton_support.refuses(cpu, torch.float32)
+        == "it runs on NVIDIA GPUs, the tensors are on cpu"
     )
-    assert "not torch.int64" in triton_ops.refuses(gpu, torch.int64)
-    monkeypatch.setattr(triton_ops, "find_spec", lambda name: None)
-    assert "not installed" in triton_ops.refuses(gpu, torch.float32)
+    assert "not torch.int64" in triton_support.refuses(gpu, torch.int64)
+    monkeypatch.setattr(triton_support, "find_spec", lambda name: None)
+    assert "not installed" in triton_support.refuses(gpu, torch.float32)
 
 
 def test_importing_the_package_does_not_import_triton():
