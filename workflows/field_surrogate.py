@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from matattn import bundle
 from matattn.citations import LICENCES
 from matattn.config import build, require
-from matattn.errors import ConfigError, TrainingError
+from matattn.errors import ConfigError
 from matattn.field_baselines import baselines, relative_l2
 from matattn.fields import FieldDataset, MeshSample
 from matattn.files import write_json, write_text
@@ -39,7 +39,7 @@ from matattn.training.schedules import Schedule
 from matattn.workflows import field_report
 from matattn.workflows.field_prediction import FieldPredictor
 from matattn.workflows.field_report import results_table
-from matattn.workflows.fitting import fit
+from matattn.workflows.fitting import fit, stop_unless_finite
 
 __all__ = ["FieldSurrogate", "prepare", "results_table", "run"]
 
@@ -105,15 +105,8 @@ class FieldSurrogate(L.LightningModule):
         loss = errors.mean()
         if self.gradient is not None:
             loss = loss + self.gradient_weight * self.gradient(predicted, batch.y)
-        if not torch.isfinite(loss):
-            ids = [self.ids[row] for row in batch.row]
-            place = self.folder / "nonfinite_batch.json"
-            write_json(place, {"epoch": self.current_epoch, "step": self.global_step, "ids": ids})
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch "
-                f"{self.current_epoch + 1}); its meshes are listed in {place}; try a lower "
-                "optimizer.lr"
-            )
+        ids = [self.ids[row] for row in batch.row]
+        stop_unless_finite(loss, self, self.folder, ids, "meshes")
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 

@@ -16,6 +16,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from matattn.config import build
+from matattn.errors import TrainingError
+from matattn.files import write_json
 from matattn.training.run_log import RunLog
 
 # Remarks of Lightning that tell a user nothing.
@@ -62,6 +64,24 @@ def fit(
     chosen = "best" if config["task"]["select"] == "best" else "last"
     checkpoint = torch.load(folder / "checkpoints" / f"{chosen}.ckpt", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
+
+
+def stop_unless_finite(
+    loss: torch.Tensor, module: L.LightningModule, folder: Path, ids: Sequence[str], what: str
+) -> None:
+    """Raise TrainingError when the loss of a batch is no number.
+
+    The ``ids`` of the batch are written to ``nonfinite_batch.json``; ``what`` names them.
+    """
+    if torch.isfinite(loss):
+        return
+    place = folder / "nonfinite_batch.json"
+    epoch, step = module.current_epoch, module.global_step
+    write_json(place, {"epoch": epoch, "step": step, "ids": list(ids)})
+    raise TrainingError(
+        f"the loss is {loss.item()} at step {step} (epoch {epoch + 1}); its {what} are listed in "
+        f"{place}; try a lower optimizer.lr"
+    )
 
 
 def _checkpoint(folder: Path, name: str, monitor: str | None) -> ModelCheckpoint:

@@ -29,7 +29,7 @@ from matattn.citations import LICENCES
 from matattn.config import build, require
 from matattn.dataset import CALIBRATION, EVALUATED, PropertyDataset
 from matattn.ensemble import Ensemble
-from matattn.errors import ConfigError, TrainingError
+from matattn.errors import ConfigError
 from matattn.files import write_json, write_text
 from matattn.metrics import evaluate
 from matattn.neighbors import LARGEST_SYMMETRY, HasImageRule, ImageRule
@@ -42,7 +42,7 @@ from matattn.training.schedules import Schedule
 from matattn.uncertainty import FEWEST_ROWS, SPREADS, Uncertainty
 from matattn.workflows import report
 from matattn.workflows.fine_tuning import start_from
-from matattn.workflows.fitting import fit
+from matattn.workflows.fitting import fit, stop_unless_finite
 from matattn.workflows.prediction import Predictor, encode
 from matattn.workflows.report import results_table
 
@@ -90,15 +90,8 @@ class PropertyPrediction(L.LightningModule):
         target = (batch.y.nan_to_num() - self.mean) / self.std
         error = (self.network(batch) - target).abs()
         loss = error[known].sum() / known.sum().clamp(min=1)
-        if not torch.isfinite(loss):
-            ids = [self.ids[row] for row in batch.row.tolist()]
-            place = self.folder / "nonfinite_batch.json"
-            write_json(place, {"epoch": self.current_epoch, "step": self.global_step, "ids": ids})
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch "
-                f"{self.current_epoch + 1}); its crystals are listed in {place}; try a lower "
-                "optimizer.lr"
-            )
+        ids = [self.ids[row] for row in batch.row.tolist()]
+        stop_unless_finite(loss, self, self.folder, ids, "crystals")
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.y))
         return loss
 
