@@ -89,10 +89,13 @@ static void NAME(load)(tokens from, int64_t begin, int64_t count, int64_t head, 
     if (count % WIDTH || dim < padded)
         memset(to, 0, sizeof(WIDE) * padded * ((count + WIDTH - 1) / WIDTH));
     if (dim == padded)
-        for (; n + 3 < count; n += 4)
+        for (; n + 3 < count; n += 4) {
+            for (int64_t ahead = n + 32; ahead < n + 36; ahead++) /* by hand: rows are far apart */
+                __builtin_prefetch(rows + ahead * from.token);
             for (int64_t d = 0; d < dim; d += 4)
                 NAME(transpose)(rows + n * from.token + d, from.token,
                                 (REAL *)(to + n / WIDTH * dim + d) + n % WIDTH, WIDTH);
+        }
     for (; n < count; n++)
         for (int64_t d = 0; d < dim; d++)
             ((REAL *)(to + n / WIDTH * padded + d))[n % WIDTH] = rows[n * from.token + d];
@@ -333,7 +336,7 @@ static void NAME(merge_query_gradients)(const call *c, const REAL *parts, int64_
 }
 
 static int NAME(make_room)(const call *c, NAME(room) *r, void **memory) {
-    enum { TILE_BYTES = 16384, GRAD_BYTES = 524288 }; /* of k and v of a tile; of its E or S */
+    enum { TILE_BYTES = 32768, GRAD_BYTES = 524288 }; /* of k and v of a tile; of its E or S */
     const int64_t M = c->latents, D = (c->dim + 3) / 4 * 4, wide = sizeof(WIDE);
     int64_t vectors = TILE_BYTES / (2 * D * wide);
     const int64_t most = GRAD_BYTES / (M * wide);

@@ -125,26 +125,34 @@ static void TILE(latent_gradient)(const NAME(room) *r, int64_t vectors, int64_t 
     for (; m < latents; m++) TILE(latent_gradient_latents)(r, vectors, m, 1);
 }
 
-/* Gradients of the logits of one vector of tokens, and E. With `separate` queries of the decoding,
- * those of its own logits stand apart. */
-static ALWAYS_INLINE void TILE(logit_gradients)(const NAME(room) *r, int64_t x, int64_t latents,
-                                                int separate, WIDE *restrict e,
+/* Gradients of the logits of one vector of tokens and `number` latents from m on, and E. With
+ * `separate` queries of the decoding, those of its own logits stand apart. */
+static ALWAYS_INLINE void TILE(logit_gradients)(const NAME(room) *r, int64_t x, int64_t m,
+                                                int64_t number, int separate, WIDE *restrict e,
                                                 WIDE *restrict grad, WIDE *restrict other_grad) {
-    const REAL *restrict q = r->q, *restrict other = r->decode_q, *restrict z = r->z;
-    const REAL *restrict grad_z = r->grad_z;
+    const REAL *restrict q = r->q + m * DIM, *restrict other = separate ? r->decode_q + m * DIM : q;
+    const REAL *restrict z = r->z + m * DIM, *restrict grad_z = r->grad_z + m * DIM;
     const WIDE *restrict k = r->k + x * DIM, *restrict v = r->v + x * DIM;
     const WIDE *restrict received = r->grad_y + x * DIM;
-    const WIDE start = r->start[x], lse = r->lse[x], offset = -r->delta[x];
-    for (int64_t m = 0; m < latents; m++) {
-        const WIDE s = TILE(dot)(r, q + m * DIM, k, start);
-        const WIDE t = separate ? TILE(dot)(r, other + m * DIM, k, start) : s;
-        const WIDE weight = EXP2(s - r->lse_encode[m]), share = EXP2(t - lse);
-        const WIDE of_p = share * TILE(dot)(r, z + m * DIM, received, offset);
-        const WIDE delta = (WIDE){0} - r->delta_encode[m];
-        const WIDE of_e = weight * TILE(dot)(r, grad_z + m * DIM, v, delta);
-        e[m] = weight;
-        grad[m] = separate ? of_e : of_e + of_p;
-        if (separate) other_grad[m] = of_p;
+    WIDE s[LATENTS], t[LATENTS], of_e[LATENTS], of_p[LATENTS];
+    for (int64_t l = 0; l < number; l++) {
+        s[l] = t[l] = r->start[x];
+        of_e[l] = (WIDE){0} - r->delta_encode[m + l];
+        of_p[l] = -r->delta[x];
+    }
+    for (int64_t d = 0; d < DIM; d++)
+        for (int64_t l = 0; l < number; l++) {
+            s[l] += q[l * DIM + d] * k[d];
+            if (separate) t[l] += other[l * DIM + d] * k[d];
+            of_e[l] += grad_z[l * DIM + d] * v[d];
+            of_p[l] += z[l * DIM + d] * received[d];
+        }
+    for (int64_t l = 0; l < number; l++) {
+        e[m + l] = EXP2(s[l] - r->lse_encode[m + l]);
+        of_e[l] *= e[m + l];
+        of_p[l] *= EXP2((separate ? t[l] : s[l]) - r->lse[x]);
+        grad[m + l] = separate ? of_e[l] : of_e[l] + of_p[l];
+        if (separate) other_grad[m + l] = of_p[l];
     }
 }
 
@@ -191,7 +199,11 @@ static ALWAYS_INLINE void TILE(all_gradients)(const NAME(room) *r, int64_t vecto
                                               int separate) {
     for (int64_t x = 0; x < vectors; x++) {
         WIDE *grad = r->grad + x * latents, *other_grad = r->other_grad + x * latents;
-        TILE(logit_gradients)(r, x, latents, separate, r->score, grad, other_grad);
+        int64_t m = 0;
+        for (; m + LATENTS <= latents; m += LATENTS)
+            TILE(logit_gradients)(r, x, m, LATENTS, separate, r->score, grad, other_grad);
+        for (; m < latents; m++)
+            TILE(logit_gradients)(r, x, m, 1, separate, r->score, grad, other_grad);
         TILE(vector_gradients)(r, x, latents, separate, r->score, grad, other_grad);
     }
     for (int side = 0; side <= separate; side++) {
