@@ -62,14 +62,16 @@ def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[
 def latent_gradient(
     grad_y: Tensor, q: Tensor, k: Tensor, lse_decode: Tensor, ptr: Tensor, scale: float
 ) -> Tensor:
-    grad_z = q.new_zeros(len(ptr) - 1, *q.shape[1:], dtype=_exact(k.dtype))
+    exact = _exact(k.dtype)
+    grad_z = q.new_zeros(len(ptr) - 1, *q.shape[1:], dtype=exact)
     for meshes, rows in _groups(ptr):
-        queries, keys = _queries(q, meshes), _tokens(k, meshes, rows)
-        received = _tokens(grad_y, meshes, rows)
-        sums = _tokens(lse_decode[..., None], meshes, rows).mT
+        queries = _queries(q, meshes).to(exact) * scale
+        decode = _with_column(queries, 1.0).mT
+        tokens = (k, grad_y, lse_decode[..., None])
+        keys, received, logs = (_tokens(t, meshes, rows) for t in tokens)
         for chunk in _chunks(queries, keys.shape[2]):
-            p = _scores(queries, keys[:, :, chunk], scale).sub_(sums[..., chunk]).exp_()
-            grad_z[meshes] += p @ received[:, :, chunk].to(p.dtype)
+            p = (_with_column(keys[:, :, chunk], -logs[:, :, chunk]) @ decode).exp_()
+            grad_z[meshes] += p.mT @ received[:, :, chunk].to(exact)
     return grad_z
 
 
@@ -94,35 +96,40 @@ def token_gradients(
     delta_encode = (grad_z * z).sum(-1, keepdim=True)
     delta_decode = (grad_y.to(exact) * y).sum(-1, keepdim=True)
     for meshes, rows in _groups(ptr):
-        queries = _queries(q, meshes)
-        second = queries if decode_q is None else _queries(decode_q, meshes)
+        queries = _queries(q, meshes).to(exact) * scale
+        second = queries if decode_q is None else _queries(decode_q, meshes).to(exact) * scale
+        # What is subtracted from products rides in one more column of their factors:
+        # S - lse = [q, -lse] [k, 1]^T, and z dy^T - dy . y = [z, -1] [dy, dy . y]^T.
+        encode = _with_column(queries, -lse_encode[meshes, ..., None]).mT
+        decode = _with_column(second, 1.0).mT
+        latents = _with_column(z[meshes], -1.0).mT
+        grad_latents = _with_column(grad_z[meshes], -delta_encode[meshes]).mT
         tokens = (k, v, grad_y, delta_decode, lse_decode[..., None], grad_k, grad_v)
         parts = [_tokens(t, meshes, rows) for t in tokens]
-        latents, grad_latents, sums = z[meshes], grad_z[meshes], lse_encode[meshes][..., None]
-        # The last columns subtract the row terms: [z, -1] @ [dy, dy . y]^T = z dy^T - dy . y.
-        left_decode = torch.cat([latents, torch.full_like(sums, -1.0)], -1)
-        left_encode = torch.cat([grad_latents, -delta_encode[meshes]], -1)
         for chunk in _chunks(queries, parts[0].shape[2]):
             keys, values, received, delta, logs, out_k, out_v = (t[:, :, chunk] for t in parts)
-            keys, values, received = (t.to(exact) for t in (keys, values, received))
-            scores = _scores(queries, keys, scale)
-            e = (scores - sums).exp_()
-            if decode_q is not None:
-                scores = _scores(second, keys, scale)
-            p = scores.sub_(logs.mT).exp_()
-            out_v.copy_(e.mT @ grad_latents)
-            e *= left_encode @ torch.cat([values, torch.ones_like(delta)], -1).mT
-            right = torch.cat([received, delta], -1).mT
+            e = (_with_column(keys, 1.0) @ encode).exp_()  # [B, H, n, M]
+            p = (_with_column(keys, -logs) @ decode).exp_()
+            out_v.copy_(e @ grad_z[meshes])
+            e *= _with_column(values, 1.0) @ grad_latents
             if decode_q is None:
-                e.addcmul_(p, left_decode @ right)
-                out_k.copy_((e.mT @ queries.to(exact)).mul_(scale))
+                e.addcmul_(p, _with_column(received, delta) @ latents)
+                out_k.copy_(e @ queries)
             else:
-                p *= left_decode @ right
-                out_k.copy_((e.mT @ queries.to(exact) + p.mT @ second.to(exact)).mul_(scale))
-                _accumulate(grad_decode_q, p @ keys, meshes)
-            _accumulate(grad_q, e @ keys, meshes)
+                p *= _with_column(received, delta) @ latents
+                out_k.copy_(e @ queries + p @ second)
+                _accumulate(grad_decode_q, p.mT @ keys.to(exact), meshes)
+            _accumulate(grad_q, e.mT @ keys.to(exact), meshes)
     grad_q, grad_decode_q = (t.mul_(scale).to(q.dtype) for t in (grad_q, grad_decode_q))
     return grad_q, grad_decode_q, grad_k, grad_v
+
+
+def _with_column(x: Tensor, last: Tensor | float) -> Tensor:
+    """x [..., D] with one more column, at least in float32."""
+    x = x.to(_exact(x.dtype))
+    if not isinstance(last, Tensor):
+        last = x.new_tensor(last).expand(*x.shape[:-1], 1)
+    return torch.cat([x, last], -1)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

@@ -49,9 +49,10 @@ def test_golden(core, backend, dtype):
     data = golden(f"core_{core}")
     y, gradients = run(data, dtype, backend)
     exact = dtype == torch.float64
-    # A logit of 8,000 is known to 5e-4 in float32, to 1e-12 in float64.
+    # Logits of 8,000 and 14,000, and the logarithms that are subtracted from them, are known to
+    # 5e-4 and 1e-3 in float32, to 1e-12 in float64.
     large = core in ("extreme_logits", "large_offset")
-    tolerance = (1e-10 if large else 1e-12) if exact else 1e-3 if large else 1e-5
+    tolerance = (1e-10 if large else 1e-12) if exact else 2e-3 if large else 1e-5
     assert y.dtype == dtype and y.shape == data["y"].shape
     assert relative(y, data["y"]) <= tolerance
     assert relative(gradients[2], data["dv"]) <= tolerance
