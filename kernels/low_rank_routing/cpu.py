@@ -48,6 +48,7 @@ class _Call(ctypes.Structure):
 
 
 _ABI = 1  # as in cpu.c
+_ALONE = 2**19  # products of q and k: a tenth of a millisecond, not worth waking other threads
 
 
 @cache
@@ -76,7 +77,8 @@ def _run(name: str, ptr: Tensor, scale: float, **tensors: Tensor | None) -> None
         data = tensor.data_ptr()
         setattr(call, key, _Tokens(data, *tensor.stride()[:2]) if key in _TOKENS else data)
     function = getattr(_library(), f"{name}_{compiled.PRECISIONS[dtype]}")
-    if function(ctypes.byref(call), ctypes.c_int(torch.get_num_threads())):
+    threads = torch.get_num_threads() if kept["k"].numel() * q.shape[2] > _ALONE else 1
+    if function(ctypes.byref(call), ctypes.c_int(threads)):
         raise MemoryError("low_rank_routing: out of memory")
 
 
