@@ -32,7 +32,8 @@ from triton.compiler import ASTSource
 from matattn.kernels.low_rank_routing import triton_kernels as routing_kernels
 from matattn.kernels.low_rank_routing import triton_ops as routing_ops
 from matattn.kernels.periodic_attention import triton_kernels
-from matattn.kernels.periodic_attention.triton_ops import accumulator, launch_options
+from matattn.kernels.periodic_attention.triton_ops import launch_options
+from matattn.kernels.precision import accumulator
 
 NETWORKS = {"published": (8, 16, 64), "small": (4, 16, 64)}  # H, D, K
 RADIAL = 14 / 64  # spacing and width, Å

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..precision import accumulator
 from . import reference
 from .arguments import check_ends, pack, unpack
 from .backends import BACKENDS, find
@@ -100,7 +101,7 @@ def _backward(grad_y, q, decode_q, k, v, ptr, y, z, lse_encode, lse_decode, scal
 def _fake_forward(q, decode_q, k, v, ptr, scale, backend):
     meshes = ptr.shape[0] - 1
     _, heads, latents, dim = q.shape
-    dtype = torch.promote_types(k.dtype, torch.float32)
+    dtype = accumulator(k.dtype)
     return (
         k.new_empty(k.shape),
         k.new_empty(meshes, heads, latents, dim, dtype=dtype),

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..precision import accumulator
+
 
 def routing(
     q: Tensor, decode_q: Tensor | None, k: Tensor, v: Tensor, ptr: Tensor, scale: float
@@ -127,5 +129,5 @@ def _scores(q: Tensor, k: Tensor, mesh: int, rows: slice, scale: float) -> Tenso
 
 
 def _keep(x: Tensor, k: Tensor) -> Tensor:
-    """Latents and sums in the precision that is kept of them: the tokens', but float32 at least."""
-    return x.to(torch.promote_types(k.dtype, torch.float32))
+    """Latents and sums in the precision that is kept of them."""
+    return x.to(accumulator(k.dtype))

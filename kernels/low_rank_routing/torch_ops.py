@@ -11,19 +11,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..precision import accumulator
+
 CHUNK_ELEMENTS = 2**18  # scores in memory at a time: 1 MB in float32, so that they stay in cache
 
 
 def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    exact = _exact(k.dtype)
+    exact = accumulator(k.dtype)
     z = q.new_zeros(len(ptr) - 1, *q.shape[1:], dtype=exact)
     lse = q.new_full(z.shape[:3], -torch.inf, dtype=exact)
     for meshes, rows in _groups(ptr):
-        queries, keys, values = (
-            _queries(q, meshes),
-            _tokens(k, meshes, rows),
-            _tokens(v, meshes, rows),
-        )
+        queries = _queries(q, meshes)
+        keys, values = (_tokens(x, meshes, rows) for x in (k, v))
         if _has_flash(k):
             z[meshes], lse[meshes] = _flash(queries, keys, values, scale)
             continue
@@ -42,7 +41,7 @@ def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[
 
 
 def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    y, lse = k.new_empty(k.shape), k.new_empty(k.shape[:2], dtype=_exact(k.dtype))
+    y, lse = k.new_empty(k.shape), k.new_empty(k.shape[:2], dtype=accumulator(k.dtype))
     for meshes, rows in _groups(ptr):
         queries, keys, latents = _queries(q, meshes), _tokens(k, meshes, rows), z[meshes]
         mixed, sums = _tokens(y, meshes, rows), _tokens(lse[..., None], meshes, rows)
@@ -62,7 +61,7 @@ def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[
 def latent_gradient(
     grad_y: Tensor, q: Tensor, k: Tensor, lse_decode: Tensor, ptr: Tensor, scale: float
 ) -> Tensor:
-    exact = _exact(k.dtype)
+    exact = accumulator(k.dtype)
     grad_z = q.new_zeros(len(ptr) - 1, *q.shape[1:], dtype=exact)
     for meshes, rows in _groups(ptr):
         queries = _queries(q, meshes).to(exact) * scale
@@ -89,7 +88,7 @@ def token_gradients(
     ptr: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    exact = _exact(k.dtype)
+    exact = accumulator(k.dtype)
     grad_q = torch.zeros(q.shape, dtype=exact, device=q.device)
     grad_decode_q = grad_q.new_empty(0) if decode_q is None else torch.zeros_like(grad_q)
     grad_k, grad_v = k.new_empty(k.shape), k.new_empty(k.shape)
@@ -126,15 +125,10 @@ def token_gradients(
 
 def _with_column(x: Tensor, last: Tensor | float) -> Tensor:
     """x [..., D] with one more column, at least in float32."""
-    x = x.to(_exact(x.dtype))
+    x = x.to(accumulator(x.dtype))
     if not isinstance(last, Tensor):
         last = x.new_tensor(last).expand(*x.shape[:-1], 1)
     return torch.cat([x, last], -1)
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """The precision of scores, latents and sums: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _groups(ptr: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -175,7 +169,7 @@ def _chunks(queries: Tensor, count: int) -> Iterator[slice]:
 
 def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     """S [B, H, M, n] of a chunk, at least in float32."""
-    exact = _exact(keys.dtype)
+    exact = accumulator(keys.dtype)
     return (queries.to(exact) * scale) @ keys.to(exact).mT
 
 

@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 
 from ..dispatch import BackendError
+from ..precision import accumulator
 from ..triton_support import in_triton, power_of_two
 
 PROGRAMS = 2048  # of a kernel that owns latents: some 16 for each multiprocessor
 LARGEST_DIM = 64  # more does not fit into the registers
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """The precision of logits, latents and sums: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def launch_options(
@@ -47,7 +43,7 @@ def launch_options(
         precision = "ieee"  # three products with TF32 take more registers than there are
     options = {
         "M": latents, "D": dim, "DIM": padded,
-        "ACC": in_triton(_exact(dtype)), "FACTOR": in_triton(factor), "PRECISION": precision,
+        "ACC": in_triton(accumulator(dtype)), "FACTOR": in_triton(factor), "PRECISION": precision,
         "num_warps": 4, "num_stages": 1 if gradients else 3,
     }  # fmt: skip
     if kernel in ("decode", "token_gradients"):
@@ -115,7 +111,7 @@ def _add(parts: Tensor, item_ptr: Tensor, factor: float, result: Tensor) -> Tens
 
 
 def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    exact: dict[str, Any] = {"dtype": _exact(k.dtype), "device": k.device}
+    exact: dict[str, Any] = {"dtype": accumulator(k.dtype), "device": k.device}
     options = _options("encode", q, k, scale, False)
     items, item_ptr = _chunks(ptr, options, k.device)
     _, heads, latents, dim = q.shape
@@ -144,7 +140,7 @@ def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[
 def latent_gradient(
     grad_y: Tensor, q: Tensor, k: Tensor, lse_decode: Tensor, ptr: Tensor, scale: float
 ) -> Tensor:
-    exact: dict[str, Any] = {"dtype": _exact(k.dtype), "device": k.device}
+    exact: dict[str, Any] = {"dtype": accumulator(k.dtype), "device": k.device}
     options = _options("latent_gradient", q, k, scale, False)
     items, item_ptr = _chunks(ptr, options, k.device)
     parts = torch.empty(len(items), *q.shape[1:], **exact)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import triton_support
 from ..dispatch import Backend, choose
+from ..precision import accumulator
 from . import cpu, reference, torch_ops, triton_ops
 
 __all__ = ["periodic_attention", "cutoff_for_tolerance", "weight_beyond"]
@@ -179,7 +180,7 @@ def _fake_forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, 
     atoms, heads, _ = q.shape
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
     # Of lower precisions, "triton" alone keeps what its backward pass needs in single precision.
-    dtype = triton_ops.accumulator(q.dtype) if name == "triton" else q.dtype
+    dtype = accumulator(q.dtype) if name == "triton" else q.dtype
     mean_basis = q.new_empty(atoms, heads, weight.shape[-1], dtype=dtype)
     return torch.empty_like(v), q.new_empty(atoms, heads, dtype=dtype), mean_basis
 

@@ -7,12 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..precision import accumulator
 from ..triton_support import in_triton, power_of_two
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type of sums over neighbours, of lse and of the mean basis: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def launch_options(
