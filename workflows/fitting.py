@@ -5,20 +5,24 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.utils.data import DataLoader
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from matattn.config import build
+from matattn.config import build, require
 from matattn.errors import TrainingError
 from matattn.files import write_json
+from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
+from matattn.training.sampler import EpochShuffle
 
 # Remarks of Lightning that tell a user nothing.
 _LIGHTNING_REMARKS = (
@@ -66,18 +70,75 @@ def fit(
     module.load_state_dict(checkpoint["state_dict"])
 
 
-def stop_unless_finite(
-    loss: torch.Tensor, module: L.LightningModule, folder: Path, ids: Sequence[str], what: str
-) -> None:
-    """Raise TrainingError when the loss of a batch is no number.
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for settings of the optimiser and the batches that no training can have."""
+    task, optimizer = config["task"], config["optimizer"]
+    number = (int, float)
+    require("optimizer.lr", optimizer["lr"], number, lambda x: x > 0, "a number above 0")
+    require("optimizer.weight_decay", optimizer["weight_decay"], number, lambda x: x >= 0,
+            "0 or more")  # fmt: skip
+    require("optimizer.betas", optimizer["betas"], list, lambda b: len(b) == 2, "two numbers")
+    require("task.batch_size", task["batch_size"], int, lambda n: n >= 1, "at least 1")
+    require("task.select", task["select"], str, ("final", "best").__contains__, "final or best")
 
-    The ``ids`` of the batch are written to ``nonfinite_batch.json``; ``what`` names them.
+
+def make_loaders(
+    splits: Mapping[str, Sequence[Any]],
+    batch_size: int,
+    seed: int,
+    collate: Callable[[list[Any]], Any],
+) -> dict[str, DataLoader]:
+    """Loaders of the splits; training items come in the order of seed and epoch."""
+    return {
+        split: DataLoader(
+            cast(Dataset, items),  # any sequence will do
+            batch_size=min(batch_size, len(items)),
+            sampler=EpochShuffle(len(items), seed) if split == "train" else None,
+            drop_last=split == "train",
+            collate_fn=collate,
+        )
+        for split, items in splits.items()
+    }
+
+
+def optimization(
+    module: L.LightningModule,
+    network: nn.Module,
+    settings: Mapping[str, Any],
+    averaging_epochs: int = 0,
+    decay_norms: bool = True,
+) -> OptimizerLRSchedulerConfig:
+    """AdamW and the schedule that ``settings`` ask for, a step at a time.
+
+    The rate stays frozen over the last ``averaging_epochs`` epochs.
+    """
+    optimizer = adamw(
+        network, settings["lr"], settings["betas"], settings["weight_decay"], decay_norms
+    )
+    total = int(module.trainer.estimated_stepping_batches)
+    epochs = module.trainer.max_epochs or 1
+    frozen_from = total * (epochs - averaging_epochs) // epochs
+    schedule = per_step(optimizer, settings["schedule"], total, frozen_from)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def stop_unless_finite(
+    loss: torch.Tensor,
+    module: L.LightningModule,
+    folder: Path,
+    ids: Sequence[str],
+    rows: Iterable[int] | torch.Tensor,
+    what: str,
+) -> None:
+    """Raise TrainingError when the loss of a batch, the ``rows`` of a data set, is no number.
+
+    Their ``ids`` are written to ``nonfinite_batch.json``; ``what`` names them.
     """
     if torch.isfinite(loss):
         return
     place = folder / "nonfinite_batch.json"
     epoch, step = module.current_epoch, module.global_step
-    write_json(place, {"epoch": epoch, "step": step, "ids": list(ids)})
+    write_json(place, {"epoch": epoch, "step": step, "ids": [ids[row] for row in rows]})
     raise TrainingError(
         f"the loss is {loss.item()} at step {step} (epoch {epoch + 1}); its {what} are listed in "
         f"{place}; try a lower optimizer.lr"

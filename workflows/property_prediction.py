@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
 from matattn import bundle
@@ -35,14 +35,18 @@ from matattn.metrics import evaluate
 from matattn.neighbors import LARGEST_SYMMETRY, HasImageRule, ImageRule
 from matattn.parallel import parallel_map
 from matattn.training.averaging import LastEpochsAveraging
-from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
-from matattn.training.sampler import EpochShuffle
 from matattn.training.schedules import Schedule
 from matattn.uncertainty import FEWEST_ROWS, SPREADS, Uncertainty
 from matattn.workflows import report
 from matattn.workflows.fine_tuning import start_from
-from matattn.workflows.fitting import fit, stop_unless_finite
+from matattn.workflows.fitting import (
+    check_settings,
+    fit,
+    make_loaders,
+    optimization,
+    stop_unless_finite,
+)
 from matattn.workflows.prediction import Predictor, encode
 from matattn.workflows.report import results_table
 
@@ -90,8 +94,7 @@ class PropertyPrediction(L.LightningModule):
         target = (batch.y.nan_to_num() - self.mean) / self.std
         error = (self.network(batch) - target).abs()
         loss = error[known].sum() / known.sum().clamp(min=1)
-        ids = [self.ids[row] for row in batch.row.tolist()]
-        stop_unless_finite(loss, self, self.folder, ids, "crystals")
+        stop_unless_finite(loss, self, self.folder, self.ids, batch.row, "crystals")
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.y))
         return loss
 
@@ -113,16 +116,7 @@ class PropertyPrediction(L.LightningModule):
             self.log(f"val/mae/{name}", value)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        settings = self.settings
-        optimizer = adamw(self.network, settings["lr"], settings["betas"], settings["weight_decay"])
-        total = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
-        frozen_from = total * (epochs - self.averaging_epochs) // epochs
-        schedule = per_step(optimizer, settings["schedule"], total, frozen_from)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return optimization(self, self.network, self.settings, self.averaging_epochs)
 
 
 @dataclass(frozen=True)
@@ -140,13 +134,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
     task, optimizer = config["task"], config["optimizer"]
     epochs = config["trainer"]["max_epochs"]
     number = (int, float)
-    positive = "a number above 0"
-    require("optimizer.lr", optimizer["lr"], number, lambda x: x > 0, positive)
-    require(
-        "optimizer.weight_decay", optimizer["weight_decay"], number, lambda x: x >= 0, "0 or more"
-    )
-    require("optimizer.betas", optimizer["betas"], list, lambda b: len(b) == 2, "two numbers")
-    require("task.batch_size", task["batch_size"], int, lambda n: n >= 1, "at least 1")
+    check_settings(config)
     require("task.tolerance", task["tolerance"], number, lambda x: 0 < x < 1, "between 0 and 1")
     symmetry = f"0 to {LARGEST_SYMMETRY} (Å)"
     require(
@@ -155,7 +143,6 @@ def prepare(config: dict[str, Any]) -> Prepared:
     averaging = f"0 to trainer.max_epochs ({epochs})"
     require("task.averaging_epochs", task["averaging_epochs"], int, range(epochs + 1).__contains__,
             averaging)  # fmt: skip
-    require("task.select", task["select"], str, ("final", "best").__contains__, "final or best")
     fraction = "a fraction below 0.5 (0: none)"
     require("task.calibration", task["calibration"], number, lambda x: 0 <= x < 0.5, fraction)
     require("task.members", task["members"], int, lambda n: n >= 1, "at least 1")
@@ -255,19 +242,7 @@ def _loaders(
             crystals[split] = items if images.box else _graphs(items, images, split)
     make: Callable[[Any], CrystalBatch] = partial(collate, images=images) if images.box else join
 
-    def loaders(seed: int) -> dict[str, DataLoader]:
-        return {
-            split: DataLoader(
-                cast(Dataset, items),  # any sequence will do
-                batch_size=min(task["batch_size"], len(items)),
-                sampler=EpochShuffle(len(items), seed) if split == "train" else None,
-                drop_last=split == "train",
-                collate_fn=make,
-            )
-            for split, items in crystals.items()
-        }
-
-    return loaders
+    return lambda seed: make_loaders(crystals, task["batch_size"], seed, make)
 
 
 def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGraph]:
