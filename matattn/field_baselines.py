@@ -8,7 +8,6 @@ from itertools import product
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial import KDTree
-from scipy.spatial.distance import cdist
 
 from matattn.fields import FieldDataset, MeshSample
 
@@ -39,14 +38,14 @@ def baselines(dataset: FieldDataset) -> dict[str, Predict]:
         return found | {"nearest_sample": _nearest_at_probes(train)}
     features = np.stack([sample.inputs.ravel() for sample in train]).astype(np.float64)
     spread = features.std(0)
-    features, varying = features / np.where(spread > 0, spread, 1), spread > 0
-    fields = np.stack([sample.y for sample in train]).astype(np.float64)
+    varying = spread > 0
 
     def describe(samples: Sequence[MeshSample]) -> np.ndarray:
         rows = np.stack([sample.inputs.ravel() for sample in samples])
         return rows[:, varying] / spread[varying]
 
-    known = features[:, varying]
+    known = describe(train)
+    fields = np.stack([sample.y for sample in train]).astype(np.float64)
 
     def nearest(sample: MeshSample) -> np.ndarray:
         return fields[_squared_distances(describe([sample]), known).argmin()]
@@ -113,9 +112,10 @@ def _nearest_at_probes(train: list[MeshSample]) -> Predict:
     known = np.stack([describe(sample) for sample in train]).astype(np.float64)
     spread = known.std(0)
     spread[spread == 0] = 1
+    known /= spread
 
     def predict(sample: MeshSample) -> np.ndarray:
-        near = train[cdist(describe(sample)[None] / spread, known / spread).argmin()]
+        near = train[_squared_distances(describe(sample)[None] / spread, known).argmin()]
         return near.y[KDTree(near.pos).query(sample.pos)[1]]
 
     return predict

@@ -171,14 +171,12 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "nodes dim"], ptr: Int[Tensor, " meshes_plus_one"]
     ) -> Float[Tensor, "nodes dim"]:
-        heads = [p(x).unflatten(-1, (self.num_heads, -1)) for p in self._projections()]
+        projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        heads = [t.unflatten(-1, (self.num_heads, -1)) for t in projected]
         scale = heads[0].shape[-1] ** -0.5
         mixed = by_mesh(lambda q, k, v: attend(q, k, v, scale), ptr, *heads)
         rows = [part.transpose(1, 2).flatten(0, 1) for part in mixed]
         return self.out_proj(torch.cat(rows).flatten(1))
-
-    def _projections(self) -> tuple[nn.Module, ...]:
-        return self.q_proj, self.k_proj, self.v_proj
 
 
 def by_mesh(run: Callable[..., Tensor], ptr: Tensor, *tokens: Tensor) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from matattn import bundle
 from matattn.errors import DataError
-from matattn.fields import Field, MeshSample, check_sample
+from matattn.fields import Field, MeshSample
 from matattn.mesh_batch import InputScaling, collate_meshes
 from matattn.mesh_files import is_mesh_file, read_mesh, write_vtu
 from matattn.runtime import peak_memory
@@ -110,13 +110,12 @@ def predict_files(
             row |= {f"{field.name}_{key}": "" for key in ("min", "max")}
             row[f"{field.name}_unit"] = field.unit
         row |= {"status": "ok", "message": ""}
+        target = output / f"{name}.vtu"
         try:
-            sample = read_mesh(path, len(coordinates), names, [])
-            check_sample(sample, coordinates, inputs, ())
-            (predicted,) = predictor.predict([sample])
-            target = output / f"{name}.vtu"
             if target.resolve() == path.resolve():
                 raise DataError(f"{path}: would be overwritten; give another folder with -o")
+            sample = read_mesh(path, len(coordinates), names)
+            (predicted,) = predictor.predict([sample])
             known = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
             made = {field.name: predicted[:, column] for column, field in enumerate(targets)}
             write_vtu(target, sample, known | made)

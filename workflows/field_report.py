@@ -161,7 +161,7 @@ def spectrum_plot(
             axes.semilogy(np.arange(1, latents + 1), values[block, head].clamp(min=1e-8))
         rank = effective_rank(values[block]).mean().item()
         axes.set_title(f"block {block + 1}: mean effective rank {rank:.1f}", fontsize=8)
-        axes.set(ylim=(1e-8, 2))
+        axes.set(ylim=(1e-8, 2), ylabel="" if block % columns else "eigenvalue")
         if block >= blocks - columns:
             axes.set_xlabel("number of the eigenvalue")
     save_figure(figure, path)

@@ -6,6 +6,7 @@ of truth, prediction and error on the mesh, VTU files, report and the model bund
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import os
@@ -13,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from matattn import bundle
 from matattn.citations import LICENCES
@@ -32,14 +33,18 @@ from matattn.files import write_json, write_text
 from matattn.mesh_batch import InputScaling, MeshBatch, collate_meshes
 from matattn.mesh_files import write_vtu
 from matattn.training.averaging import ExponentialAverage
-from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
-from matattn.training.sampler import EpochShuffle
 from matattn.training.schedules import Schedule
 from matattn.workflows import field_report
 from matattn.workflows.field_prediction import FieldPredictor
 from matattn.workflows.field_report import results_table
-from matattn.workflows.fitting import fit, stop_unless_finite
+from matattn.workflows.fitting import (
+    check_settings,
+    fit,
+    make_loaders,
+    optimization,
+    stop_unless_finite,
+)
 
 __all__ = ["FieldSurrogate", "prepare", "results_table", "run"]
 
@@ -105,8 +110,7 @@ class FieldSurrogate(L.LightningModule):
         loss = errors.mean()
         if self.gradient is not None:
             loss = loss + self.gradient_weight * self.gradient(predicted, batch.y)
-        ids = [self.ids[row] for row in batch.row]
-        stop_unless_finite(loss, self, self.folder, ids, "meshes")
+        stop_unless_finite(loss, self, self.folder, self.ids, batch.row, "meshes")
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
@@ -117,17 +121,7 @@ class FieldSurrogate(L.LightningModule):
             self.log(f"val/relative_l2/{name}", error, batch_size=len(batch))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        settings = self.settings
-        optimizer = adamw(
-            self.network, settings["lr"], settings["betas"], settings["weight_decay"],
-            decay_norms=False,
-        )  # fmt: skip
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = per_step(optimizer, settings["schedule"], total)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return optimization(self, self.network, self.settings, decay_norms=False)
 
 
 def relative_errors(predicted: Tensor, true: Tensor, ptr: Tensor) -> Tensor:
@@ -184,14 +178,9 @@ def prepare(config: dict[str, Any]) -> Prepared:
     """Read or make the data and build the network; raises ConfigError or DataError."""
     task, optimizer = config["task"], config["optimizer"]
     number = (int, float)
-    require("optimizer.lr", optimizer["lr"], number, lambda x: x > 0, "a number above 0")
-    require("optimizer.weight_decay", optimizer["weight_decay"], number, lambda x: x >= 0,
-            "0 or more")  # fmt: skip
-    require("optimizer.betas", optimizer["betas"], list, lambda b: len(b) == 2, "two numbers")
-    require("task.batch_size", task["batch_size"], int, lambda n: n >= 1, "at least 1")
+    check_settings(config)
     require("task.ema", task["ema"], number, lambda x: 0 <= x < 1, "a number from 0 to below 1")
     require("task.export", task["export"], int, lambda n: n >= 0, "0 or more")
-    require("task.select", task["select"], str, ("final", "best").__contains__, "final or best")
     weight = task["gradient_weight"]
     require("task.gradient_weight", weight, number, lambda x: x >= 0, "0 or more")
     if config["init_from"]:
@@ -251,17 +240,9 @@ def _loaders(
     def collate(rows: list[int]) -> MeshBatch:
         return collate_meshes([dataset.items[row] for row in rows], scaling, rows)
 
-    loaders = {}
-    for split in ("train", "val"):
-        if rows := dataset.rows(split).tolist():
-            loaders[split] = DataLoader(
-                cast(Dataset, rows),
-                batch_size=min(batch_size, len(rows)),
-                sampler=EpochShuffle(len(rows), seed) if split == "train" else None,
-                drop_last=split == "train",
-                collate_fn=collate,
-            )
-    return loaders
+    rows = {split: dataset.rows(split).tolist() for split in ("train", "val")}
+    filled = {split: found for split, found in rows.items() if found}
+    return make_loaders(filled, batch_size, seed, collate)
 
 
 def _write_results(
@@ -293,13 +274,12 @@ def _write_results(
     errors = {split: _errors(s, predicted[split]) for split, s in evaluated.items()}
     metrics = _metrics(dataset, evaluated, errors)
     if average:
-        raw = {name: p.detach().clone() for name, p in network.named_parameters()}
-        network.load_state_dict(average.weights, strict=False)
-        for split in metrics:
-            found = _errors(evaluated[split], list(predictor.predict(evaluated[split]))).mean(0)
+        averaged = FieldPredictor(copy.deepcopy(network), description)
+        averaged.network.load_state_dict(average.weights, strict=False)
+        for split, samples in evaluated.items():
+            found = _errors(samples, list(averaged.predict(samples))).mean(0)
             for field, value in zip(dataset.targets, found, strict=True):
                 metrics[split][field.name]["relative_l2_ema"] = float(value)
-        network.load_state_dict(raw, strict=False)
     metrics["parameters"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
     metrics["train_time_s"] = round(log.seconds, 1)
     metrics["rows"] = {split: len(dataset.rows(split)) for split in SPLITS}
