@@ -139,7 +139,7 @@ def loss_plot(path: Path, rows: list[dict[str, float]]) -> None:
     for key, label in named.items():
         values = [row.get(key, np.nan) for row in rows]
         if not np.isnan(values).all():
-            axes.plot([row["epoch"] for row in rows], values, label=label)
+            axes.plot([row["epoch"] for row in rows], values, ".-", markersize=3, label=label)
     axes.set(xlabel="epoch", ylabel="relative L2 error", yscale="log")
     axes.legend(fontsize=8)
     save_figure(figure, path)

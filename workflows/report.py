@@ -105,7 +105,8 @@ def loss_plot(
             values = [row.get(key, np.nan) for row in rows]
             if not np.isnan(values).all():
                 epochs = [row["epoch"] for row in rows]
-                axes.plot(epochs, values, f"C{color}", label=None if member else label)
+                shown = None if member else label
+                axes.plot(epochs, values, f"C{color}.-", markersize=3, label=shown)
     axes.set(xlabel="epoch", yscale="log")
     axes.legend(fontsize=8)
     save_figure(figure, path)
