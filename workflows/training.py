@@ -22,7 +22,8 @@ from matattn.runtime import tune_malloc
 from matattn.workflows.fine_tuning import adopt
 
 WORKFLOWS = {
-    name: f"matattn.workflows.{name}" for name in ("property_prediction", "field_surrogate")
+    name: f"matattn.workflows.{name}"
+    for name in ("property_prediction", "field_surrogate", "variational_monte_carlo")
 }
 # What does not change a run's result does not change its folder either.
 _NO_MATTER = ("paths", "overwrite", "logger", "data.download")
@@ -95,7 +96,8 @@ def _check(config: dict[str, Any], names: dict[str, str]) -> None:
         )
     require("seed", config["seed"], int, lambda seed: seed >= 0, "a number from 0 on")
     require("trainer.max_epochs", trainer["max_epochs"], int, lambda n: n >= 1, "at least 1")
-    require("trainer.devices", trainer["devices"], int, lambda n: n == 1, "1")
+    require("trainer.devices", trainer["devices"], int, lambda n: n == 1,
+            "1 (wave functions use all devices that jax sees)")  # fmt: skip
     require("trainer.precision", trainer["precision"], str, lambda p: p == "32-true", "32-true")
     workflow = config["task"]["workflow"]
     require("task.workflow", workflow, str, WORKFLOWS.__contains__, f"one of {[*WORKFLOWS]}")
@@ -152,7 +154,10 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for place in folder.glob("member*"):
         shutil.rmtree(place, ignore_errors=True)
-    for name in ("config.yaml", "metrics.json", "metrics.csv", "predictions.csv", "report.md"):
+    for name in (
+        "config.yaml", "metrics.json", "metrics.csv", "predictions.csv", "report.md",
+        "observables.json",
+    ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
     for plot in folder.glob("*.png"):
         plot.unlink()
