@@ -10,7 +10,7 @@ from matattn.spins import Reference, SpinSystem
 
 _VARBENCH = "exact diagonalisation, VarBench (Wu et al., Science 386, 296, 2024)"
 # (lattice, extent): {J2: ground-state energy per site}
-_PUBLISHED = {
+_PUBLISHED: dict[tuple[str, tuple[int, ...]], dict[float, Reference]] = {
     ("square", (4, 4)): {
         0.0: Reference(-0.7017802005, _VARBENCH),
         0.5: Reference(-0.5286202095, _VARBENCH),

@@ -103,6 +103,31 @@ _FLARE = """@misc{flare,
   eprint = {2508.12594},
   archivePrefix = {arXiv},
 }"""
+_FACTORED_ATTENTION = """@article{factored_attention,
+  title = {Are queries and keys always relevant? {A} case study on transformer wave functions},
+  author = {Rende, Riccardo and Viteritti, Luciano Loris},
+  journal = {Machine Learning: Science and Technology},
+  volume = {6},
+  pages = {010501},
+  year = {2025},
+  doi = {10.1088/2632-2153/ada1a0},
+}"""
+_NETKET = """@article{netket,
+  title = {{NetKet} 3: Machine Learning Toolbox for Many-Body Quantum Systems},
+  author = {Vicentini, Filippo and Hofmann, Damian and Szab{\\'o}, Attila and others},
+  journal = {SciPost Physics Codebases},
+  pages = {7},
+  year = {2022},
+  doi = {10.21468/SciPostPhysCodeb.7},
+}"""
+_BLURRED_SAMPLING = """@misc{blurred_sampling,
+  title = {Removing nodal and support-mismatch pathologies in Variational Monte Carlo via blurred
+           sampling},
+  author = {Wan, Zhou-Quan and Wiersema, Roeland and Zhang, Shiwei},
+  year = {2026},
+  eprint = {2603.18148},
+  archivePrefix = {arXiv},
+}"""
 _GEO_FNO = """@article{geo_fno,
   title = {Fourier Neural Operator with Learned Deformations for {PDE}s on General Geometries},
   author = {Li, Zongyi and Huang, Daniel Zhengyu and Liu, Burigede and Anandkumar, Anima},
@@ -142,6 +167,7 @@ NETWORKS = {
     "Crystalformer": (_CRYSTALFORMER,),
     "FLARE": (_FLARE, _FLARE_PLUS_PLUS),
     "FullAttention": (_FLARE,),  # its network, without its attention
+    "TransformerWaveFunction": (_FACTORED_ATTENTION, _NETKET, _BLURRED_SAMPLING),
 }
 DATA = {
     "mp2018": (_MATERIALS_PROJECT, _MEGNET),
@@ -201,6 +227,8 @@ def bibtex(config: Mapping[str, Any] | None = None) -> str:
     if config is None:
         known = (entry for entries in NETWORKS.values() for entry in entries)
         return "\n\n".join([software, *dict.fromkeys(known)])
+    if config.get("kind") == "spins":  # the Hamiltonian is the data
+        return "\n\n".join([software, *NETWORKS[config["network"]]])
     data = config.get("data", {}).get("name", "unknown data")
     task_of = data.partition("_")[0]  # matbench_gap is cited as matbench
     behind = DATA.get(data) or DATA.get(

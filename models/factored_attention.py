@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -45,7 +46,7 @@ def distances(grid: tuple[int, ...]) -> np.ndarray:
     return np.sqrt((nearest**2).sum(1))
 
 
-def patches(spins: Array, extent: tuple[int, ...], patch: tuple[int, ...]) -> Array:
+def patches(spins: Array, extent: Sequence[int], patch: Sequence[int]) -> Array:
     """Cut configurations [..., sites] (row-major) into patches [..., n, sites per patch]."""
     lead = spins.shape[:-1]
     cut = [size for pair in zip(_grid(extent, patch), patch, strict=True) for size in pair]
@@ -55,7 +56,7 @@ def patches(spins: Array, extent: tuple[int, ...], patch: tuple[int, ...]) -> Ar
     return spins.transpose(*range(first), *axes).reshape(*lead, -1, math.prod(patch))
 
 
-def _grid(extent: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+def _grid(extent: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
     return tuple(size // width for size, width in zip(extent, patch, strict=True))
 
 
@@ -180,8 +181,8 @@ class TransformerWaveFunction(nn.Module):
     Raises ValueError when the patches do not divide the lattice, or the widths do not fit.
     """
 
-    extent: tuple[int, ...]
-    patch: tuple[int, ...] = (2, 2)
+    extent: Sequence[int]
+    patch: Sequence[int] = (2, 2)
     dim: int = 24
     num_heads: int = 4
     num_layers: int = 2

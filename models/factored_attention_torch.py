@@ -7,7 +7,7 @@ that is optimised; weights pass between them by name, as NumPy arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ class TorchWaveFunction(nn.Module):
 
     def __init__(
         self,
-        extent: tuple[int, ...],
-        patch: tuple[int, ...] = (2, 2),
+        extent: Sequence[int],
+        patch: Sequence[int] = (2, 2),
         dim: int = 24,
         num_heads: int = 4,
         num_layers: int = 2,
@@ -55,7 +55,7 @@ class TorchWaveFunction(nn.Module):
         return self._run(spins)[0]
 
     def attention_maps(self, spins: Tensor) -> Tensor:
-        """Attention weights [layers, B, heads, n, n]; row i holds what patch i takes from each j."""
+        """Attention weights [layers, B, heads, n, n]; row i: what patch i takes from each j."""
         return torch.stack(self._run(spins)[1])
 
     def _run(self, spins: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -107,7 +107,10 @@ class _Block(nn.Module):
         super().__init__()
         self.attention_norm, self.mlp_norm = _norm(dim), _norm(dim)
         self.attention = _Attention(grid, dim, num_heads, kind, translation_invariant)
-        self.expand, self.contract = nn.Linear(dim, ffn_ratio * dim), nn.Linear(ffn_ratio * dim, dim)
+        self.expand, self.contract = (
+            nn.Linear(dim, ffn_ratio * dim),
+            nn.Linear(ffn_ratio * dim, dim),
+        )
         self.gelu = nn.GELU("tanh")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +151,7 @@ class _Attention(nn.Module):
         return self.output(mixed.flatten(2)), weights
 
     def _weights(self, x: Tensor) -> Tensor:
-        position = self.alpha
+        position: Tensor = self.alpha
         if self.kind == "spatial":
             decay = torch.softmax(-self.gamma[:, None] * self.distance, dim=-1)
             position = position * decay

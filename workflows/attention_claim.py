@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -94,8 +92,7 @@ def freeze_test(
     drawn = draw(system, frozen, weights, chains * 64, chains, chunk, 30_000 + seed)
     found = energy(system, frozen, weights, drawn, chunk)
     flat = spins.reshape(-1, system.sites)
-    ratio = jax.jit(lambda s: frozen.apply(weights, s) - model.apply(variables, s))(flat)
-    ratio = np.asarray(ratio)
+    ratio = np.asarray(frozen.apply(weights, flat)) - np.asarray(model.apply(variables, flat))
     ratio = np.exp(ratio - ratio.real.max())
     fidelity = abs(ratio.mean()) ** 2 / (abs(ratio) ** 2).mean()
     return {"frozen_energy": asdict(found), "fidelity": float(fidelity)}

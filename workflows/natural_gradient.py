@@ -26,8 +26,8 @@ def natural_gradient(
 
     with X the centred log-derivatives times :math:`\sqrt{w}`, real and imaginary parts one below
     the other. Solved with the smaller one of :math:`X^T X` and :math:`X X^T` (minSR: Chen, Heyl,
-    Nat. Phys. 20, 1476 (2024)); momentum: SPRING, Goldshlager, Abrahamsen, Lin, J. Comput. Phys. 516,
-    113351 (2024). Learning rates mean what they mean in NetKet (factor 2).
+    Nat. Phys. 20, 1476 (2024)); momentum: SPRING, Goldshlager, Abrahamsen, Lin, J. Comput. Phys.
+    516, 113351 (2024). Learning rates mean what they mean in NetKet (factor 2).
 
     Args:
         derivatives: of Re and Im log psi by each parameter, [M, 2, P].

@@ -46,9 +46,14 @@ class Energy:
 
 
 def draw(
-    system: SpinSystem, model: nn.Module, variables: Any, samples: int, chains: int, chunk_size: int,
+    system: SpinSystem,
+    model: nn.Module,
+    variables: Any,
+    samples: int,
+    chains: int,
+    chunk_size: int,
     seed: int,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Fresh configurations from |psi|^2, [chains, samples / chains, N]."""
     sampler = MetropolisExchange(
         system.hilbert, graph=system.graph, d_max=2, n_chains=chains, sweep_size=system.sites
@@ -123,8 +128,9 @@ class Observables:
     """Spin correlations with standard errors; in units of S = 1/2 spins, S.S.
 
     ``structure_factor`` [L1, L2, ...] is S(q) = 1/N sum_ij exp(iq(r_i - r_j)) <S_i.S_j> at
-    q = 2 pi (k1/L1, k2/L2, ...) in the reciprocal basis; ``correlations`` [N] is <S_0.S_r> averaged
-    over equivalent pairs, by the displacement r (row-major). On a ladder both use its legs and rungs.
+    q = 2 pi (k1/L1, k2/L2, ...) in the reciprocal basis; ``correlations`` [N] is <S_0.S_r>,
+    averaged over equivalent pairs, by the displacement r (row-major). A ladder counts as periodic
+    across its rungs here: with two legs that changes nothing.
     """
 
     structure_factor: np.ndarray
@@ -170,7 +176,7 @@ def observables(
     if system.sublattice is not None:
         pattern = system.sublattice
         staggered = _mean(np.einsum("i,cij,j->c", pattern, full, pattern) / sites**2)
-        rotated = 1.0 if system.marshall else _marshall_signs(system, spins)
+        rotated = 1.0 if system.marshall else 1 - 2 * ((spins[..., pattern > 0] > 0).sum(-1) % 2)
         turned = (np.exp(1j * phase) * rotated).mean(1)
         direction = turned.mean() / max(abs(turned.mean()), 1e-300)
         sign = _mean((turned / direction).real)
@@ -198,11 +204,6 @@ def _by_displacement(system: SpinSystem, full: np.ndarray) -> np.ndarray:
     sites = np.arange(system.sites)
     number = system.displacement(np.stack(np.meshgrid(sites, sites, indexing="ij"), axis=-1))
     return np.stack([full[:, number == k].mean(1) for k in sites], axis=-1)
-
-
-def _marshall_signs(system: SpinSystem, spins: np.ndarray) -> np.ndarray:
-    up = (spins[..., system.sublattice > 0] > 0).sum(-1)
-    return 1.0 - 2 * (up % 2)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:

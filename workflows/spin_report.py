@@ -18,8 +18,8 @@ from matattn.spins import PAULI, SpinSystem
 from matattn.workflows.report import card_text, save_figure
 from matattn.workflows.spin_observables import Observables
 
-__all__ = ["card_text", "energy_plot", "extrapolation", "extrapolation_plot", "observables_table",
-           "plain", "report_text", "results_table", "structure_factor_plot"]  # fmt: skip
+__all__ = ["card_text", "energy_plot", "extrapolation", "extrapolation_plot", "plain",
+           "report_text", "results_table", "scalars", "structure_factor_plot"]  # fmt: skip
 
 _HEADER = ("energy per site", "S.S", "error", "in Pauli units", "relative error", "V-score",
            "tau", "R-hat", "samples")  # fmt: skip
@@ -127,11 +127,11 @@ def _distances(system: SpinSystem) -> np.ndarray:
 
 
 def extrapolation(rows: Rows) -> dict[str, float] | None:
-    """Energy per site at zero variance: a line through the last third of the epochs.
+    """Energy per site at zero variance: a line through the last two thirds of the epochs.
 
     None when there are fewer than 6 such epochs, or the variance does not vary.
     """
-    kept = rows[2 * len(rows) // 3 :]
+    kept = rows[len(rows) // 3 :]
     x, y = (np.array([row[f"train/{key}"] for row in kept]) for key in ("variance", "energy"))
     if len(kept) < 6 or np.ptp(x) < 1e-12 * max(abs(x).max(), 1e-300):
         return None
@@ -158,7 +158,7 @@ def extrapolation_plot(path: Path, rows: Rows, metrics: Mapping[str, Any]) -> No
     save_figure(figure, path)
 
 
-def plain(system: SpinSystem, found: Observables, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def plain(system: SpinSystem, found: Observables, energies: Mapping[str, Any]) -> dict[str, Any]:
     """observables.json: energies and correlations with errors, units and conventions."""
     pairs = {"staggered magnetisation squared": found.staggered, "Marshall sign": found.sign}
     neighbours, kinds = system.bonds[0], system.bond_kinds
@@ -172,7 +172,7 @@ def plain(system: SpinSystem, found: Observables, metrics: Mapping[str, Any]) ->
     }
     return {
         "units": "S.S for spins 1/2, J1 = 1; NetKet's Pauli units are 4 times as large",
-        "energies": metrics["energies"],
+        "energies": dict(energies),
         "scalars": {
             **bonds,
             **{name: list(value) for name, value in pairs.items() if value is not None},
@@ -187,23 +187,23 @@ def plain(system: SpinSystem, found: Observables, metrics: Mapping[str, Any]) ->
     }
 
 
-def observables_table(observed: Mapping[str, Any]) -> Table:
-    """Scalar observables with their errors, and the largest peak of S(q)."""
-    table = Table(title=f"Observables from {observed['samples']} samples ({observed['units']})")
-    for column in ("observable", "value", "error"):
-        table.add_column(column, justify="left" if column == "observable" else "right")
-    for name, (value, error) in _scalars(observed):
-        table.add_row(name, f"{value:.5f}", "" if error is None else f"{error:.5f}")
-    return table
-
-
-def _scalars(observed: Mapping[str, Any]) -> list[tuple[str, tuple[float, float | None]]]:
+def scalars(observed: Mapping[str, Any]) -> list[tuple[str, tuple[float, float | None]]]:
+    """Name, value and standard error of what observables.json says in single numbers."""
     factor = np.array(observed["structure_factor"])
     place = np.unravel_index(factor.argmax(), factor.shape)
     where = ", ".join(f"{2 * k / n:.3g} pi" for k, n in zip(place, factor.shape, strict=True))
     error = np.array(observed["structure_factor_error"])[place]
-    peak = (f"largest S(q), at q = ({where})", (float(factor[place]), float(error)))
-    return [*((name, tuple(pair)) for name, pair in observed["scalars"].items()), peak]
+    found = observed["energies"]["fresh samples"]
+    return [
+        ("energy per site (S.S)", (found["mean"], found["error"])),
+        ("energy per site (Pauli units)", (PAULI * found["mean"], PAULI * found["error"])),
+        ("variance of the energy per site", (found["variance"], None)),
+        ("V-score", (found["v_score"], None)),
+        ("autocorrelation time / samples", (found["tau"], None)),
+        ("R-hat", (found["r_hat"], None)),
+        *((name, (value, error)) for name, (value, error) in observed["scalars"].items()),
+        (f"largest S(q), at q = ({where})", (float(factor[place]), float(error))),
+    ]
 
 
 def report_text(
@@ -211,6 +211,7 @@ def report_text(
     system: SpinSystem,
     model: TransformerWaveFunction,
     metrics: dict[str, Any],
+    observed: Mapping[str, Any],
     place: str,
 ) -> str:
     """report.md: energies beside references, observables, settings, how to use the model."""
@@ -242,6 +243,15 @@ def report_text(
         "![energy](energy.png)",
         "![structure factor and correlations](structure_factor.png)",
         "![extrapolation](extrapolation.png)",
+        "",
+        "| observable | value | error |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {value:.5f} | {'' if error is None else format(error, '.5f')} |"
+            for name, (value, error) in scalars(observed)[6:]
+        ),
+        "",
+        f"Correlations from {observed['samples']} samples; all of them: observables.json.",
         *_attention_lines(metrics),
         "",
         "## Run",

@@ -1,7 +1,7 @@
 """Find the ground state of a spin system with a transformer wave function.
 
-``run(config, folder, prepared)`` optimises, evaluates with fresh samples (and exactly where it fits)
-and writes the run folder: energies with all diagnostics, observables, plots, report, bundle.
+``run(config, folder, prepared)`` optimises, evaluates (with fresh samples, and exactly where it
+fits) and writes the run folder: energies with all diagnostics, observables, plots, report, bundle.
 """
 
 from __future__ import annotations
@@ -69,8 +69,6 @@ class VariationalMonteCarlo(L.LightningModule):
 
     The engine's whole state (weights, chains, momentum, trend) travels in ``state_dict``.
     """
-
-    automatic_optimization = False
 
     def __init__(self, engine: VMCEngine) -> None:
         super().__init__()
@@ -197,7 +195,7 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     module = VariationalMonteCarlo(engine)
     show = {"train/energy": "E/N {:.5f}", "train/v_score": "V-score {:.4f}"}
     log = RunLog(folder / "metrics.csv", show)
-    steps = torch.arange(task["steps_per_epoch"])
+    steps: Any = range(task["steps_per_epoch"])
     fit(config, folder, module, {"train": DataLoader(steps)}, log)
     metrics, found = _evaluate(config, prepared, engine)
     metrics["parameters"] = parameter_count(model)
@@ -213,7 +211,7 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
         metrics["attention"] = examine(
             system, model, engine.variables, task, config["seed"], folder / "attention.png"
         )
-    observed = spin_report.plain(system, found, metrics)
+    observed = spin_report.plain(system, found, metrics["energies"])
     write_json(folder / "observables.json", observed)
     description = {
         "kind": "spins",
@@ -223,13 +221,14 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
         "data": {"name": system.name, "fingerprint": prepared.fingerprint},
         "seed": config["seed"],
     }
-    text = spin_report.report_text(config, system, model, metrics, "PATH/TO/THIS/FOLDER")
+    reported = config, system, model, metrics, observed
+    card = spin_report.card_text(spin_report.report_text(*reported, "PATH/TO/THIS/FOLDER"))
     bundle.save_arrays(
         folder / "model", type(model).__name__, weights, _arguments(config["model"], system),
-        description, spin_report.card_text(text),
+        description, card,
     )  # fmt: skip
-    place = os.path.relpath(folder / "model")
-    write_text(folder / "report.md", spin_report.report_text(config, system, model, metrics, place))
+    text = spin_report.report_text(*reported, os.path.relpath(folder / "model"))
+    write_text(folder / "report.md", text)
     write_json(folder / "metrics.json", metrics)  # last: its presence says that the run is finished
     return metrics
 

@@ -238,9 +238,8 @@ class VMCEngine:
             change = self._unravel(rate * direction)
             return jax.tree.map(jnp.subtract, parameters, change), direction
 
-        self._measure, self._differentiate, self._update = map(
-            jax.jit, (measure, differentiate, update)
-        )
+        self._measure, self._differentiate = jax.jit(measure), jax.jit(differentiate)
+        self._update = jax.jit(update)
 
     def _healthy(self, stats: StepStats) -> bool:
         energy, low = stats.energy, self.system.energy_bounds[0]
@@ -249,7 +248,7 @@ class VMCEngine:
         if energy < low - 3 * stats.error or not np.isfinite(self._previous).all():
             return False
         allowed = _DIVERGED + 3 * stats.error
-        return len(self._trend) < _MEMORY or energy < np.mean(self._trend) + allowed
+        return len(self._trend) < _MEMORY or energy < float(np.mean(self._trend)) + allowed
 
     def _roll_back(self, stats: StepStats) -> None:
         self.rollbacks += 1
