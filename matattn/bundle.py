@@ -122,9 +122,11 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    config = _read_config(folder)
+    config = describe(folder)
     name = config["network"]
     network_class = getattr(importlib.import_module(NETWORKS[name]), name)
+    if not issubclass(network_class, nn.Module):
+        raise BundleError(f"{folder}: a {name} is no torch network; matattn.load reads it")
     uncertainty = None
     try:
         count = config.get("members", 1)
@@ -148,15 +150,16 @@ def load_arrays(folder: str | Path) -> tuple[str, dict[str, Any], dict[str, np.n
     from safetensors.numpy import load_file
 
     folder = Path(folder)
-    config = _read_config(folder)
+    config = describe(folder)
     try:
         return config["network"], config, load_file(folder / "model.safetensors")
     except (ValueError, OSError, SafetensorError) as error:
         raise BundleError(f"{folder}/model.safetensors: cannot be read: {error}") from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """A bundle's description, checked; raises BundleError."""
+def describe(folder: str | Path) -> dict[str, Any]:
+    """The config of a bundle, which is whole and known; raises BundleError."""
+    folder = Path(folder)
     _verify(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from matattn import bundle
+from matattn import bundle, pretrained
 from matattn.config import build, require
 from matattn.errors import BundleError, ConfigError
 from matattn.files import write_json, write_text
@@ -59,8 +60,6 @@ class EngineStep(torch.optim.Optimizer):
         self.engine = engine
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        with torch.enable_grad():
-            closure()
         self.engine.step()
 
 
@@ -82,8 +81,7 @@ class VariationalMonteCarlo(L.LightningModule):
         self.engine.from_bytes(state.numpy().tobytes())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        optimizer = self.optimizers()
-        optimizer.step(closure=lambda: None)  # type: ignore[union-attr]
+        self.optimizers().step()  # type: ignore[union-attr]
         stats = asdict(self.engine.last)  # type: ignore[arg-type]
         stats["rollbacks"] = self.engine.rollbacks
         for name, value in stats.items():
@@ -109,9 +107,10 @@ def prepare(config: dict[str, Any]) -> Prepared:
     task = config["task"]
     _check(config)
     system: SpinSystem = build(config["data"], "data")
-    arguments = _arguments(config["model"], system)
     target = config["model"]["_target_"]
-    model = build({"_target_": target, **arguments}, "model")
+    if not target.endswith(".TransformerWaveFunction"):
+        raise ConfigError(f"{target.rsplit('.', 1)[-1]} is no wave function")
+    model = build({"_target_": target, **_arguments(config["model"], system)}, "model")
     if task["samples"] // task["chains"] < LEAST_CHAIN:
         warnings.warn(
             f"{task['samples'] // task['chains']} samples per chain: R-hat and the "
@@ -119,7 +118,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
             stacklevel=2,
         )
     settings = _settings(config)
-    start = _start(config["init_from"], model) if config["init_from"] else None
+    start = _start(config["init_from"]["path"], model) if config["init_from"] else None
     return Prepared(system, model, settings, start, system.fingerprint())
 
 
@@ -172,16 +171,12 @@ def _settings(config: Mapping[str, Any]) -> Settings:
 
 def _start(path: str, model: TransformerWaveFunction) -> dict[str, np.ndarray]:
     """The weights of an earlier run's bundle; they must fit."""
-    name, _, arrays = bundle.load_arrays(path)
-    if name != type(model).__name__:
-        raise BundleError(f"init_from={path}: holds a {name}, not a {type(model).__name__}")
-    import jax
-
+    _, _, arrays = bundle.load_arrays(pretrained.find(path))
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.ones((1, np.prod(model.extent))))
     wanted = {key: value.shape for key, value in to_arrays(shapes).items()}
     given = {key: value.shape for key, value in arrays.items()}
     if wanted != given:
-        raise BundleError(f"init_from={path}: a network of other sizes, or for another lattice")
+        raise BundleError(f"init_from={path}: a network for another lattice")
     return arrays
 
 
@@ -239,12 +234,12 @@ def _evaluate(
     """Energies per site by fresh samples, symmetrised, and exact; the observables."""
     system, model, task = prepared.system, prepared.model, config["task"]
     chunk, seed = task["chunk_size"], 10_000 + config["seed"]
-    chains = max(1, task["final_samples"] // 64)
+    chains = max(2, task["final_samples"] // 64)
     fresh = draw(system, model, engine.variables, chains * 64, chains, chunk, seed)
     energies = {"fresh samples": energy(system, model, engine.variables, fresh, chunk)}
     wrapped, variables = symmetrized(system, model, engine.variables)
     if count := task["symmetrized_samples"]:
-        chains = max(1, count // LEAST_CHAIN)
+        chains = max(2, count // LEAST_CHAIN)
         spins = draw(system, wrapped, variables, chains * LEAST_CHAIN, chains, chunk, seed)
         energies["symmetrized"] = energy(system, wrapped, variables, spins, chunk)
     metrics: dict[str, Any] = {"energies": {k: _described(e) for k, e in energies.items()}}
@@ -255,7 +250,7 @@ def _evaluate(
     }.items():
         exact = exact_sum(system, network, weights, chunk)
         if exact is not None:
-            metrics["exact_sum"][name] = asdict(exact)
+            metrics["exact_sum"][name] = {**asdict(exact), "overlaps": list(exact.overlaps)}
     reference = _reference(system, metrics["exact_sum"])
     metrics["reference"] = reference
     if reference:

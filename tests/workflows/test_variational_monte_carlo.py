@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_module
 from typer.testing import CliRunner
 
 import matattn
+from matattn import bundle
 from matattn.cli import app
 from matattn.conf.schema import register
 from matattn.datasets.j1j2 import load
@@ -124,6 +125,7 @@ def test_natural_gradient_is_the_golden_one_on_both_sides():
             assert np.abs(found - golden["delta_theta"]).max() < 1e-10
 
 
+@pytest.mark.slow
 def test_without_blur_the_steps_are_netkets():
     system = load("test", "square", "4x4", 0.5)
     model = network(system)
@@ -186,7 +188,8 @@ def test_blurring_exchanges_a_share_of_the_rows():
     assert (moved.sum(-1) == spins.sum(-1)).all()
     changed = np.asarray((moved != spins).sum(-1))
     assert set(np.unique(changed).tolist()) == {0, 2}
-    antiparallel = (spins[:, system.bonds[0][:, 0]] != spins[:, system.bonds[0][:, 1]]).mean()
+    one, other = system.bonds[0].T
+    antiparallel = float((spins[:, one] != spins[:, other]).mean())
     assert (changed > 0).mean() == pytest.approx(0.5 * antiparallel, abs=0.03)
 
 
@@ -456,8 +459,12 @@ def test_a_run_starts_from_another(finished, tmp_path):
         configured(tmp_path, start, "data.j2=0.4", "trainer.max_epochs=1", "model.attention=t5")
     )
     assert metrics["energies"]["fresh samples"]["relative_error"] < 0.5
-    with pytest.raises(BundleError, match="of other sizes"):
-        training.run(configured(tmp_path / "b", start, "model.dim=16", "model.attention=t5"))
+    with pytest.raises(BundleError, match="for another lattice"):
+        training.run(configured(tmp_path / "b", start, "data.extent=6x6"))
+    with pytest.raises(ConfigError, match="Crystalformer is no wave function"):
+        training.run(configured(tmp_path / "c", "init_from=mp-band-gap"))
+    with pytest.raises(BundleError, match="is no torch network"):
+        bundle.load(finished[0] / "model")
 
 
 @pytest.mark.parametrize(
