@@ -128,6 +128,14 @@ _BLURRED_SAMPLING = """@misc{blurred_sampling,
   eprint = {2603.18148},
   archivePrefix = {arXiv},
 }"""
+_VARBENCH = """@article{varbench,
+  title = {Variational benchmarks for quantum many-body problems},
+  author = {Wu, Dian and Rossi, Riccardo and Vicentini, Filippo and others},
+  journal = {Science},
+  volume = {386},
+  pages = {296},
+  year = {2024},
+}"""
 _GEO_FNO = """@article{geo_fno,
   title = {Fourier Neural Operator with Learned Deformations for {PDE}s on General Geometries},
   author = {Li, Zongyi and Huang, Daniel Zhengyu and Liu, Burigede and Anandkumar, Anima},
@@ -187,6 +195,7 @@ DATA = {
     "geo_fno_plasticity": (_GEO_FNO,),
     "fno_darcy": (_FNO,),
     "lpbf": (_FLARE,),
+    "j1j2": (_VARBENCH,),  # published energies; the Hamiltonian is the data
 } | dict.fromkeys(_DRIVAERML_NAMES, (_DRIVAERML, _FLARE))
 _SCIKIT_FEM = """@article{scikit_fem,
   title = {scikit-fem: A {Python} package for finite element assembly},
@@ -227,10 +236,8 @@ def bibtex(config: Mapping[str, Any] | None = None) -> str:
     if config is None:
         known = (entry for entries in NETWORKS.values() for entry in entries)
         return "\n\n".join([software, *dict.fromkeys(known)])
-    if config.get("kind") == "spins":  # the Hamiltonian is the data
-        return "\n\n".join([software, *NETWORKS[config["network"]]])
     data = config.get("data", {}).get("name", "unknown data")
-    task_of = data.partition("_")[0]  # matbench_gap is cited as matbench
+    task_of = data.partition("_")[0]  # matbench_gap as matbench, j1j2_square_4x4_0.5 as j1j2
     behind = DATA.get(data) or DATA.get(
         task_of, (f"% trained on {data}: cite where these data come from",)
     )

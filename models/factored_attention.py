@@ -288,6 +288,14 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     return {"params": params}
 
 
+def fits(model: TransformerWaveFunction, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether ``arrays`` are weights of ``model``, by their names and shapes."""
+    spins = jax.ShapeDtypeStruct((1, math.prod(model.extent)), _DTYPE)
+    wanted = jax.eval_shape(model.init, jax.random.key(0), spins)
+    shapes = jax.tree.map(np.shape, from_arrays(arrays))
+    return bool(shapes == jax.tree.map(np.shape, dict(wanted)))
+
+
 def _dense(width: int, name: str | None = None) -> nn.Dense:
     return nn.Dense(width, kernel_init=_uniform, param_dtype=_DTYPE, dtype=_DTYPE, name=name)
 

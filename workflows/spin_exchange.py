@@ -143,5 +143,12 @@ def _antiparallel(spins: Array, pairs: np.ndarray) -> Array:
 
 def _packed(function: Callable, given: Any, rows: Any, where: Array, chunk_size: int) -> Array:
     """``function(given, rows, pair)`` for the rows and pairs of ``where`` [B, K], else 0."""
-    zero = jnp.zeros((), complex)
-    return nkjax.apply_packed(jax.jit(function), given, rows, where, zero, chunk_size=chunk_size)
+    return nkjax.apply_packed(
+        jax.jit(function),
+        given,
+        rows,
+        where,
+        jnp.zeros((), complex),
+        chunk_size=chunk_size,
+        min_chunk_size=chunk_size,  # smaller ones for the rest would each be compiled
+    )

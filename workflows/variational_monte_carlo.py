@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import lightning as L
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from matattn.errors import BundleError, ConfigError
 from matattn.files import write_json, write_text
 from matattn.models.factored_attention import (
     TransformerWaveFunction,
+    fits,
     from_arrays,
     parameter_count,
     to_arrays,
@@ -172,10 +172,7 @@ def _settings(config: Mapping[str, Any]) -> Settings:
 def _start(path: str, model: TransformerWaveFunction) -> dict[str, np.ndarray]:
     """The weights of an earlier run's bundle; they must fit."""
     _, _, arrays = bundle.load_arrays(pretrained.find(path))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.ones((1, np.prod(model.extent))))
-    wanted = {key: value.shape for key, value in to_arrays(shapes).items()}
-    given = {key: value.shape for key, value in arrays.items()}
-    if wanted != given:
+    if not fits(model, arrays):
         raise BundleError(f"init_from={path}: a network for another lattice")
     return arrays
 

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from matattn import bundle
 from matattn.errors import BundleError, DataError
-from matattn.models.factored_attention import TransformerWaveFunction, from_arrays
+from matattn.models.factored_attention import TransformerWaveFunction, fits, from_arrays
 from matattn.spins import Reference, SpinSystem
 from matattn.workflows.spin_observables import draw, energy, observables
 from matattn.workflows.spin_report import plain, scalars
@@ -38,14 +37,12 @@ class WaveFunction:
         try:
             model = TransformerWaveFunction(**config["arguments"])
             system = _system(config["system"])
-            shapes = jax.eval_shape(model.init, jax.random.key(0), np.ones((1, system.sites)))
-            variables = from_arrays(arrays)
-            if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, dict(shapes)):
+            if not fits(model, arrays):
                 raise ValueError("the weights have other shapes")
         except (TypeError, ValueError, KeyError, AttributeError, DataError) as error:
             reason = " ".join(str(error).split())
             raise BundleError(f"{folder}: config.json and weights do not fit: {reason}") from error
-        return cls(system, model, variables, config)
+        return cls(system, model, from_arrays(arrays), config)
 
     def log_psi(self, spins: np.ndarray) -> np.ndarray:
         """Complex log-amplitudes [B] of configurations [B, N] of +1 and -1, sites row-major."""

@@ -79,8 +79,8 @@ def perturbed(model, system):
 CASES = [
     ("square", "4x4", "factored", {}),
     ("square", "6x6", "spatial", {}),
-    ("chain", "8", "factored", {}),
-    ("ladder", "6x2", "t5", {}),
+    pytest.param("chain", "8", "factored", {}, marks=pytest.mark.slow),
+    pytest.param("ladder", "6x2", "t5", {}, marks=pytest.mark.slow),
     ("triangular", "4x6", "decoupled", {}),
 ]
 
@@ -242,6 +242,7 @@ def test_observables_of_the_exact_ground_state(ground_state):
     assert first.mean() == pytest.approx(row["SS_nn_mean"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_observables_without_marshall_are_the_same(ground_state):
     """A state in the plain basis: the sign is looked up, correlations do not change."""
     system, model, variables = ground_state
@@ -453,6 +454,7 @@ def test_terminated_runs_resume_bit_for_bit(tmp_path, devices):
     assert same_bits(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another(finished, tmp_path):
     start = f"init_from={finished[0] / 'model'}"
     metrics = training.run(
