@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import yaml
@@ -44,7 +45,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if config["init_from"]:
         config = adopt(config)
     folder = run_folder(config, names)
-    workflow = importlib.import_module(WORKFLOWS[config["task"]["workflow"]])
+    workflow = _workflow(config["task"]["workflow"])
     tune_malloc()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     prepared = workflow.prepare(config)  # a mistake ends the run before anything is written
@@ -68,6 +69,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     console.print(workflow.results_table(metrics))
     console.print(f"report: {folder / 'report.md'}   model: {folder / 'model'}", soft_wrap=True)
     return metrics
+
+
+def _workflow(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(WORKFLOWS[name])
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("matattn"):
+            raise
+        raise ConfigError(
+            f"{name} needs the package {error.name}: install matattn with its extras, "
+            "pip install 'matattn[all]'"
+        ) from error
 
 
 def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:

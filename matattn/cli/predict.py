@@ -88,7 +88,12 @@ def _observe(folder: Path, inputs: list[str], rows: list[dict[str, Any]]) -> str
 
     if inputs:
         raise DataError(f"{inputs[0]}: a wave function needs no input; leave it out")
-    from matattn.workflows.wavefunction_prediction import observe_folder
+    try:
+        from matattn.workflows.wavefunction_prediction import observe_folder
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"a wave function needs the package {error.name}: pip install 'matattn[wavefunction]'"
+        ) from error
 
     return observe_folder(folder, rows)
 

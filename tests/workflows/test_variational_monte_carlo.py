@@ -488,6 +488,15 @@ def test_mistakes_are_named(tmp_path, override, message):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "netket", None)
+    for name in [name for name in sys.modules if name.startswith("matattn.workflows.")]:
+        if name.rsplit(".", 1)[1].startswith(("spin_", "vmc_", "variational", "natural_")):
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ConfigError, match="needs the package netket.*matattn.all"):
+        training.run(configured(tmp_path))
+
+
 def test_short_chains_are_told(tmp_path):
     from matattn.workflows.variational_monte_carlo import prepare
 
