@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -423,35 +424,32 @@ def test_a_damaged_bundle_is_refused(finished, tmp_path):
         matattn.load(folder)
 
 
-def same_bits(one, other):
-    one, other = ((Path(f) / "model" / "model.safetensors").read_bytes() for f in (one, other))
-    return one == other
-
-
-def command(folder, *overrides, devices=1):
+def started(folder, devices):
+    """A run in a process of its own, with so many of jax's devices, and its progress as a file."""
+    train = Path(__file__).parents[2] / "train.py"
+    few = ["task.symmetrized_samples=0", "task.attention_samples=0", "trainer.max_epochs=12"]
     environment = dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
-    few = ["task.symmetrized_samples=0", "task.attention_samples=0"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "matattn.cli", "train", *SMALL, *few, f"paths.output_dir={folder}",
-         *overrides],
-        env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    with open(f"{folder}.log", "w") as log:
+        return subprocess.Popen(
+            [sys.executable, train, *SMALL, *few, f"paths.output_dir={folder}"],
+            env=environment, stderr=log, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_terminated_runs_resume_bit_for_bit(tmp_path, devices):
-    whole = command(tmp_path / "whole", devices=devices)
-    cut = command(tmp_path / "cut", devices=devices)
-    for line in cut.stderr:
-        if line.startswith("epoch 2/"):
-            cut.send_signal(signal.SIGTERM)
-            break
-    assert cut.wait(300) == 143
+    whole, cut = (started(tmp_path / name, devices) for name in ("whole", "cut"))
+    log = tmp_path / "cut.log"
+    while "epoch 2/" not in log.read_text() and cut.poll() is None:
+        time.sleep(0.02)
+    cut.send_signal(signal.SIGTERM)
+    assert cut.wait(300) == 143, log.read_text()
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    again = command(tmp_path / "cut", devices=devices)
-    assert again.wait(300) == 0 and whole.wait(300) == 0
-    assert same_bits(tmp_path / "whole", tmp_path / "cut")
+    again = started(tmp_path / "cut", devices)
+    assert again.wait(300) == 0 and whole.wait(300) == 0, log.read_text()
+    one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "cut"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.slow
