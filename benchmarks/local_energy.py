@@ -15,8 +15,6 @@ chunk size, also with queries and keys, the least of 5.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import time
 from collections.abc import Callable
@@ -31,9 +29,9 @@ from netket.vqs.mc.kernels import local_value_kernel_jax_chunked
 from netket.vqs.mc.kernels_packed import local_value_kernel_jax_packed
 
 from matattn.datasets.j1j2 import load
-from matattn.files import write_text
 from matattn.models.factored_attention import TransformerWaveFunction
 from matattn.spins import PAULI, SpinSystem
+from matattn.tables import write_table
 from matattn.workflows.spin_exchange import exchange, local_energies
 from matattn.workflows.vmc_engine import Settings, VMCEngine
 
@@ -128,11 +126,12 @@ def measure_steps(extent: str) -> list[dict[str, Any]]:
     chunk, chains = 256, 64
     found: dict[str, float] = {}
     for name, on_the_fly in (("netket", False), ("netket on the fly", True)):
-        sampler = nk.sampler.MetropolisExchange(
-            system.hilbert, graph=system.graph, d_max=2, n_chains=chains, sweep_size=system.sites
-        )
         state = nk.vqs.MCState(
-            sampler, model, n_samples=samples, n_discard_per_chain=0, chunk_size=chunk
+            system.sampler(chains),
+            model,
+            n_samples=samples,
+            n_discard_per_chain=0,
+            chunk_size=chunk,
         )
         driver = nk.driver.VMC_SR(
             system.hamiltonian, optax.sgd(0.02), diag_shift=1e-2, momentum=0.8, use_ntk=True,
@@ -177,11 +176,7 @@ def main() -> None:
     for extent in arguments.systems:
         rows += measure_energies(extent)
         rows += measure_steps(extent)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(arguments.output / "local_energy.csv", text.getvalue())
+    write_table(arguments.output / "local_energy.csv", rows)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def load(model: str | Path, device: str = "cpu") -> Predictor | FieldPredictor |
         A :class:`matattn.workflows.prediction.Predictor`, or for a model of fields on meshes a
         :class:`matattn.workflows.field_prediction.FieldPredictor`, for a wave function a
         :class:`matattn.workflows.wavefunction_prediction.WaveFunction` (on jax's own choice of
-        device). Loading verifies checksums and
-        never unpickles. Raises BundleError, and ConfigError for a device that is not there.
+        device). Loading verifies checksums and never unpickles. Raises BundleError, and
+        ConfigError for a device that is not there.
     """
     from matattn import pretrained
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from netket.graph import Lattice
     from netket.hilbert import Spin
     from netket.operator import DiscreteJaxOperator
+    from netket.sampler import MetropolisSampler
+    from scipy.sparse import csr_matrix
 
 PAULI = 4  # sigma.sigma over S.S
 MOST_EXACT_SITES = 20  # Lanczos: 184,756 states of Sz = 0, seconds
@@ -36,6 +39,22 @@ _BASES = {
 }
 LATTICES = tuple(_BASES)
 _COORDINATION = {"chain": 2, "square": 4, "triangular": 6}  # first and second neighbours alike
+
+
+def displacements(extent: tuple[int, ...]) -> np.ndarray:
+    """Number of the displacement from place i to place j of a periodic grid, [n, n].
+
+    Places are numbered row-major; displacement (dx, dy, ...) has the number of the place that it
+    leads to from place 0.
+    """
+    places = grid_places(extent)
+    shift = (places[None] - places[:, None]) % np.array(extent)
+    return np.ravel_multi_index(tuple(np.moveaxis(shift, -1, 0)), extent)
+
+
+def grid_places(extent: tuple[int, ...]) -> np.ndarray:
+    """Integer coordinates of the places of a grid [n, D], row-major."""
+    return np.stack(np.unravel_index(np.arange(math.prod(extent)), extent), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -104,13 +123,12 @@ class SpinSystem:
             return False
         if self.lattice == "ladder":
             return True
-        colors = [edge[2] for edge in self.graph.edges(return_color=True)]
         neighbours = _COORDINATION[self.lattice] * self.sites
-        return 2 * colors.count(0) == neighbours == 2 * colors.count(1)
+        return bool((2 * np.bincount(self.bond_kinds, minlength=2) == neighbours).all())
 
     @property
     def sites(self) -> int:
-        return int(np.prod(self.extent))
+        return math.prod(self.extent)
 
     @property
     def periodic(self) -> tuple[bool, ...]:
@@ -125,7 +143,7 @@ class SpinSystem:
     @cached_property
     def cells(self) -> np.ndarray:
         """Integer coordinates of the sites [N, D]."""
-        return np.stack(np.unravel_index(np.arange(self.sites), self.extent), axis=-1)
+        return grid_places(self.extent)
 
     @cached_property
     def graph(self) -> Lattice:
@@ -140,42 +158,48 @@ class SpinSystem:
         )
 
     @cached_property
-    def bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of sites [K, 2]; exchange constant of each [K]; its sign after the rotation [K].
+    def _edges(self) -> np.ndarray:
+        """Site, site and colour of every bond [K, 3], sorted by colour."""
+        edges = self.graph.edges(return_color=True)
+        return np.array(sorted(edges, key=lambda edge: (edge[2], *edge[:2])))
 
-        The sign is -1 where the rotation turns the sign of the spin exchange; the product
-        S^z S^z is not touched.
-        """
-        edges = sorted(self.graph.edges(return_color=True), key=lambda e: (e[2], *e[:2]))
-        pairs = np.array([edge[:2] for edge in edges])
-        color = np.array([edge[2] for edge in edges])
-        sides = self.sublattice if self.marshall else None
-        sign = np.ones(len(pairs)) if sides is None else sides[pairs].prod(1).astype(float)
-        return pairs, np.where(color == 0, self.j1, self.j2), sign
+    @cached_property
+    def bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of sites [K, 2]; exchange constant of each [K]; its ``signs`` [K]."""
+        pairs = self._edges[:, :2]
+        return pairs, np.array([self.j1, self.j2])[self.bond_kinds], self.signs(pairs)
 
     @property
     def bond_kinds(self) -> np.ndarray:
         """0 for the bonds of J1, 1 for those of J2 [K]."""
-        return np.array(sorted(edge[2] for edge in self.graph.edges(return_color=True)))
+        return self._edges[:, 2]
+
+    def signs(self, pairs: np.ndarray) -> np.ndarray:
+        """-1 for pairs of sites whose spin exchange changes sign in the rotated basis, else 1 [K].
+
+        The product S^z S^z is not touched.
+        """
+        sides = self.sublattice if self.marshall else None
+        return np.ones(len(pairs)) if sides is None else sides[pairs].prod(1).astype(float)
 
     def displacement(self, pairs: np.ndarray) -> np.ndarray:
         """Number of the displacement from one site to the other, as that of a site [K]."""
-        one, other = self.cells[pairs[..., 0]], self.cells[pairs[..., 1]]
-        shift = (other - one) % np.array(self.extent)
-        return np.ravel_multi_index(tuple(np.moveaxis(shift, -1, 0)), self.extent)
+        return displacements(self.extent)[pairs[:, 0], pairs[:, 1]]
 
     @cached_property
     def sublattice(self) -> np.ndarray | None:
         """+1 and -1 of the two sublattices [N], or None when nearest neighbours form odd loops."""
         sides = np.where(self.cells.sum(1) % 2, -1, 1)
-        pairs = np.array([edge[:2] for edge in self.graph.edges(return_color=True) if not edge[2]])
-        return sides if (sides[pairs].prod(1) == -1).all() else None
+        nearest = self._edges[self.bond_kinds == 0, :2]
+        return sides if (sides[nearest].prod(1) == -1).all() else None
 
     @cached_property
     def symmetries(self) -> np.ndarray:
         """Permutations of the sites [G, N] that keep all bonds: translations and point group."""
         extent = np.array(self.extent)
-        bonds = self._bond_matrix(np.arange(self.sites))
+        one, other, color = self._edges.T
+        bonds = np.zeros((self.sites, self.sites), dtype=int)
+        bonds[one, other] = bonds[other, one] = 1 + color
         shifts = itertools.product(
             *(range(n) if closed else (0, n - 1)
               for n, closed in zip(self.extent, self.periodic, strict=True))
@@ -187,16 +211,9 @@ class SpinSystem:
             if not inside.all():
                 continue
             order = np.ravel_multi_index(tuple((moved % extent).T), self.extent)
-            if len(np.unique(order)) == self.sites and (self._bond_matrix(order) == bonds).all():
+            if len(np.unique(order)) == self.sites and (bonds[np.ix_(order, order)] == bonds).all():
                 found.append(order)
         return np.unique(found, axis=0)
-
-    def _bond_matrix(self, order: np.ndarray) -> np.ndarray:
-        """1 + colour of the bond between the sites ``order[i]`` and ``order[j]``, or 0 [N, N]."""
-        matrix = np.zeros((self.sites, self.sites), dtype=int)
-        for one, other, color in self.graph.edges(return_color=True):
-            matrix[one, other] = matrix[other, one] = 1 + color
-        return matrix[np.ix_(order, order)]
 
     @cached_property
     def hilbert(self) -> Spin:
@@ -212,6 +229,21 @@ class SpinSystem:
         rule = [self.marshall, False]
         return Heisenberg(self.hilbert, self.graph, J=[self.j1, self.j2], sign_rule=rule)
 
+    def sampler(self, chains: int) -> MetropolisSampler:
+        """NetKet's sampler: a sample is N proposed exchanges of up to second neighbours."""
+        from netket.sampler import MetropolisExchange
+
+        return MetropolisExchange(
+            self.hilbert, graph=self.graph, d_max=2, n_chains=chains, sweep_size=self.sites
+        )
+
+    def v_score(self, energy: float, variance: float) -> float:
+        """N Var(E) / E^2 of the whole lattice, from an energy per site and its variance.
+
+        0 for an eigenstate (Wu et al., Science 386, 296 (2024)).
+        """
+        return self.sites * variance / energy**2
+
     @property
     def energy_bounds(self) -> tuple[float, float]:
         """No state has an energy per site (S.S) outside: those of independent bonds."""
@@ -219,24 +251,29 @@ class SpinSystem:
         ends = np.stack([-0.75 * strengths, 0.25 * strengths])
         return float(ends.min(0).sum()) / self.sites, float(ends.max(0).sum()) / self.sites
 
-    def exact(self, count: int = 2) -> tuple[np.ndarray, np.ndarray] | None:
-        """The lowest energies per site [count] and states [states, count], by Lanczos.
+    @cached_property
+    def matrix(self) -> csr_matrix:
+        """The Hamiltonian per site, S.S, between ``hilbert.all_states()`` in the rotated basis."""
+        return self.hamiltonian.to_sparse() / (PAULI * self.sites)
 
-        States are in the order of ``hilbert.all_states()`` and in the rotated basis. None on more
-        than ``MOST_EXACT_SITES`` sites.
+    @cached_property
+    def exact(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The lowest two energies per site [2] and states [states, 2], by Lanczos.
+
+        None on more than ``MOST_EXACT_SITES`` sites. States are those of ``matrix``.
         """
         if self.sites > MOST_EXACT_SITES:
             return None
         from scipy.sparse.linalg import eigsh
 
-        matrix = self.hamiltonian.to_sparse()
-        if matrix.shape[0] <= max(32, 4 * count):
-            energies, states = np.linalg.eigh(matrix.toarray())
+        size = self.matrix.shape[0]
+        if size <= 32:
+            energies, states = np.linalg.eigh(self.matrix.toarray())
         else:
-            start = np.random.default_rng(0).normal(size=matrix.shape[0])
-            energies, states = eigsh(matrix, k=count, which="SA", tol=0, v0=start)
-        order = energies.argsort()[:count]
-        return energies[order] / (PAULI * self.sites), states[:, order]
+            start = np.random.default_rng(0).normal(size=size)
+            energies, states = eigsh(self.matrix, k=2, which="SA", tol=0, v0=start)
+        order = energies.argsort()[:2]
+        return energies[order], states[:, order]
 
     def fingerprint(self) -> str:
         """Tells systems apart."""

@@ -9,15 +9,17 @@ spatial attention: arXiv 2602.02665.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from matattn.spins import displacements, grid_places
 
 Array = Any  # jax.Array, or a tracer
 
@@ -28,22 +30,10 @@ _DTYPE = jnp.float64
 _uniform = nn.initializers.xavier_uniform()
 
 
-def displacements(grid: tuple[int, ...]) -> np.ndarray:
-    """Number of the displacement from patch i to patch j on a periodic grid, [n, n].
-
-    Patches are numbered row-major; displacement (dx, dy, ...) has the number of the patch that it
-    leads to from patch 0.
-    """
-    places = np.array(list(itertools.product(*map(range, grid))))
-    shift = (places[None] - places[:, None]) % np.array(grid)
-    return np.ravel_multi_index(np.moveaxis(shift, -1, 0), grid)
-
-
 def distances(grid: tuple[int, ...]) -> np.ndarray:
     """Length of each displacement to the nearest image, in patches, [n]."""
-    places = np.array(list(itertools.product(*map(range, grid))))
-    nearest = np.minimum(places, np.array(grid) - places)
-    return np.sqrt((nearest**2).sum(1))
+    places = grid_places(grid)
+    return np.linalg.norm(np.minimum(places, np.array(grid) - places), axis=1)
 
 
 def patches(spins: Array, extent: Sequence[int], patch: Sequence[int]) -> Array:
@@ -268,6 +258,12 @@ def parameter_count(model: TransformerWaveFunction) -> int:
     layer = 2 * dense + mixing + 4 * d + mlp
     head = 2 * d + 2 * dense + (4 * d if model.head_norm else 0)
     return d * (math.prod(model.patch) + 1) + model.num_layers * layer + head
+
+
+def arguments(model: TransformerWaveFunction) -> dict[str, Any]:
+    """What ``model`` was constructed with."""
+    flax_own = ("parent", "name")
+    return {f.name: getattr(model, f.name) for f in fields(model) if f.name not in flax_own}
 
 
 def to_arrays(variables: Any) -> dict[str, np.ndarray]:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from matattn.spins import displacements, grid_places
+
 ATTENTIONS = ("factored", "t5", "decoupled", "spatial")
 
 
@@ -129,12 +131,8 @@ class _Attention(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.kind, self.num_heads, self.invariant = kind, num_heads, translation_invariant
-        n = math.prod(grid)
-        places = torch.cartesian_prod(*map(torch.arange, grid)).reshape(n, -1)
-        sizes = torch.tensor(grid)
-        shift = (places[None] - places[:, None]) % sizes
-        strides = torch.tensor([math.prod(grid[axis + 1 :]) for axis in range(len(grid))])
-        self.register_buffer("shift", (shift * strides).sum(-1), persistent=False)
+        n, places, sizes = math.prod(grid), torch.from_numpy(grid_places(grid)), torch.tensor(grid)
+        self.register_buffer("shift", torch.from_numpy(displacements(grid)), persistent=False)
         nearest = torch.minimum(places, sizes - places).double()
         self.register_buffer("distance", nearest.norm(dim=-1), persistent=False)
         shape = (num_heads, n) if translation_invariant else (num_heads, n, n)

@@ -18,16 +18,14 @@ from matplotlib.figure import Figure
 from matattn.models.factored_attention import (
     BLIND,
     TransformerWaveFunction,
-    displacements,
+    arguments,
     from_arrays,
     to_arrays,
 )
 from matattn.models.factored_attention_torch import TorchWaveFunction
-from matattn.spins import SpinSystem
+from matattn.spins import SpinSystem, displacements
 from matattn.workflows.report import save_figure
-from matattn.workflows.spin_observables import draw, energy
-
-_KEYS = ("patch", "dim", "num_heads", "num_layers", "ffn_ratio", "head_norm")
+from matattn.workflows.spin_observables import LEAST_CHAIN, LONG_CHAIN, draw, energy
 
 
 def examine(
@@ -43,8 +41,7 @@ def examine(
     energy and the fidelity of the network whose maps are frozen to their mean.
     """
     count, chunk = task["attention_samples"], task["chunk_size"]
-    chains = max(2, count // 8)
-    spins = draw(system, model, variables, chains * 8, chains, chunk, 20_000 + seed)
+    spins = draw(system, model, variables, count, LEAST_CHAIN, chunk, 20_000 + seed)
     maps = attention_maps(model, variables, spins.reshape(-1, system.sites))
     mean, std = maps.mean(1), maps.std(1)  # [layers, heads, n, n]
     plot(path, model, mean, std)
@@ -63,12 +60,7 @@ def examine(
 
 def attention_maps(model: TransformerWaveFunction, variables: Any, spins: np.ndarray) -> np.ndarray:
     """Weights [layers, M, heads, n, n] for configurations [M, N]."""
-    twin = TorchWaveFunction(
-        model.extent,
-        attention=model.attention,
-        translation_invariant=model.translation_invariant,
-        **{key: getattr(model, key) for key in _KEYS},
-    )
+    twin = TorchWaveFunction(**arguments(model))
     twin.load_arrays(to_arrays(variables))
     with torch.no_grad():
         return twin.attention_maps(torch.from_numpy(spins.astype(float))).numpy()
@@ -88,8 +80,7 @@ def freeze_test(
     """
     frozen, weights = freeze(model, variables, mean)
     chunk, count = task["chunk_size"], task["final_samples"]
-    chains = max(2, count // 64)
-    drawn = draw(system, frozen, weights, chains * 64, chains, chunk, 30_000 + seed)
+    drawn = draw(system, frozen, weights, count, LONG_CHAIN, chunk, 30_000 + seed)
     found = energy(system, frozen, weights, drawn, chunk)
     flat = spins.reshape(-1, system.sites)
     ratio = np.asarray(frozen.apply(weights, flat)) - np.asarray(model.apply(variables, flat))
@@ -102,12 +93,7 @@ def freeze(
     model: TransformerWaveFunction, variables: Any, mean: np.ndarray
 ) -> tuple[TransformerWaveFunction, Any]:
     """The network with fixed attention weights ``mean`` [layers, heads, n, n]."""
-    frozen = TransformerWaveFunction(
-        model.extent,
-        attention="factored",
-        translation_invariant=False,
-        **{key: getattr(model, key) for key in _KEYS},
-    )
+    frozen = model.clone(attention="factored", translation_invariant=False)
     arrays = {
         name: array
         for name, array in to_arrays(variables).items()

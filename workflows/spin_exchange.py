@@ -55,6 +55,12 @@ def exchange(
     return ratios
 
 
+def swapped(spins: Array, pairs: Array) -> Array:
+    """``spins`` [M, N] with the two sites ``pairs`` [M, 2] of each row exchanged."""
+    row, (i, j) = jnp.arange(len(spins)), pairs.T
+    return spins.at[row, i].set(spins[row, j]).at[row, j].set(spins[row, i])
+
+
 def local_energies(system: SpinSystem, spins: Array, ratios: Array) -> Array:
     """Local energies per site [B], S.S, from the ratios of ``system.bonds`` [B, K]."""
     pairs, strengths, signs = system.bonds
@@ -78,10 +84,7 @@ def _has_table(model: nn.Module) -> bool:
 
 def _from_network(model: nn.Module, pairs: np.ndarray, chunk_size: int) -> Callable:
     def exchanged(variables: Any, spins: Array, slot: Array) -> Array:
-        row = jnp.arange(len(spins))
-        i, j = jnp.asarray(pairs)[slot].T
-        turned = spins.at[row, i].set(spins[row, j]).at[row, j].set(spins[row, i])
-        return model.apply(variables, turned)
+        return model.apply(variables, swapped(spins, jnp.asarray(pairs)[slot]))
 
     def evaluate(variables: Any, spins: Array) -> tuple[Array, Array, Array]:
         antiparallel = _antiparallel(spins, pairs)
@@ -127,12 +130,9 @@ def _from_table(model: Any, pairs: np.ndarray, chunk_size: int) -> Callable:
         log_psi = nkjax.apply_chunked(_finish, in_axes=(None, 0), chunk_size=chunk_size)(
             variables, tokens
         )
-        given = (variables, table)
-        return (
-            log_psi,
-            _packed(exchanged, given, (tokens, held), antiparallel, chunk_size),
-            antiparallel,
-        )
+        given, rows = (variables, table), (tokens, held)
+        packed = _packed(exchanged, given, rows, antiparallel, chunk_size)
+        return log_psi, packed, antiparallel
 
     return evaluate
 

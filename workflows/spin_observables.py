@@ -9,16 +9,16 @@ import flax.linen as nn
 import jax
 import netket as nk
 import numpy as np
-from netket.sampler import MetropolisExchange
 from netket.vqs import MCState
 
 from matattn.models.factored_attention import TransformerWaveFunction
 from matattn.models.symmetrized import Symmetrized
-from matattn.spins import PAULI, SpinSystem
+from matattn.spins import PAULI, SpinSystem, displacements
 from matattn.workflows.spin_exchange import correlations, exchange, local_energies
 
 DISCARDED = 64  # sweeps per chain before any energy is reported
 LEAST_CHAIN = 8  # samples per chain below which R-hat and tau mean nothing
+LONG_CHAIN = 64  # samples per chain of a reported energy
 _MOST_RATIOS = 2**20  # network evaluations for correlations
 
 
@@ -27,8 +27,7 @@ class Energy:
     """An energy with everything needed to judge it; per site, in S.S.
 
     ``tau`` is the autocorrelation time in samples of a chain, ``r_hat`` the split R-hat (near 1:
-    the chains agree), ``v_score`` N Var(E) / E^2 of the whole lattice (Wu et al., Science 386, 296
-    (2024)), 0 for an eigenstate.
+    the chains agree), ``v_score`` that of ``SpinSystem``.
     """
 
     mean: float
@@ -50,17 +49,15 @@ def draw(
     model: nn.Module,
     variables: Any,
     samples: int,
-    chains: int,
+    per_chain: int,
     chunk_size: int,
     seed: int,
 ) -> np.ndarray:
-    """Fresh configurations from |psi|^2, [chains, samples / chains, N]."""
-    sampler = MetropolisExchange(
-        system.hilbert, graph=system.graph, d_max=2, n_chains=chains, sweep_size=system.sites
-    )
+    """Fresh configurations from |psi|^2, [chains, per_chain, N]; at least two chains."""
+    chains = max(2, samples // per_chain)
     state = MCState(
-        sampler, model, n_samples=samples, n_discard_per_chain=DISCARDED, chunk_size=chunk_size,
-        variables=variables, sampler_seed=seed,
+        system.sampler(chains), model, n_samples=chains * per_chain, chunk_size=chunk_size,
+        n_discard_per_chain=DISCARDED, variables=variables, sampler_seed=seed,
     )  # fmt: skip
     return np.asarray(state.samples)
 
@@ -83,7 +80,7 @@ def energy(
         mean=mean,
         error=float(stats.error_of_mean),
         variance=variance,
-        v_score=system.sites * variance / mean**2,
+        v_score=system.v_score(mean, variance),
         tau=float(stats.tau_corr),
         r_hat=float(stats.R_hat),
         samples=values.size,
@@ -106,19 +103,16 @@ def symmetrized(
     Of symmetries that differ by a translation of whole patches, which the network has already, one
     is kept. The trivial representation is that of the ground state where Marshall's rule holds.
     """
-    moved = system.cells[None] + np.stack(
-        np.meshgrid(*(np.arange(0, size, width) for size, width in
-                      zip(model.extent, model.patch, strict=True)), indexing="ij"), axis=-1
-    ).reshape(-1, 1, len(model.extent))  # fmt: skip
-    shifts = np.ravel_multi_index(tuple(np.moveaxis(moved % np.array(model.extent), -1, 0)),
-                                  system.extent)  # fmt: skip
+    steps = model.patch if model.translation_invariant else model.extent
+    by_patches = [
+        np.ravel_multi_index(tuple(((system.cells + shift) % system.extent).T), system.extent)
+        for shift in system.cells
+        if not (shift % steps).any()
+    ]
     kept: dict[tuple[int, ...], tuple[int, ...]] = {}
     for permutation in system.symmetries:
-        # psi(shift of g sigma) = psi(g sigma): the images of g under shifts are one class
-        images = sorted(tuple(map(int, permutation[shift])) for shift in shifts)
-        kept.setdefault(images[0], tuple(map(int, permutation)))
-    if not model.translation_invariant:
-        kept = {tuple(map(int, p)): tuple(map(int, p)) for p in system.symmetries}
+        first = min(tuple(permutation[shift].tolist()) for shift in by_patches)
+        kept.setdefault(first, tuple(permutation.tolist()))
     wrapped = Symmetrized(model, tuple(kept.values()), flip=system.total_sz == 0)
     return wrapped, {"params": {"inner": variables["params"]}}
 
@@ -151,10 +145,7 @@ def observables(
     pairs = np.stack(np.triu_indices(sites, 1), axis=-1)
     per_chain = max(1, _MOST_RATIOS // (len(pairs) * len(spins)))
     spins = spins[:, :per_chain]
-    signs = np.ones(len(pairs))
-    if system.marshall:
-        assert system.sublattice is not None
-        signs = system.sublattice[pairs].prod(1).astype(float)
+    signs = system.signs(pairs)
     ratios_of = exchange(model, pairs, chunk_size)
 
     @jax.jit
@@ -171,7 +162,6 @@ def observables(
     full[:, np.arange(sites), np.arange(sites)] = 0.75
     waves = _waves(system)
     factors = np.einsum("qi,cij,qj->cq", waves.conj(), full, waves).real / sites
-    by_shift = _by_displacement(system, full)
     staggered = sign = None
     if system.sublattice is not None:
         pattern = system.sublattice
@@ -181,15 +171,16 @@ def observables(
         direction = turned.mean() / max(abs(turned.mean()), 1e-300)
         sign = _mean((turned / direction).real)
     mean, error = _means(factors)
+    near, near_error = _means(_by_displacement(system, full))
     return Observables(
         structure_factor=mean.reshape(system.extent),
         structure_factor_error=error.reshape(system.extent),
-        correlations=_means(by_shift)[0],
-        correlations_error=_means(by_shift)[1],
+        correlations=near,
+        correlations_error=near_error,
         total_spin=float(mean[0] * sites),
         staggered=staggered,
         sign=sign,
-        samples=spins.shape[0] * spins.shape[1],
+        samples=phase.size,
     )
 
 
@@ -201,9 +192,8 @@ def _waves(system: SpinSystem) -> np.ndarray:
 
 def _by_displacement(system: SpinSystem, full: np.ndarray) -> np.ndarray:
     """Mean of [C, N, N] over pairs with the same periodic displacement, [C, N]."""
-    sites = np.arange(system.sites)
-    number = system.displacement(np.stack(np.meshgrid(sites, sites, indexing="ij"), axis=-1))
-    return np.stack([full[:, number == k].mean(1) for k in sites], axis=-1)
+    number = displacements(system.extent)
+    return np.stack([full[:, number == k].mean(1) for k in range(system.sites)], axis=-1)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
@@ -232,13 +222,12 @@ def exact_sum(
     system: SpinSystem, model: nn.Module, variables: Any, chunk_size: int
 ) -> Exact | None:
     """Energy of the state and its overlaps with the lowest two; None on larger lattices."""
-    known = system.exact(2)
-    if known is None:
+    if system.exact is None:
         return None
-    energies, states = known
+    energies, states = system.exact
     vs = nk.vqs.FullSumState(system.hilbert, model, variables=variables, chunk_size=chunk_size)
     psi = np.asarray(vs.to_array())
-    applied = system.hamiltonian.to_sparse() @ psi / (PAULI * system.sites)
+    applied = system.matrix @ psi
     mean = np.vdot(psi, applied).real
     first, second = (float(abs(np.vdot(states[:, n], psi)) ** 2) for n in (0, 1))
     return Exact(

@@ -131,21 +131,26 @@ def extrapolation(rows: Rows) -> dict[str, float] | None:
 
     None when there are fewer than 6 such epochs, or the variance does not vary.
     """
-    kept = rows[len(rows) // 3 :]
-    x, y = (np.array([row[f"train/{key}"] for row in kept]) for key in ("variance", "energy"))
-    if len(kept) < 6 or np.ptp(x) < 1e-12 * max(abs(x).max(), 1e-300):
+    x, y = _variances_and_energies(rows)
+    if len(x) < 6 or np.ptp(x) < 1e-12 * max(abs(x).max(), 1e-300):
         return None
     (slope, start), covariance = np.polyfit(x, y, 1, cov=True)
     return {"energy": float(start), "error": float(covariance[1, 1] ** 0.5), "slope": float(slope)}
+
+
+def _variances_and_energies(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Of the last two thirds of the epochs."""
+    kept = rows[len(rows) // 3 :]
+    x, y = (np.array([row[f"train/{key}"] for row in kept]) for key in ("variance", "energy"))
+    return x, y
 
 
 def extrapolation_plot(path: Path, rows: Rows, metrics: Mapping[str, Any]) -> None:
     """Energy against variance over the training, with the line to zero variance."""
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    kept = rows[len(rows) // 3 :]
-    x, y = (np.array([row[f"train/{key}"] for row in kept]) for key in ("variance", "energy"))
-    drawn = axes.scatter(x, y, c=[row["epoch"] for row in kept], s=12)
+    x, y = _variances_and_energies(rows)
+    drawn = axes.scatter(x, y, c=[row["epoch"] for row in rows[-len(x) :]], s=12)
     figure.colorbar(drawn, ax=axes, label="epoch")
     if line := metrics["extrapolation"]:
         ends = np.array([0, x.max()])

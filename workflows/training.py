@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import yaml
@@ -16,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from matattn.config import check_targets, config_hash, require
+from matattn.config import check_targets, config_hash, import_extra, require
 from matattn.errors import ConfigError
 from matattn.files import write_text
 from matattn.runtime import tune_malloc
@@ -45,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if config["init_from"]:
         config = adopt(config)
     folder = run_folder(config, names)
-    workflow = _workflow(config["task"]["workflow"])
+    workflow = import_extra(WORKFLOWS[config["task"]["workflow"]])
     tune_malloc()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     prepared = workflow.prepare(config)  # a mistake ends the run before anything is written
@@ -69,18 +67,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     console.print(workflow.results_table(metrics))
     console.print(f"report: {folder / 'report.md'}   model: {folder / 'model'}", soft_wrap=True)
     return metrics
-
-
-def _workflow(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(WORKFLOWS[name])
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("matattn"):
-            raise
-        raise ConfigError(
-            f"{name} needs the package {error.name}: install matattn with its extras, "
-            "pip install 'matattn[all]'"
-        ) from error
 
 
 def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:

@@ -6,8 +6,6 @@ fits) and writes the run folder: energies with all diagnostics, observables, plo
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import warnings
 from collections.abc import Mapping
@@ -39,6 +37,7 @@ from matattn.workflows.attention_claim import examine
 from matattn.workflows.fitting import fit
 from matattn.workflows.spin_observables import (
     LEAST_CHAIN,
+    LONG_CHAIN,
     Energy,
     draw,
     energy,
@@ -180,8 +179,7 @@ def _start(path: str, model: TransformerWaveFunction) -> dict[str, np.ndarray]:
 def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Optimise (or resume in ``folder``), evaluate and write everything; returns the metrics."""
     system, model, task = prepared.system, prepared.model, config["task"]
-    with contextlib.redirect_stdout(io.StringIO()):  # NetKet's remarks
-        engine = VMCEngine(system, model, prepared.settings)
+    engine = VMCEngine(system, model, prepared.settings)
     if prepared.start is not None:
         engine.state.parameters = from_arrays(prepared.start)["params"]
     module = VariationalMonteCarlo(engine)
@@ -198,7 +196,6 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     spin_report.energy_plot(folder / "energy.png", log.rows, metrics, system)
     spin_report.structure_factor_plot(folder / "structure_factor.png", system, found)
     spin_report.extrapolation_plot(folder / "extrapolation.png", log.rows, metrics)
-    weights = to_arrays(engine.variables)
     if task["attention_samples"]:
         metrics["attention"] = examine(
             system, model, engine.variables, task, config["seed"], folder / "attention.png"
@@ -216,9 +213,13 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     reported = config, system, model, metrics, observed
     card = spin_report.card_text(spin_report.report_text(*reported, "PATH/TO/THIS/FOLDER"))
     bundle.save_arrays(
-        folder / "model", type(model).__name__, weights, _arguments(config["model"], system),
-        description, card,
-    )  # fmt: skip
+        folder / "model",
+        type(model).__name__,
+        to_arrays(engine.variables),
+        _arguments(config["model"], system),
+        description,
+        card,
+    )
     text = spin_report.report_text(*reported, os.path.relpath(folder / "model"))
     write_text(folder / "report.md", text)
     write_json(folder / "metrics.json", metrics)  # last: its presence says that the run is finished
@@ -231,13 +232,12 @@ def _evaluate(
     """Energies per site by fresh samples, symmetrised, and exact; the observables."""
     system, model, task = prepared.system, prepared.model, config["task"]
     chunk, seed = task["chunk_size"], 10_000 + config["seed"]
-    chains = max(2, task["final_samples"] // 64)
-    fresh = draw(system, model, engine.variables, chains * 64, chains, chunk, seed)
+    count = task["final_samples"]
+    fresh = draw(system, model, engine.variables, count, LONG_CHAIN, chunk, seed)
     energies = {"fresh samples": energy(system, model, engine.variables, fresh, chunk)}
     wrapped, variables = symmetrized(system, model, engine.variables)
     if count := task["symmetrized_samples"]:
-        chains = max(2, count // LEAST_CHAIN)
-        spins = draw(system, wrapped, variables, chains * LEAST_CHAIN, chains, chunk, seed)
+        spins = draw(system, wrapped, variables, count, LEAST_CHAIN, chunk, seed)
         energies["symmetrized"] = energy(system, wrapped, variables, spins, chunk)
     metrics: dict[str, Any] = {"energies": {k: _described(e) for k, e in energies.items()}}
     metrics["exact_sum"] = {}

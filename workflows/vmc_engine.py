@@ -16,13 +16,12 @@ import netket.jax as nkjax
 import numpy as np
 from flax import serialization
 from jax.flatten_util import ravel_pytree
-from netket.sampler import MetropolisExchange
 from netket.vqs import MCState
 
 from matattn.errors import ConfigError, TrainingError
 from matattn.spins import PAULI, SpinSystem
 from matattn.workflows.natural_gradient import natural_gradient
-from matattn.workflows.spin_exchange import exchange, local_energies
+from matattn.workflows.spin_exchange import exchange, local_energies, swapped
 
 Array = Any  # jax.Array, or a tracer
 MOST_CONFIGURATIONS = 5_000  # of exact gradients
@@ -124,15 +123,13 @@ class VMCEngine:
 
     def __init__(self, system: SpinSystem, model: nn.Module, settings: Settings) -> None:
         self.system, self.model, self.settings = system, model, settings
-        sampler = MetropolisExchange(
-            system.hilbert,
-            graph=system.graph,
-            d_max=2,
-            n_chains=settings.chains,
-            sweep_size=system.sites,
-        )
+        if settings.sampling == "exact" and system.hilbert.n_states > MOST_CONFIGURATIONS:
+            raise ConfigError(
+                f"task.sampling=exact: {system.name} has {system.hilbert.n_states:,} "
+                f"configurations; at most {MOST_CONFIGURATIONS:,}"
+            )
         self.state = MCState(
-            sampler,
+            system.sampler(settings.chains),
             model,
             n_samples=settings.samples,
             n_discard_per_chain=0,
@@ -140,11 +137,6 @@ class VMCEngine:
             seed=settings.seed,
             sampler_seed=settings.seed + 1,
         )
-        if settings.sampling == "exact" and system.hilbert.n_states > MOST_CONFIGURATIONS:
-            raise ConfigError(
-                f"task.sampling=exact: {system.name} has {system.hilbert.n_states:,} "
-                f"configurations; at most {MOST_CONFIGURATIONS:,}"
-            )
         flat, self._unravel = ravel_pytree(self.state.parameters)
         self._previous = np.zeros(flat.size)
         self._compile()
@@ -186,7 +178,7 @@ class VMCEngine:
             rate, shift,
         )  # fmt: skip
         energy, variance, error, effective = map(float, found)
-        v_score = self.system.sites * variance / energy**2
+        v_score = self.system.v_score(energy, variance)
         return StepStats(energy, error, variance, v_score, effective, acceptance)
 
     def _sample(self) -> tuple[Array, float]:
@@ -258,10 +250,8 @@ class VMCEngine:
                 + (f", after {_MOST_ROLLBACKS} rollbacks" if self._kept else "")
                 + "; try a lower optimizer.lr, a larger optimizer.diag_shift or more task.samples"
             )
-        rollbacks = self.rollbacks
-        self._load_own(self._kept[0])
         self._kept = self._kept[:1]
-        self.rollbacks = rollbacks
+        self._load_own({**self._kept[0], "rollbacks": self.rollbacks})
 
     def _own_state(self) -> dict[str, Any]:
         return {
@@ -304,7 +294,5 @@ def _blurred(spins: Array, pairs: np.ndarray, share: float, key: Array) -> Array
     """``spins`` [M, N] with two of a random pair exchanged in a share of the rows."""
     choose, pick = jax.random.split(key)
     chosen = jax.random.bernoulli(choose, share, (len(spins), 1))
-    i, j = jnp.asarray(pairs)[jax.random.randint(pick, (len(spins),), 0, len(pairs))].T
-    row = jnp.arange(len(spins))
-    turned = spins.at[row, i].set(spins[row, j]).at[row, j].set(spins[row, i])
-    return jnp.where(chosen, turned, spins)
+    picked = jnp.asarray(pairs)[jax.random.randint(pick, (len(spins),), 0, len(pairs))]
+    return jnp.where(chosen, swapped(spins, picked), spins)

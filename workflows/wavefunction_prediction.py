@@ -14,11 +14,10 @@ from matattn import bundle
 from matattn.errors import BundleError, DataError
 from matattn.models.factored_attention import TransformerWaveFunction, fits, from_arrays
 from matattn.spins import Reference, SpinSystem
-from matattn.workflows.spin_observables import draw, energy, observables
+from matattn.workflows.spin_observables import LONG_CHAIN, draw, energy, observables
 from matattn.workflows.spin_report import plain, scalars
 
 CHUNK_SIZE = 512
-SAMPLES_PER_CHAIN = 64
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,10 @@ class WaveFunction:
 
     def observe(self, samples: int = 4096, seed: int = 0) -> dict[str, Any]:
         """Energy and correlations with errors from fresh samples, as in observables.json."""
-        chains = max(2, samples // SAMPLES_PER_CHAIN)
-        spins = draw(self.system, self.model, self.variables, chains * SAMPLES_PER_CHAIN, chains,
-                     CHUNK_SIZE, seed)  # fmt: skip
-        found = energy(self.system, self.model, self.variables, spins, CHUNK_SIZE)
-        seen = observables(self.system, self.model, self.variables, spins, CHUNK_SIZE)
+        state = self.system, self.model, self.variables
+        spins = draw(*state, samples, LONG_CHAIN, CHUNK_SIZE, seed)
+        found = energy(*state, spins, CHUNK_SIZE)
+        seen = observables(*state, spins, CHUNK_SIZE)
         return plain(self.system, seen, {"fresh samples": asdict(found)})
 
 

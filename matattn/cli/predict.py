@@ -88,14 +88,10 @@ def _observe(folder: Path, inputs: list[str], rows: list[dict[str, Any]]) -> str
 
     if inputs:
         raise DataError(f"{inputs[0]}: a wave function needs no input; leave it out")
-    try:
-        from matattn.workflows.wavefunction_prediction import observe_folder
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"a wave function needs the package {error.name}: pip install 'matattn[wavefunction]'"
-        ) from error
+    from matattn.config import import_extra
 
-    return observe_folder(folder, rows)
+    prediction = import_extra("matattn.workflows.wavefunction_prediction")
+    return str(prediction.observe_folder(folder, rows))
 
 
 def _predict_fields(

@@ -22,7 +22,7 @@ def system(lattice, extent, j2=0.5, **more):
 def test_exact_energies(key, row):
     lattice, extent, _ = key.split("_")
     found = system(lattice, extent, row["J2"])
-    energies, states = found.exact(2)
+    energies, states = found.exact
     assert energies * found.sites == pytest.approx([row["E0"], row["E1"]], abs=1e-10)
     assert states.shape == (row["dim"], 2)
 
@@ -30,15 +30,16 @@ def test_exact_energies(key, row):
 def test_published_energy_is_the_exact_one():
     for j2 in (0.0, 0.5):
         found = system("square", "4x4", j2)
-        assert found.exact(1)[0][0] == pytest.approx(found.reference.energy_per_site, abs=1e-9)
+        assert found.exact[0][0] == pytest.approx(found.reference.energy_per_site, abs=1e-9)
 
 
 def test_marshall_makes_the_ground_state_positive_and_keeps_the_energy():
     turned, plain = (system("square", "4x4", 0.0, marshall=m) for m in (True, False))
-    (energy,), states = turned.exact(1)
-    assert energy == pytest.approx(plain.exact(1)[0][0], abs=1e-12)
+    (energy, _), states = turned.exact
+    states = states[:, 0]
+    assert energy == pytest.approx(plain.exact[0][0], abs=1e-12)
     assert abs(states.sum()) == pytest.approx(abs(states).sum(), rel=1e-9)
-    assert abs(plain.exact(1)[1].sum()) < 0.5 * abs(states).sum()
+    assert abs(plain.exact[1][:, 0].sum()) < 0.5 * abs(states).sum()
 
 
 @pytest.mark.parametrize(
@@ -92,4 +93,4 @@ def test_what_no_lattice_has(arguments, message):
 
 
 def test_large_lattices_have_no_exact_state():
-    assert system("square", "6x6").exact() is None
+    assert system("square", "6x6").exact is None

@@ -12,7 +12,6 @@ from matattn.models.factored_attention import (
     ATTENTIONS,
     Attention,
     TransformerWaveFunction,
-    displacements,
     from_arrays,
     log_cosh,
     parameter_count,
@@ -20,6 +19,7 @@ from matattn.models.factored_attention import (
 )
 from matattn.models.factored_attention_torch import TorchWaveFunction
 from matattn.models.symmetrized import Symmetrized
+from matattn.spins import displacements
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wavefunction"
 

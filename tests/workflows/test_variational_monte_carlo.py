@@ -156,7 +156,7 @@ def test_exact_gradient_finds_the_ground_state(attention):
         system, network(system, attention=attention),
         settings(sampling="exact", steps=150, warmup=40, diag_shift=(1e-3, 1e-3), momentum=0.0),
     )  # fmt: skip
-    ground = system.exact(1)[0][0]
+    ground = system.exact[0][0]
     found = engine.step(150)
     assert -1e-12 < found.energy - ground < 1e-6 * abs(ground)
     assert found.v_score < 1e-5
@@ -252,7 +252,7 @@ def test_observables_without_marshall_are_the_same(ground_state):
     table = np.zeros(2**16)
     table[golden["states"]] = golden["psi"]
     other = Table(tuple(table))
-    spins = draw(system, model, variables, 512, 8, 4096, seed=0)
+    spins = draw(system, model, variables, 512, 64, 4096, seed=0)
     one = observables(system, model, variables, spins, 4096)
     two = observables(plain, other, variables, spins, 4096)
     assert np.abs(one.structure_factor - two.structure_factor).max() < 1e-9
