@@ -17,12 +17,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from matattn.ensemble import Ensemble
+from matattn.ensemble import Ensemble, members
 from matattn.errors import BundleError
 from matattn.files import sha256, write_json, write_text
 from matattn.uncertainty import Uncertainty
 
 NETWORKS = {
+    "CoulGAT": "matattn.models.coulgat",
     "Crystalformer": "matattn.models.crystalformer",
     "FLARE": "matattn.models.flare",
     "FullAttention": "matattn.models.flare",
@@ -52,8 +53,8 @@ def save(
     it is an ``Ensemble``; ``config`` describes the model further (targets, units, normaliser,
     elements seen, metrics, ...).
     """
-    members = list(network.members) if isinstance(network, Ensemble) else [network]
-    name = type(members[0]).__name__
+    count = len(members(network))
+    name = type(members(network)[0]).__name__
     if name not in NETWORKS:
         raise BundleError(f"{name} is not in the registry of networks (matattn/bundle.py)")
     folder = Path(folder)
@@ -62,7 +63,7 @@ def save(
     partial.mkdir(parents=True)
     content = {"format": FORMAT, "network": name, "arguments": arguments, **config}
     if isinstance(network, Ensemble):
-        content["members"] = len(members)
+        content["members"] = count
     files = list(_FILES)
     _save_tensors(network.state_dict(), partial / "model.safetensors")
     if uncertainty is not None:
@@ -114,8 +115,8 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
     uncertainty = None
     try:
         count = config.get("members", 1)
-        members = [network_class(**config["arguments"]) for _ in range(count)]
-        network = Ensemble(members) if "members" in config else members[0]
+        networks = [network_class(**config["arguments"]) for _ in range(count)]
+        network = Ensemble(networks) if "members" in config else networks[0]
         network.load_state_dict(load_file(folder / "model.safetensors"))
         if "uncertainty" in config:
             tensors = load_file(folder / _UNCERTAINTY)
