@@ -164,7 +164,8 @@ def report_text(
         f"# {network} on {dataset.name}, seed {config['seed']}",
         "",
         "Errors beside those of baselines that see the composition only, fitted on the same"
-        " training rows (columns 5 and 6, mean absolute errors):",
+        " training rows (columns 5 and 6, mean absolute errors), and of what cheap methods the data"
+        " bring:",
         "",
         "| " + " | ".join(_header(metrics)) + " |",
         "|" + "---|" * len(_header(metrics)),
