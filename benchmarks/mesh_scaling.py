@@ -13,8 +13,6 @@ measured rate of products (sgemm), below which no implementation can go. No proc
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import resource
 import subprocess
@@ -24,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from matattn.files import write_text
 from matattn.mesh_batch import MeshBatch
 from matattn.models.flare import FLARE
 from matattn.runtime import peak_memory, tune_malloc
+from matattn.tables import write_table
 
 SIZES = (1_000, 10_000, 100_000, 150_000, 200_000, 1_000_000)
 COLUMNS = ("nodes", "mode", "threads", "seconds", "us_per_node", "floor_s", "peak_GB")
@@ -106,11 +104,7 @@ def main() -> None:
                 row = json.loads(result.stdout)
             print(row, flush=True)
             rows.append(row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(options.output / "mesh_scaling.csv", text.getvalue())
+    write_table(options.output / "mesh_scaling.csv", rows)
 
 
 if __name__ == "__main__":

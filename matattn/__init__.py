@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matattn.workflows.field_prediction import FieldPredictor
     from matattn.workflows.prediction import Predictor
+    from matattn.workflows.wavefunction_prediction import WaveFunction
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -22,7 +23,7 @@ if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
 
-def load(model: str | Path, device: str = "cpu") -> Predictor | FieldPredictor:
+def load(model: str | Path, device: str = "cpu") -> Predictor | FieldPredictor | WaveFunction:
     """Load a trained model for prediction.
 
     Args:
@@ -32,13 +33,20 @@ def load(model: str | Path, device: str = "cpu") -> Predictor | FieldPredictor:
 
     Returns:
         A :class:`matattn.workflows.prediction.Predictor`, or for a model of fields on meshes a
-        :class:`matattn.workflows.field_prediction.FieldPredictor`. Loading verifies checksums and
-        never unpickles. Raises BundleError, and ConfigError for a device that is not there.
+        :class:`matattn.workflows.field_prediction.FieldPredictor`, for a wave function a
+        :class:`matattn.workflows.wavefunction_prediction.WaveFunction` (on jax's own choice of
+        device). Loading verifies checksums and never unpickles. Raises BundleError, and
+        ConfigError for a device that is not there.
     """
     from matattn import pretrained
 
     folder = pretrained.find(model)  # before the slow import: a mistyped name is told at once
-    if pretrained.kind(folder) == "meshes":
+    kind = pretrained.kind(folder)
+    if kind == "spins":
+        from matattn.workflows.wavefunction_prediction import WaveFunction
+
+        return WaveFunction.load(folder)
+    if kind == "meshes":
         from matattn.workflows.field_prediction import FieldPredictor
 
         return FieldPredictor.load(folder, device)

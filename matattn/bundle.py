@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from matattn.ensemble import Ensemble, members
@@ -27,13 +30,15 @@ NETWORKS = {
     "Crystalformer": "matattn.models.crystalformer",
     "FLARE": "matattn.models.flare",
     "FullAttention": "matattn.models.flare",
+    "TransformerWaveFunction": "matattn.models.factored_attention",  # flax
 }
 FORMAT = 1
-REQUIRED = ("format", "network", "arguments", "targets", "normaliser")
+REQUIRED = ("format", "network", "arguments")
 # What else a config.json says, by what the network reads.
 KINDS = {
-    "crystals": ("elements",),
-    "meshes": ("coordinates", "inputs", "input_scaling"),
+    "crystals": ("targets", "normaliser", "elements"),
+    "meshes": ("targets", "normaliser", "coordinates", "inputs", "input_scaling"),
+    "spins": ("system", "observables"),
 }
 _FILES = ("model.safetensors", "config.json", "card.md")
 _UNCERTAINTY = "uncertainty.safetensors"  # optional
@@ -54,25 +59,49 @@ def save(
     elements seen, metrics, ...).
     """
     count = len(members(network))
-    name = type(members(network)[0]).__name__
-    if name not in NETWORKS:
-        raise BundleError(f"{name} is not in the registry of networks (matattn/bundle.py)")
-    folder = Path(folder)
+    content = dict(config)
+    if isinstance(network, Ensemble):
+        content["members"] = count
+    tensors = {"model.safetensors": network.state_dict()}
+    if uncertainty is not None:
+        content["uncertainty"] = uncertainty.config()
+        tensors[_UNCERTAINTY] = uncertainty.tensors()
+    _write(Path(folder), type(members(network)[0]).__name__, arguments, content, card, tensors)
+
+
+def save_arrays(
+    folder: str | Path,
+    network: str,
+    arrays: Mapping[str, np.ndarray],
+    arguments: dict[str, Any],
+    config: dict[str, Any],
+    card: str,
+) -> None:
+    """``save`` for a network of another library, given by its class name and weights."""
+    tensors = {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}
+    _write(Path(folder), network, arguments, config, card, {"model.safetensors": tensors})
+
+
+def _write(
+    folder: Path,
+    network: str,
+    arguments: dict[str, Any],
+    config: dict[str, Any],
+    card: str,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    if network not in NETWORKS:
+        raise BundleError(f"{network} is not in the registry of networks (matattn/bundle.py)")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    content = {"format": FORMAT, "network": name, "arguments": arguments, **config}
-    if isinstance(network, Ensemble):
-        content["members"] = count
-    files = list(_FILES)
-    _save_tensors(network.state_dict(), partial / "model.safetensors")
-    if uncertainty is not None:
-        files.append(_UNCERTAINTY)
-        content["uncertainty"] = uncertainty.config()
-        _save_tensors(uncertainty.tensors(), partial / _UNCERTAINTY)
-    write_json(partial / "config.json", content)
+    for name, content in tensors.items():
+        _save_tensors(content, partial / name)
+    described = {"format": FORMAT, "network": network, "arguments": arguments, **config}
+    write_json(partial / "config.json", described)
     write_text(partial / "card.md", card)
-    sums = "".join(f"{sha256(partial / name)}  {name}\n" for name in files)
+    names = dict.fromkeys([*_FILES, *tensors])
+    sums = "".join(f"{sha256(partial / name)}  {name}\n" for name in names)
     write_text(partial / "SHA256SUMS", sums)
     if folder.exists():
         shutil.rmtree(folder)
@@ -94,24 +123,11 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    _verify(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{folder}/config.json: cannot be read: {error}") from error
-    described = config if isinstance(config, dict) else {}
-    required = (*REQUIRED, *KINDS.get(str(described.get("kind", "crystals")), ()))
-    if missing := [key for key in required if key not in described]:
-        raise BundleError(f"{folder}/config.json: lacks {', '.join(missing)}")
-    if config["format"] != FORMAT:
-        raise BundleError(
-            f"{folder}: format {config['format']!r}; this matattn reads format {FORMAT}"
-        )
+    config = describe(folder)
     name = config["network"]
-    if name not in NETWORKS:
-        known = ", ".join(NETWORKS)
-        raise BundleError(f"{folder}/config.json: unknown network {name!r}; known: {known}")
     network_class = getattr(importlib.import_module(NETWORKS[name]), name)
+    if not issubclass(network_class, nn.Module):
+        raise BundleError(f"{folder}: a {name} is no torch network; matattn.load reads it")
     uncertainty = None
     try:
         count = config.get("members", 1)
@@ -125,6 +141,43 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
         reason = " ".join(str(error).split())
         raise BundleError(f"{folder}: config.json and weights do not fit: {reason}") from error
     return network.eval(), config, uncertainty
+
+
+def load_arrays(folder: str | Path) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    """Class name, config and weights of a bundle that ``save_arrays`` wrote.
+
+    Raises BundleError as ``load`` does.
+    """
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    config = describe(folder)
+    try:
+        return config["network"], config, load_file(folder / "model.safetensors")
+    except (ValueError, OSError, SafetensorError) as error:
+        raise BundleError(f"{folder}/model.safetensors: cannot be read: {error}") from error
+
+
+def describe(folder: str | Path) -> dict[str, Any]:
+    """The config of a bundle, which is whole and known; raises BundleError."""
+    folder = Path(folder)
+    _verify(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{folder}/config.json: cannot be read: {error}") from error
+    described = config if isinstance(config, dict) else {}
+    required = (*REQUIRED, *KINDS.get(str(described.get("kind", "crystals")), ()))
+    if missing := [key for key in required if key not in described]:
+        raise BundleError(f"{folder}/config.json: lacks {', '.join(missing)}")
+    if config["format"] != FORMAT:
+        raise BundleError(
+            f"{folder}: format {config['format']!r}; this matattn reads format {FORMAT}"
+        )
+    if config["network"] not in NETWORKS:
+        name, known = config["network"], ", ".join(NETWORKS)
+        raise BundleError(f"{folder}/config.json: unknown network {name!r}; known: {known}")
+    return config
 
 
 def fingerprint(folder: str | Path) -> str:

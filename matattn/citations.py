@@ -162,6 +162,39 @@ _CHAMPS = """@misc{champs,
   howpublished = {Kaggle competition},
   year = {2019},
 }"""
+_FACTORED_ATTENTION = """@article{factored_attention,
+  title = {Are queries and keys always relevant? {A} case study on transformer wave functions},
+  author = {Rende, Riccardo and Viteritti, Luciano Loris},
+  journal = {Machine Learning: Science and Technology},
+  volume = {6},
+  pages = {010501},
+  year = {2025},
+  doi = {10.1088/2632-2153/ada1a0},
+}"""
+_NETKET = """@article{netket,
+  title = {{NetKet} 3: Machine Learning Toolbox for Many-Body Quantum Systems},
+  author = {Vicentini, Filippo and Hofmann, Damian and Szab{\\'o}, Attila and others},
+  journal = {SciPost Physics Codebases},
+  pages = {7},
+  year = {2022},
+  doi = {10.21468/SciPostPhysCodeb.7},
+}"""
+_BLURRED_SAMPLING = """@misc{blurred_sampling,
+  title = {Removing nodal and support-mismatch pathologies in Variational Monte Carlo via blurred
+           sampling},
+  author = {Wan, Zhou-Quan and Wiersema, Roeland and Zhang, Shiwei},
+  year = {2026},
+  eprint = {2603.18148},
+  archivePrefix = {arXiv},
+}"""
+_VARBENCH = """@article{varbench,
+  title = {Variational benchmarks for quantum many-body problems},
+  author = {Wu, Dian and Rossi, Riccardo and Vicentini, Filippo and others},
+  journal = {Science},
+  volume = {386},
+  pages = {296},
+  year = {2024},
+}"""
 _GEO_FNO = """@article{geo_fno,
   title = {Fourier Neural Operator with Learned Deformations for {PDE}s on General Geometries},
   author = {Li, Zongyi and Huang, Daniel Zhengyu and Liu, Burigede and Anandkumar, Anima},
@@ -202,6 +235,7 @@ NETWORKS = {
     "Crystalformer": (_CRYSTALFORMER,),
     "FLARE": (_FLARE, _FLARE_PLUS_PLUS),
     "FullAttention": (_FLARE,),  # its network, without its attention
+    "TransformerWaveFunction": (_FACTORED_ATTENTION, _NETKET, _BLURRED_SAMPLING),
 }
 DATA = {
     "mp2018": (_MATERIALS_PROJECT, _MEGNET),
@@ -227,6 +261,7 @@ DATA = {
     "qm9nmr": (_QM9NMR, _QM9),
     "md17": (_MD17,),
     "champs": (_CHAMPS, _QM9),
+    "j1j2": (_VARBENCH,),  # published energies; the Hamiltonian is the data
 } | dict.fromkeys(_DRIVAERML_NAMES, (_DRIVAERML, _FLARE))
 _SCIKIT_FEM = """@article{scikit_fem,
   title = {scikit-fem: A {Python} package for finite element assembly},
@@ -268,7 +303,7 @@ def bibtex(config: Mapping[str, Any] | None = None) -> str:
         known = (entry for entries in NETWORKS.values() for entry in entries)
         return "\n\n".join([software, *dict.fromkeys(known)])
     data = config.get("data", {}).get("name", "unknown data")
-    task_of = data.partition("_")[0]  # matbench_gap is cited as matbench
+    task_of = data.partition("_")[0]  # matbench_gap as matbench, j1j2_square_4x4_0.5 as j1j2
     behind = DATA.get(data) or DATA.get(
         task_of, (f"% trained on {data}: cite where these data come from",)
     )

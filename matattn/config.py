@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from matattn.errors import ConfigError
@@ -64,6 +66,22 @@ def build(config: Mapping[str, Any], place: str, **arguments: Any) -> Any:
             reason = " ".join(str(cause).split())
             raise ConfigError(f"{place}: {reason}") from error
         raise cause from None
+
+
+def import_extra(module: str) -> ModuleType:
+    """A module of matattn that needs more than the core packages.
+
+    Raises ConfigError naming the package that is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("matattn"):
+            raise
+        raise ConfigError(
+            f"{module.rsplit('.', 1)[-1]} needs the package {error.name}: install matattn with its "
+            "extras, pip install 'matattn[all]'"
+        ) from error
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import sys
 import threading
@@ -45,13 +46,23 @@ def parallel_map(
     # Without this, a SIGTERM would leave the processes behind; only a main thread may say so.
     main = threading.current_thread() is threading.main_thread()
     earlier = signal.signal(signal.SIGTERM, _leave) if main else None
-    pool = ProcessPoolExecutor(processes, initializer=partial(_start, start))
+    pool = process_pool(processes, partial(_start, start))
     try:
         yield from shown(pool.map(run, items, chunksize=chunk))
     finally:
         if main:
             signal.signal(signal.SIGTERM, earlier)
         pool.shutdown(cancel_futures=True)
+
+
+def process_pool(processes: int, start: Callable[[], object]) -> ProcessPoolExecutor:
+    """Processes that call ``start`` first.
+
+    They are forked, as Python does by default, but not from a process that has loaded JAX: its
+    threads may hold locks that a fork would never see released.
+    """
+    context = multiprocessing.get_context("forkserver") if "jax" in sys.modules else None
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=start)
 
 
 def _leave(number: int, _: object) -> None:

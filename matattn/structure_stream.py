@@ -14,6 +14,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from matattn.errors import MatattnError
+from matattn.parallel import process_pool
 from matattn.runtime import cores
 from matattn.structure_files import Entry, entries, holds_one, is_structure_file
 
@@ -77,7 +78,7 @@ class StructureStream:
 
     def __enter__(self) -> StructureStream:
         if self.processes:
-            self._pool = ProcessPoolExecutor(self.processes, initializer=_ignore_interrupts)
+            self._pool = process_pool(self.processes, _ignore_interrupts)
         self._fill()
         return self
 

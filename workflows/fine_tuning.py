@@ -26,7 +26,7 @@ def adopt(config: dict[str, Any]) -> dict[str, Any]:
     Raises BundleError when there is no such model, or it cannot be read.
     """
     folder = pretrained.find(config["init_from"])
-    _, description, _ = bundle.load(folder)
+    description = bundle.describe(folder)
     arguments = {k: v for k, v in description["arguments"].items() if k != "num_targets"}
     target = f"{bundle.NETWORKS[description['network']]}.{description['network']}"
     origin = {"path": str(config["init_from"]), "sha256": bundle.fingerprint(folder)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import shutil
@@ -15,14 +14,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from matattn.config import check_targets, config_hash, require
+from matattn.config import check_targets, config_hash, import_extra, require
 from matattn.errors import ConfigError
 from matattn.files import write_text
 from matattn.runtime import tune_malloc
 from matattn.workflows.fine_tuning import adopt
 
 WORKFLOWS = {
-    name: f"matattn.workflows.{name}" for name in ("property_prediction", "field_surrogate")
+    name: f"matattn.workflows.{name}"
+    for name in ("property_prediction", "field_surrogate", "variational_monte_carlo")
 }
 # What does not change a run's result does not change its folder either.
 _NO_MATTER = ("paths", "overwrite", "logger", "data.download")
@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if config["init_from"]:
         config = adopt(config)
     folder = run_folder(config, names)
-    workflow = importlib.import_module(WORKFLOWS[config["task"]["workflow"]])
+    workflow = import_extra(WORKFLOWS[config["task"]["workflow"]])
     tune_malloc()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     prepared = workflow.prepare(config)  # a mistake ends the run before anything is written
@@ -97,7 +97,8 @@ def _check(config: dict[str, Any], names: dict[str, str]) -> None:
         )
     require("seed", config["seed"], int, lambda seed: seed >= 0, "a number from 0 on")
     require("trainer.max_epochs", trainer["max_epochs"], int, lambda n: n >= 1, "at least 1")
-    require("trainer.devices", trainer["devices"], int, lambda n: n == 1, "1")
+    require("trainer.devices", trainer["devices"], int, lambda n: n == 1,
+            "1 (wave functions use all devices that jax sees)")  # fmt: skip
     require("trainer.precision", trainer["precision"], str, lambda p: p == "32-true", "32-true")
     workflow = config["task"]["workflow"]
     require("task.workflow", workflow, str, WORKFLOWS.__contains__, f"one of {[*WORKFLOWS]}")
@@ -154,7 +155,10 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for place in folder.glob("member*"):
         shutil.rmtree(place, ignore_errors=True)
-    for name in ("config.yaml", "metrics.json", "metrics.csv", "predictions.csv", "report.md"):
+    for name in (
+        "config.yaml", "metrics.json", "metrics.csv", "predictions.csv", "report.md",
+        "observables.json",
+    ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
     for plot in folder.glob("*.png"):
         plot.unlink()

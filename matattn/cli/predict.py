@@ -16,13 +16,14 @@ def predict(
         typer.Argument(help="A name of `matattn models`, or the model/ folder of a finished run."),
     ],
     inputs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="Files (CIF, POSCAR, extended XYZ, pymatgen JSON, JSON lines, ASE .db and .traj), "
             "folders, globs, mp-ids (with MP_API_KEY), or - for a list of them or JSON lines on "
-            "the standard input. For a model of fields: meshes (VTU, VTK, .npz, ...) and folders."
+            "the standard input. For a model of fields: meshes (VTU, VTK, .npz, ...) and folders. "
+            "For a wave function: nothing."
         ),
-    ],
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -41,15 +42,23 @@ def predict(
     Ctrl-C and SIGTERM write the rows that are finished.
 
     Fields on meshes: matattn predict RUN/model *.vtu -o FOLDER
+
+    Observables of a wave function, with errors from fresh samples: matattn predict RUN/model
     """
     from matattn import pretrained
     from matattn.errors import MatattnError
 
+    inputs = inputs or []
     rows: list[dict[str, Any]] = []
     earlier = signal.signal(signal.SIGTERM, _stop)
     try:
         folder = pretrained.find(model)
-        if pretrained.kind(folder) == "meshes":
+        kind = pretrained.kind(folder)
+        if kind == "spins":
+            summary = _observe(folder, inputs, rows)
+        elif not inputs:
+            raise MatattnError("give structures or meshes after the model: files or folders")
+        elif kind == "meshes":
             fields, output = output, output and output / "predictions.csv"
             summary = _predict_fields(folder, inputs, fields, device, rows)
         else:
@@ -71,6 +80,18 @@ def predict(
 
 def _stop(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
+
+
+def _observe(folder: Path, inputs: list[str], rows: list[dict[str, Any]]) -> str:
+    """Fill ``rows``, and say from what."""
+    from matattn.errors import DataError
+
+    if inputs:
+        raise DataError(f"{inputs[0]}: a wave function needs no input; leave it out")
+    from matattn.config import import_extra
+
+    prediction = import_extra("matattn.workflows.wavefunction_prediction")
+    return str(prediction.observe_folder(folder, rows))
 
 
 def _predict_fields(

@@ -59,11 +59,16 @@ def test_composes_and_builds(choice, tmp_path):
     assert isinstance(model.pop("name"), str)
     if model["_target_"].startswith("matattn.models.flare."):
         build(model, "model", num_inputs=3)
+    elif model["_target_"].startswith("matattn.models.factored_attention."):
+        build(model | {"patch": [2, 2]}, "model", extent=[4, 4])
     else:
         network = build(model, "model", num_targets=len(config["data"].get("targets", ["one"])))
         assert hasattr(network, "image_rule")
-    build(config["optimizer"]["schedule"], "optimizer.schedule")
-    assert set(config["optimizer"]) == {"lr", "betas", "weight_decay", "schedule"}
+    if "schedule" in config["optimizer"]:
+        build(config["optimizer"]["schedule"], "optimizer.schedule")
+        assert set(config["optimizer"]) == {"lr", "betas", "weight_decay", "schedule"}
+    else:
+        assert set(config["optimizer"]) == {"lr", "warmup", "diag_shift", "momentum"}
     build(config["trainer"], "trainer", logger=False, default_root_dir=tmp_path)
     if not choice.startswith(("data=", "task=")):  # a wrong pair is refused when the run begins
         assert config["data"]["kind"] in config["task"]["data_kind"]
@@ -77,7 +82,7 @@ def test_data_keys_are_arguments_of_the_loader(option):
     data = composed(f"data={option}")["data"]
     module, name = data.pop("_target_").rsplit(".", 1)
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
-    assert data.pop("kind") in ("crystals", "molecules", "meshes")
+    assert data.pop("kind") in ("crystals", "molecules", "meshes", "spins")
     assert set(data) <= set(parameters)
 
 
