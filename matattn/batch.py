@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ class Structures(Protocol):
 
 def edge_length(batch: Structures) -> Tensor:
     """Length [E] of every edge, Å; without symmetry differentiable by pos and cell."""
-    if (distance := getattr(batch, "distance", None)) is not None:
-        return distance
+    if getattr(batch, "multiplicity", None) is not None:
+        return cast(Any, batch).distance
     source, target = batch.edge_index
     place = batch.pos[source]
     if batch.image is not None:

@@ -530,7 +530,7 @@ class CoulGAT(nn.Module):
 
         Raises StructureError when there are no positions, or an element that is not known here.
         """
-        if getattr(batch, "pos", None) is None and getattr(batch, "distance", None) is None:
+        if getattr(batch, "pos", None) is None:
             raise StructureError("the graph has no positions, and the law needs distances")
         species = self.species_of[batch.z]
         if not torch.compiler.is_compiling() and (species < 0).any():
