@@ -1,7 +1,8 @@
 """Crystals with properties: from rows of a file to a data set, whatever the file.
 
 A row is a dictionary with ``id``, ``lattice`` 3 x 3 (rows, Å), ``Z`` (atomic numbers), ``frac``
-(N x 3), any number of properties, and optionally ``split`` ("train", "val", "test").
+(N x 3), any number of properties, and optionally ``split`` ("train", "val", "test"). The row of a
+molecule has ``pos`` (N x 3, Å) in place of ``lattice`` and ``frac``.
 ``matattn.datasets.formats`` reads such rows from users' files.
 """
 
@@ -34,7 +35,7 @@ from matattn.units import Property, find_properties
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-_FORMAT = 1  # of the kept tables: to be raised whenever reading or checking gives other rows
+_FORMAT = 2  # of the kept tables: to be raised whenever reading or checking gives other rows
 
 
 def load(
@@ -93,8 +94,8 @@ class Table:
     places: list[str]  # file, line and id, for messages
     sites: np.ndarray  # [n] numbers of atoms
     z: np.ndarray  # [sum of sites]
-    frac: np.ndarray  # [sum of sites, 3]
-    lattice: np.ndarray  # [n, 3, 3] Å
+    frac: np.ndarray  # [sum of sites, 3]; of molecules the positions, Å
+    lattice: np.ndarray  # [n, 3, 3] Å; of molecules zeros
     columns: dict[str, Any]
     skipped: list[str]
 
@@ -117,7 +118,7 @@ def check_rows(source: str, rows: Rows) -> Table:
             if identifier in kept:
                 skipped.append(f"{where}: this id stands twice; the first row counts")
                 continue
-            validate_arrays(row["Z"], row["frac"], row["lattice"], where)
+            validate_arrays(row["Z"], *_geometry(row), where)
             kept[identifier] = where, row
         except StructureError as error:
             skipped.append(str(error))
@@ -131,8 +132,8 @@ def check_rows(source: str, rows: Rows) -> Table:
         places=[where for where, _ in kept.values()],
         sites=sites,
         z=np.array([z for row in rows_kept for z in row["Z"]], dtype=np.int64),
-        frac=np.concatenate([np.empty((0, 3)), *(_floats(row["frac"]) for row in rows_kept)]),
-        lattice=_floats([row["lattice"] for row in rows_kept]).reshape(-1, 3, 3),
+        frac=np.concatenate([np.empty((0, 3)), *(_floats(_geometry(r)[0]) for r in rows_kept)]),
+        lattice=_floats([row.get("lattice", _NO_CELL) for row in rows_kept]).reshape(-1, 3, 3),
         columns={name: _column(name, rows_kept) for name in names},
         skipped=skipped,
     )
@@ -153,20 +154,23 @@ def make_dataset(
     source: str,
     table: Table,
     targets: Sequence[str],
-    split: str | None = "official",
+    split: str | np.ndarray | None = "official",
     split_seed: int = 0,
     sizes: Sequence[int] | None = None,
     max_sites: int | None = None,
     units: Mapping[str, str] | None = None,
     note: str = "",
 ) -> PropertyDataset:
-    """The data set of a table, with the arguments of ``load``."""
+    """The data set of a table, with the arguments of ``load``; ``split`` may be one of its rows."""
     if split is None:
         split = "official" if "split" in table.columns else "random"
     rows, labels, properties, skipped = labelled(source, table, targets, units, max_sites)
-    assigned = _split(split, split_seed, table, rows, source)
+    if isinstance(split, str):
+        assigned = _split(split, split_seed, table, rows, source)
+        remarks = [note, _SPLIT_NOTES[split]]
+    else:
+        assigned, remarks = split[rows], [note]
     check_sizes(source, assigned, sizes)
-    remarks = [note, _SPLIT_NOTES[split]]
     if max_sites is not None:
         remarks.append(f"Only cells of at most {max_sites} sites.")
     text = " ".join(remark.strip() for remark in remarks if remark)
@@ -225,14 +229,21 @@ def make_items(table: Table, rows: np.ndarray, labels: np.ndarray) -> list[Data]
     items = []
     for row, y in zip(rows, labels, strict=True):
         atoms = slice(ends[row] - table.sites[row], ends[row])
-        tensors = tensors_from_arrays(table.z[atoms], table.frac[atoms], table.lattice[row])
+        cell = table.lattice[row] if table.lattice[row].any() else None
+        tensors = tensors_from_arrays(table.z[atoms], table.frac[atoms], cell)
         items.append(to_data(tensors, y, table.ids[row]))
     return items
 
 
-_STRUCTURE = ("id", "Z", "frac", "lattice")
+_STRUCTURE = ("id", "Z", "frac", "lattice", "pos")
+_NO_CELL = np.zeros((3, 3))
 _ARRAYS = ("sites", "z", "frac", "lattice")
 _TEXTS = ("ids", "places", "skipped")
+
+
+def _geometry(row: Row) -> tuple[Any, Any]:
+    """Fractional coordinates and lattice, or a molecule's positions and None."""
+    return (row["pos"], None) if "pos" in row else (row["frac"], row["lattice"])
 
 
 def _to_arrays(table: Table) -> Arrays:

@@ -1,10 +1,13 @@
-"""Rows of crystals from the files that users have.
+"""Rows of crystals or molecules from the files that users have.
 
 - JSON lines, plain or gzipped: one row a line, in the form of ``matattn.datasets.crystals``, or
   with pymatgen's ``structure`` in place of ``lattice``, ``Z`` and ``frac``.
 - A CSV with the columns ``id`` and the properties, beside one structure file per id; or CGCNN's and
   ALIGNN's ``id_prop.csv``, without a header: id, value. A folder stands for the CSV in it.
 - Extended XYZ with the properties (and ``id`` and ``split``) in the comment line of each frame.
+
+The row of a molecule, a structure that is periodic nowhere, has ``pos`` (N x 3, Å) in place of
+``lattice`` and ``frac``.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Element
+from pymatgen.core import Element, Molecule
 
 from matattn.errors import DataError, StructureError
 from matattn.parallel import parallel_map
 from matattn.structure import validate
-from matattn.structure_files import is_structure_file, parse_extxyz, read
+from matattn.structure_files import is_molecule, is_structure_file, parse_extxyz, read
 
 Row = dict[str, Any]
 Rows = tuple[list[tuple[str, Row]], list[str]]  # (place, row) pairs; messages about other rows
@@ -231,6 +234,8 @@ def _read_structure(file: Path) -> Row | str:
     except StructureError as error:
         return str(error)
     z = [site.specie.Z for site in structure]
+    if isinstance(structure, Molecule):
+        return {"Z": z, "pos": structure.cart_coords}
     return {"Z": z, "frac": structure.frac_coords, "lattice": structure.lattice.matrix}
 
 
@@ -260,12 +265,12 @@ def _read_extxyz(path: Path) -> Rows:
 
 def _frame(text: str, default_id: str, where: str) -> Row:
     (atoms,) = parse_extxyz(text, where)
-    if not atoms.pbc.all():
-        raise ValueError('not periodic in all directions (give Lattice="...")')
     results = atoms.calc.results if atoms.calc else {}
     row = {"id": default_id}
     for name, value in (atoms.info | results).items():
         if np.ndim(value) == 0:
             row[name] = value.item() if isinstance(value, np.generic) else value
+    if is_molecule(atoms):
+        return row | {"Z": atoms.numbers, "pos": atoms.positions}
     frac = np.linalg.solve(atoms.cell.array.T, atoms.positions.T).T
     return row | {"Z": atoms.numbers, "frac": frac, "lattice": atoms.cell.array}

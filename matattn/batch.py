@@ -1,16 +1,49 @@
-"""Batches of crystals: atoms of all crystals in one list, no padding."""
+"""Batches of crystals and molecules: atoms of all of them in one list, no padding.
+
+A molecule is a structure without a cell: its cell is zero, and its images are its atoms.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from matattn.kernels.periodic_attention.reference import safe_distance
 from matattn.neighbors import ImageRule, Neighbors
+
+
+@runtime_checkable
+class Structures(Protocol):
+    """What networks need of a batch: ``CrystalBatch``, or a PyG ``Batch`` with these keys.
+
+    A batch with symmetry also has ``orbit_size``, ``multiplicity`` and ``distance``; one with
+    values of pairs has ``pair_index``.
+    """
+
+    z: Tensor
+    pos: Tensor
+    cell: Tensor
+    batch: Tensor
+    edge_index: Tensor
+    image: Tensor | None
+    num_graphs: int
+
+
+def edge_length(batch: Structures) -> Tensor:
+    """Length [E] of every edge, Å; without symmetry differentiable by pos and cell."""
+    if getattr(batch, "multiplicity", None) is not None:
+        return cast(Any, batch).distance
+    source, target = batch.edge_index
+    place = batch.pos[source]
+    if batch.image is not None:
+        cell = batch.cell[batch.batch[target]]
+        place = place + torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)
+    return safe_distance(place - batch.pos[target])
 
 
 @dataclass(frozen=True)
@@ -31,8 +64,9 @@ class CrystalBatch:
     orbit_size: Tensor | None  # [N]
     multiplicity: Tensor | None  # [E]
     distance: Tensor | None  # [E] Å
-    y: Tensor  # [B, T], NaN = no label
+    y: Tensor  # [B, T], or a row for every atom or pair; NaN = no label
     row: Tensor  # [B] row of each crystal in its data set
+    pair_index: Tensor | None = None  # [2, P] rows of the pairs that have values
 
     @property
     def num_graphs(self) -> int:
@@ -62,17 +96,24 @@ class CrystalGraph:
     z: Tensor  # [R] of the atoms that stand for the rows
     pos: Tensor  # [R, 3] Å
     cell: Tensor  # [1, 3, 3] Å
-    y: Tensor  # [1, T]
+    y: Tensor  # [1, T], or a row for every atom or pair
     row: int
     neighbors: Neighbors
+    pair_index: Tensor | None = None  # [2, P]
 
 
 def to_graph(item: Mapping[str, Any] | Any, neighbors: Neighbors) -> CrystalGraph:
-    """From keys z, pos, cell and optionally y and row (a dict or PyG ``Data``)."""
+    """From keys z, pos, cell and optionally y, row and pair_index (a dict or PyG ``Data``).
+
+    With symmetry, atoms and pairs have no values of their own.
+    """
     atoms = torch.from_numpy(neighbors.atoms)
     y = item["y"] if "y" in item else torch.empty(1, 0)
     row = int(item["row"]) if "row" in item else -1
-    return CrystalGraph(item["z"][atoms], item["pos"][atoms], item["cell"], y, row, neighbors)
+    pairs = item["pair_index"] if "pair_index" in item else None
+    return CrystalGraph(
+        item["z"][atoms], item["pos"][atoms], item["cell"], y, row, neighbors, pairs
+    )
 
 
 def geometry(item: Mapping[str, Any] | Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,7 +149,14 @@ def join(graphs: Sequence[CrystalGraph]) -> CrystalBatch:
         distance=_joined([n.distance for n in lists], real) if symmetric else None,
         y=torch.cat([graph.y for graph in graphs]),
         row=torch.tensor([graph.row for graph in graphs]),
+        pair_index=_joined_pairs(graphs, start),
     )
+
+
+def _joined_pairs(graphs: Sequence[CrystalGraph], start: np.ndarray) -> Tensor | None:
+    pairs = [g.pair_index + int(s) for g, s in zip(graphs, start, strict=True)
+             if g.pair_index is not None]  # fmt: skip
+    return torch.cat(pairs, 1) if pairs else None
 
 
 def _joined(arrays: Sequence[Any], dtype: torch.dtype) -> Tensor:

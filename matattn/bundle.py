@@ -20,12 +20,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from matattn.ensemble import Ensemble
+from matattn.ensemble import Ensemble, members
 from matattn.errors import BundleError
 from matattn.files import sha256, write_json, write_text
 from matattn.uncertainty import Uncertainty
 
 NETWORKS = {
+    "CoulGAT": "matattn.models.coulgat",
     "Crystalformer": "matattn.models.crystalformer",
     "FLARE": "matattn.models.flare",
     "FullAttention": "matattn.models.flare",
@@ -57,15 +58,15 @@ def save(
     it is an ``Ensemble``; ``config`` describes the model further (targets, units, normaliser,
     elements seen, metrics, ...).
     """
-    members = list(network.members) if isinstance(network, Ensemble) else [network]
+    count = len(members(network))
     content = dict(config)
     if isinstance(network, Ensemble):
-        content["members"] = len(members)
+        content["members"] = count
     tensors = {"model.safetensors": network.state_dict()}
     if uncertainty is not None:
         content["uncertainty"] = uncertainty.config()
         tensors[_UNCERTAINTY] = uncertainty.tensors()
-    _write(Path(folder), type(members[0]).__name__, arguments, content, card, tensors)
+    _write(Path(folder), type(members(network)[0]).__name__, arguments, content, card, tensors)
 
 
 def save_arrays(
@@ -130,8 +131,8 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
     uncertainty = None
     try:
         count = config.get("members", 1)
-        members = [network_class(**config["arguments"]) for _ in range(count)]
-        network = Ensemble(members) if "members" in config else members[0]
+        networks = [network_class(**config["arguments"]) for _ in range(count)]
+        network = Ensemble(networks) if "members" in config else networks[0]
         network.load_state_dict(load_file(folder / "model.safetensors"))
         if "uncertainty" in config:
             tensors = load_file(folder / _UNCERTAINTY)

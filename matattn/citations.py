@@ -103,6 +103,65 @@ _FLARE = """@misc{flare,
   eprint = {2508.12594},
   archivePrefix = {arXiv},
 }"""
+_COULGAT = """@misc{coulgat,
+  title = {{CoulGAT}: An Experiment on Interpretability of Graph Attention Networks},
+  author = {Gokden, Burc},
+  year = {2019},
+  eprint = {1912.08409},
+  archivePrefix = {arXiv},
+}"""
+_QM7 = (
+    """@article{blum_reymond,
+  title = {970 Million Druglike Small Molecules for Virtual Screening in the Chemical Universe
+           Database {GDB-13}},
+  author = {Blum, Lorenz C. and Reymond, Jean-Louis},
+  journal = {Journal of the American Chemical Society},
+  volume = {131},
+  pages = {8732},
+  year = {2009},
+}""",
+    """@article{rupp,
+  title = {Fast and Accurate Modeling of Molecular Atomization Energies with Machine Learning},
+  author = {Rupp, Matthias and Tkatchenko, Alexandre and M{\"u}ller, Klaus-Robert and von
+            Lilienfeld, O. Anatole},
+  journal = {Physical Review Letters},
+  volume = {108},
+  pages = {058301},
+  year = {2012},
+}""",
+)
+_QM9 = """@article{qm9,
+  title = {Quantum chemistry structures and properties of 134 kilo molecules},
+  author = {Ramakrishnan, Raghunathan and Dral, Pavlo O. and Rupp, Matthias and von Lilienfeld, O.
+            Anatole},
+  journal = {Scientific Data},
+  volume = {1},
+  pages = {140022},
+  year = {2014},
+}"""
+_QM9NMR = """@article{qm9nmr,
+  title = {Revving up 13{C} {NMR} shielding predictions across chemical space: benchmarks for
+           atoms-in-molecules kernel machine learning with new data for 134 kilo molecules},
+  author = {Gupta, Amit and Chakraborty, Sabyasachi and Ramakrishnan, Raghunathan},
+  journal = {Machine Learning: Science and Technology},
+  volume = {2},
+  pages = {035010},
+  year = {2021},
+}"""
+_MD17 = """@article{md17,
+  title = {Machine learning of accurate energy-conserving molecular force fields},
+  author = {Chmiela, Stefan and Tkatchenko, Alexandre and Sauceda, Huziel E. and others},
+  journal = {Science Advances},
+  volume = {3},
+  pages = {e1603015},
+  year = {2017},
+}"""
+_CHAMPS = """@misc{champs,
+  title = {Predicting Molecular Properties},
+  author = {{CHAMPS}},
+  howpublished = {Kaggle competition},
+  year = {2019},
+}"""
 _FACTORED_ATTENTION = """@article{factored_attention,
   title = {Are queries and keys always relevant? {A} case study on transformer wave functions},
   author = {Rende, Riccardo and Viteritti, Luciano Loris},
@@ -172,6 +231,7 @@ _FLARE_PLUS_PLUS = """@misc{flare_plus_plus,
   archivePrefix = {arXiv},
 }"""
 NETWORKS = {
+    "CoulGAT": (_COULGAT,),
     "Crystalformer": (_CRYSTALFORMER,),
     "FLARE": (_FLARE, _FLARE_PLUS_PLUS),
     "FullAttention": (_FLARE,),  # its network, without its attention
@@ -195,6 +255,12 @@ DATA = {
     "geo_fno_plasticity": (_GEO_FNO,),
     "fno_darcy": (_FNO,),
     "lpbf": (_FLARE,),
+    "qm7": _QM7,
+    "qm7_couplings": _QM7,
+    "qm9": (_QM9,),
+    "qm9nmr": (_QM9NMR, _QM9),
+    "md17": (_MD17,),
+    "champs": (_CHAMPS, _QM9),
     "j1j2": (_VARBENCH,),  # published energies; the Hamiltonian is the data
 } | dict.fromkeys(_DRIVAERML_NAMES, (_DRIVAERML, _FLARE))
 _SCIKIT_FEM = """@article{scikit_fem,

@@ -1,4 +1,5 @@
-"""Crystals with properties: what every crystal data set gives to training and evaluation."""
+"""Crystals and molecules with properties: what every data set of atoms gives to training and
+evaluation."""
 
 from __future__ import annotations
 
@@ -16,15 +17,20 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 SPLITS = ("train", "val", "test")
+LEVELS = ("structure", "atom", "pair")  # what has a value
 CALIBRATION = "calibration"  # training rows kept apart, for the width of intervals and for tuning
 EVALUATED = ("train", CALIBRATION, "val", "test")
 
 
 @dataclass(frozen=True)
 class PropertyDataset:
-    """Crystals as PyG ``Data`` (z, pos Å, cell Å, y [1, T] with NaN = no label, id) and the split.
+    """Structures as PyG ``Data`` (z, pos Å, cell Å, y [1, T] with NaN = no label, id), and the
+    split.
 
-    Labels are in the units of ``targets``. ``note`` says what errors on these rows may be compared
+    A molecule has a cell of zeros. Where atoms have values (``level``), y has a row for each of
+    them; where pairs do, for each of ``pair_index`` [2, P]. Labels are in the units of ``targets``.
+    ``floors`` are predictions, as ``labels()``, of cheap methods that came with the data.
+    ``note`` says what errors on these rows may be compared
     with; ``skipped`` holds one message per row of the source that could not be used.
     """
 
@@ -34,17 +40,19 @@ class PropertyDataset:
     split: np.ndarray  # [n] of "train", "calibration", "val", "test" or "" (unused)
     note: str
     skipped: list[str] = field(default_factory=list)
+    level: str = LEVELS[0]
+    floors: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.items:
             reason = f"; first problem: {self.skipped[0]}" if self.skipped else ""
-            raise DataError(f"{self.name}: no usable crystal{reason}")
+            raise DataError(f"{self.name}: no usable structure{reason}")
         labels = self.labels()
         for column, target in enumerate(self.targets):
             known = ~np.isnan(labels[:, column])
             if not known.any():
                 raise DataError(f"{self.name}: every label of {target.name} is missing (NaN)")
-            if not known[self.rows("train")].any():
+            if not known[self.label_rows("train")].any():
                 raise DataError(f"{self.name}: no training row has a label of {target.name}")
 
     def rows(self, split: str) -> np.ndarray:
@@ -52,11 +60,36 @@ class PropertyDataset:
         return np.flatnonzero(self.split == split)
 
     def labels(self) -> np.ndarray:
-        """All labels [n, T] in physical units."""
+        """All labels [n, T] in physical units: of structures, or of all their atoms or pairs."""
         return np.concatenate([item.y.numpy() for item in self.items])
 
+    def owners(self) -> np.ndarray:
+        """The item [n] that each row of ``labels`` belongs to."""
+        return np.repeat(np.arange(len(self.items)), [len(item.y) for item in self.items])
+
+    def label_rows(self, split: str) -> np.ndarray:
+        """Rows of ``labels`` that belong to ``split``."""
+        return np.flatnonzero(self.split[self.owners()] == split)
+
+    @property
+    def has_molecules(self) -> bool:
+        """Whether any structure has no cell."""
+        return any(not item.cell.any() for item in self.items)
+
+    @property
+    def extensive(self) -> bool:
+        """Whether the targets grow with the structure; DataError if only some of them do."""
+        kinds = {target.extensive for target in self.targets}
+        if len(kinds) > 1:
+            names = ", ".join(t.name for t in self.targets if t.extensive)
+            raise DataError(
+                f"{self.name}: {names} grow with the number of atoms and the other targets do not; "
+                "train them apart (data.targets=[...])"
+            )
+        return kinds.pop()
+
     def formulas(self) -> list[str]:
-        """A key of the reduced formula of every crystal."""
+        """A key of the reduced formula of every structure."""
         return [formula_key(item.z.numpy()) for item in self.items]
 
     def limit(self, rows: int, seed: int) -> PropertyDataset:
@@ -82,9 +115,10 @@ class PropertyDataset:
         split[(split == SPLITS[0]) & ~kept] = CALIBRATION
         return replace(self, split=split)
 
-    def elements(self, split: str = "train") -> list[int]:
-        """Atomic numbers that occur in ``split``, sorted."""
-        found = {int(z) for row in self.rows(split) for z in self.items[row].z}
+    def elements(self, split: str | None = "train") -> list[int]:
+        """Atomic numbers that occur in ``split`` (None: in any), sorted."""
+        items = self.items if split is None else [self.items[row] for row in self.rows(split)]
+        found = {int(z) for item in items for z in item.z}
         return sorted(found)
 
     def fingerprint(self) -> str:

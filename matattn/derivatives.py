@@ -41,9 +41,9 @@ def energy_forces_stress(
     With ``create_graph`` the results can be
     differentiated again, to train on forces and stress.
 
-    Works on a batch of all atoms; raises ValueError for one that is reduced by symmetry, where
-    distances do not follow from the positions. Images that enter or leave the range of the sum make
-    the energy jump by the tolerance of the neighbour list.
+    A molecule has no volume: its stress is NaN. Works on a batch of all atoms; raises ValueError
+    for one that is reduced by symmetry, where distances do not follow from the positions.
+    Images that enter or leave the range of the sum make the energy jump by the list's tolerance.
     """
     if batch.distance is not None:
         raise ValueError(
@@ -65,6 +65,7 @@ def energy_forces_stress(
             values.sum(), (pos, strain), create_graph=create_graph
         )
     volume = torch.linalg.det(batch.cell).abs()
+    volume = torch.where(volume > 0, volume, torch.nan)
     return EnergyDerivatives(
         energy=values if create_graph else values.detach(),
         forces=-by_pos,

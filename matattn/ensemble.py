@@ -23,6 +23,11 @@ class HasFeatures(Protocol):
         ...
 
 
+def members(network: nn.Module) -> list[nn.Module]:
+    """The members of an ensemble, or the network itself."""
+    return list(network.members) if isinstance(network, Ensemble) else [network]
+
+
 class Ensemble(nn.Module):
     """The mean of ``members``, networks of one class and size: batch -> [B, T].
 

@@ -27,33 +27,61 @@ def root_mean_square_error(true: np.ndarray, predicted: np.ndarray) -> float:
     )
 
 
-def element_fractions(dataset: PropertyDataset) -> np.ndarray:
-    """Fraction of each element in every crystal [n, 98]."""
-    table = np.zeros((len(dataset.items), MAX_ATOMIC_NUMBER))
-    for row, item in enumerate(dataset.items):
+def composition(dataset: PropertyDataset) -> np.ndarray:
+    """Elements behind every row of the labels [n, 98].
+
+    Of a structure the fraction of each element, or how many atoms for extensive targets; of an
+    atom or pair which element it is, or elements.
+    """
+    rows = []
+    for item in dataset.items:
         z = item.z.numpy()
-        np.add.at(table[row], z - 1, 1 / len(z))
-    return table
+        one_hot = np.zeros((len(z), MAX_ATOMIC_NUMBER))
+        one_hot[np.arange(len(z)), z - 1] = 1
+        if dataset.level == "structure":
+            one_hot = one_hot.sum(0, keepdims=True) / (1 if dataset.extensive else len(z))
+        elif dataset.level == "pair":
+            one_hot = one_hot[item.pair_index.numpy()].sum(0)
+        rows.append(one_hot)
+    return np.concatenate(rows)
+
+
+def linear_fit(x: np.ndarray, y: np.ndarray, ridge: float = 1.0) -> tuple[float, np.ndarray]:
+    """Unpenalised intercept and coefficients [F] of a ridge regression of y [n] on x [n, F]."""
+    center_x, center_y = x.mean(0), y.mean()
+    normal = (x - center_x).T @ (x - center_x) + ridge * np.eye(x.shape[1])
+    coefficients = np.linalg.solve(normal, (x - center_x).T @ (y - center_y))
+    return float(center_y - center_x @ coefficients), coefficients
+
+
+def element_constants(dataset: PropertyDataset) -> np.ndarray:
+    """What each element adds to every target [98, T], from the labelled training rows."""
+    labels, x, train = dataset.labels(), composition(dataset), dataset.label_rows("train")
+    columns = []
+    for column in labels.T:
+        rows = train[~np.isnan(column[train])]
+        columns.append(linear_fit(x[rows], column[rows])[1])
+    return np.stack(columns, axis=1)
 
 
 def baselines(dataset: PropertyDataset, ridge: float = 1.0) -> dict[str, np.ndarray]:
     """Predictions [n, T] of models that see no structure, fitted on the labelled training rows.
 
-    ``mean``: the mean label. ``linear_composition``: ridge regression on element fractions with an
-    unpenalised intercept.
+    ``mean``: the mean label. ``linear_composition``: ridge regression on the ``composition`` with
+    an unpenalised intercept; of pairs, on which two elements they are. And ``dataset.floors``.
     """
-    labels, fractions = dataset.labels(), element_fractions(dataset)
-    train = dataset.rows("train")
+    labels, x = dataset.labels(), composition(dataset)
+    if dataset.level == "pair":
+        kinds = np.unique(x, axis=0, return_inverse=True)[1].ravel()
+        x = np.eye(kinds.max() + 1)[kinds]
+    train = dataset.label_rows("train")
     mean, linear = np.empty_like(labels), np.empty_like(labels)
     for column in range(labels.shape[1]):
         rows = train[~np.isnan(labels[train, column])]
-        y, x = labels[rows, column], fractions[rows]
-        center_x, center_y = x.mean(0), y.mean()
-        normal = (x - center_x).T @ (x - center_x) + ridge * np.eye(x.shape[1])
-        coefficients = np.linalg.solve(normal, (x - center_x).T @ (y - center_y))
-        mean[:, column] = center_y
-        linear[:, column] = center_y + (fractions - center_x) @ coefficients
-    return {"mean": mean, "linear_composition": linear}
+        intercept, coefficients = linear_fit(x[rows], labels[rows, column], ridge)
+        mean[:, column] = labels[rows, column].mean()
+        linear[:, column] = intercept + x @ coefficients
+    return {"mean": mean, "linear_composition": linear, **dataset.floors}
 
 
 def evaluate(
@@ -67,11 +95,11 @@ def evaluate(
     ``new_formulas`` of a target holds mae, n and baselines of the rows whose reduced formula is not
     among the training rows with a label.
     """
-    labels, formulas = dataset.labels(), np.array(dataset.formulas())
-    floors, train = baselines(dataset), dataset.rows("train")
+    labels, formulas = dataset.labels(), np.array(dataset.formulas())[dataset.owners()]
+    floors, train = baselines(dataset), dataset.label_rows("train")
     result: dict[str, Any] = {}
     for split in EVALUATED:
-        rows = dataset.rows(split)
+        rows = dataset.label_rows(split)
         found = errors(dataset, predicted, floors, rows, intervals)
         for column, target in enumerate(dataset.targets):
             known = formulas[train[~np.isnan(labels[train, column])]]

@@ -1,4 +1,4 @@
-"""Which periodic images an atom attends to: neighbour lists of crystals.
+"""Which periodic images an atom attends to: neighbour lists of crystals, and of molecules.
 
 A list is sorted by target row i, then by source row j. A row is an atom, or an orbit of
 symmetry-equivalent atoms. The atom's own place (j = i, image 0, distance 0) is in the list.
@@ -59,9 +59,14 @@ class ImageRule:
             raise ValueError("boxes of images do not have the symmetry of the crystal")
 
     def __call__(self, z: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> Neighbors:
-        """Neighbour list of atoms ``z`` [N] at ``pos`` [N, 3] Å in ``cell`` [3, 3] Å."""
+        """Neighbour list of atoms ``z`` [N] at ``pos`` [N, 3] Å in ``cell`` [3, 3] Å.
+
+        A molecule has a cell of zeros. Symmetry is not looked for in it.
+        """
         pos, cell = np.asarray(pos, dtype=np.float64), np.asarray(cell, dtype=np.float64)
-        if self.symmetry:
+        if self.box and not cell.any():
+            raise ValueError("boxes of images need a cell, and a molecule has none")
+        if self.symmetry and cell.any():
             from matattn.symmetry import reduced_neighbors
 
             return reduced_neighbors(z, pos, cell, self.cutoff, self.symmetry)
@@ -75,6 +80,7 @@ class ImageRule:
             source=source[order].astype(np.int32),
             distance=distance[order],
             image=image[order].astype(np.int16),
+            multiplicity=np.ones(len(order), dtype=np.float32) if self.symmetry else None,
         )
 
 
@@ -89,10 +95,12 @@ def periodic_neighbors(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Target i, source j, image and distance of all images within ``cutoff`` Å.
 
-    Shapes [E], [E], [E, 3] and [E] (Å).
+    A cell of zeros has no images but the atoms themselves. Shapes [E], [E], [E, 3] and [E] (Å).
     """
     pos, cell = np.ascontiguousarray(pos), np.ascontiguousarray(cell)
-    periodic = np.ones(3, dtype=np.int64)
+    periodic = np.full(3, cell.any(), dtype=np.int64)
+    if not cell.any():
+        cell = np.eye(3)
     target, source, image, distance = find_points_in_spheres(
         pos, pos, r=float(cutoff), pbc=periodic, lattice=cell, tol=1e-8
     )

@@ -1,4 +1,4 @@
-"""Crystal structures: check them, and turn them into tensors.
+"""Structures of crystals and molecules: check them, and turn them into tensors.
 
 Cartesian positions in Å; the rows of ``cell`` are the lattice vectors; positions are wrapped into
 the cell before anything else happens.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pymatgen.core import DummySpecies, Structure
+from pymatgen.core import DummySpecies, Molecule, Structure
 
 from matattn.errors import StructureError
 from matattn.neighbors import periodic_neighbors
@@ -25,8 +25,8 @@ _CLOSE = 0.5  # Å: suspicious, a warning
 _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
 
 
-def validate(structure: Structure, where: str = "structure") -> list[str]:
-    """Check that a structure is a physical crystal of whole, known atoms.
+def validate(structure: Structure | Molecule, where: str = "structure") -> list[str]:
+    """Check that a structure is a physical crystal, or molecule, of whole, known atoms.
 
     Returns warnings (atoms closer than 0.5 Å). Raises StructureError, beginning with ``where`` and
     naming the site, for partial occupancy, unknown elements, and all that ``validate_arrays``
@@ -42,11 +42,20 @@ def validate(structure: Structure, where: str = "structure") -> list[str]:
         if isinstance(site.specie, DummySpecies):
             raise StructureError(f"{where}: {name} is not a chemical element")
     z = [site.specie.Z for site in structure]
-    return validate_arrays(z, structure.frac_coords, structure.lattice.matrix, where)
+    return validate_arrays(z, *_geometry(structure), where)
 
 
-def validate_arrays(z: Sequence[int], frac: Any, cell: Any, where: str) -> list[str]:
+def _geometry(structure: Structure | Molecule) -> tuple[np.ndarray, np.ndarray | None]:
+    """Fractional coordinates and cell, or Cartesian coordinates and None."""
+    if isinstance(structure, Molecule):
+        return structure.cart_coords, None
+    return structure.frac_coords, structure.lattice.matrix
+
+
+def validate_arrays(z: Sequence[int], coords: Any, cell: Any, where: str) -> list[str]:
     """As ``validate``, from atomic numbers [N], fractional coordinates [N, 3] and cell [3, 3] Å.
+
+    Without a cell (None), of a molecule, coordinates are Cartesian, Å.
 
     Raises StructureError for: no atoms, wrong shapes, NaN or infinite numbers, a cell without
     volume, elements beyond Z = 98, and atoms closer than 0.01 Å.
@@ -54,23 +63,25 @@ def validate_arrays(z: Sequence[int], frac: Any, cell: Any, where: str) -> list[
     try:
         given = np.asarray(z)
         numbers = given.astype(np.int64)
-        frac, cell = np.asarray(frac, dtype=np.float64), np.asarray(cell, dtype=np.float64)
+        coords = np.asarray(coords, dtype=np.float64)
+        cell = None if cell is None else np.asarray(cell, dtype=np.float64)
     except (TypeError, ValueError):
         raise StructureError(f"{where}: atoms, coordinates or lattice are not numbers") from None
     if numbers.size == 0:
         raise StructureError(f"{where}: no atoms")
     if given.dtype.kind not in "iuf" or (given != numbers).any():
         raise StructureError(f"{where}: atomic numbers must be whole numbers")
-    if frac.shape != (numbers.size, 3) or cell.shape != (3, 3) or numbers.ndim != 1:
+    shape = (3, 3) if cell is None else cell.shape
+    if coords.shape != (numbers.size, 3) or shape != (3, 3) or numbers.ndim != 1:
         raise StructureError(
             f"{where}: expected {numbers.size} x 3 coordinates and a 3 x 3 lattice, got shapes "
-            f"{frac.shape} and {cell.shape}"
+            f"{coords.shape} and {shape}"
         )
-    if not np.isfinite(cell).all():
+    if cell is not None and not np.isfinite(cell).all():
         raise StructureError(f"{where}: a lattice vector is NaN or infinite")
-    if (bad := np.flatnonzero(~np.isfinite(frac).all(axis=1))).size:
+    if (bad := np.flatnonzero(~np.isfinite(coords).all(axis=1))).size:
         raise StructureError(f"{where}: site {bad[0] + 1} has a NaN or infinite coordinate")
-    volume = abs(float(np.linalg.det(cell)))
+    volume = np.inf if cell is None else abs(float(np.linalg.det(cell)))
     if volume < _DENSEST * numbers.size:
         raise StructureError(
             f"{where}: the cell has a volume of {volume:.3g} Å^3 for {numbers.size} atoms; is a "
@@ -81,11 +92,13 @@ def validate_arrays(z: Sequence[int], frac: Any, cell: Any, where: str) -> list[
             f"{where}: site {bad[0] + 1} has atomic number {numbers[bad[0]]}; the networks know 1 "
             f"to {MAX_ATOMIC_NUMBER}"
         )
-    return _check_distances(frac, cell, where)
+    if cell is None:
+        return _check_distances(coords, np.zeros((3, 3)), where)
+    return _check_distances(coords @ cell, cell, where)
 
 
-def _check_distances(frac: np.ndarray, cell: np.ndarray, where: str) -> list[str]:
-    i, j, _, distance = periodic_neighbors(frac @ cell, cell, _CLOSE)
+def _check_distances(pos: np.ndarray, cell: np.ndarray, where: str) -> list[str]:
+    i, j, _, distance = periodic_neighbors(pos, cell, _CLOSE)
     other = np.flatnonzero(distance > 1e-8)  # not the atom itself ...
     same_place = np.flatnonzero((distance <= 1e-8) & (i != j))  # ... but another one on top of it
     closest = same_place if same_place.size else other[np.argsort(distance[other])]
@@ -100,24 +113,30 @@ def _check_distances(frac: np.ndarray, cell: np.ndarray, where: str) -> list[str
     return [f"{pair} are only {d:.2f} Å apart"]
 
 
-def to_tensors(structure: Structure, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """z [N], pos [N, 3] Å (wrapped) and cell [1, 3, 3] Å of a structure."""
+def to_tensors(structure: Structure | Molecule, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """z [N], pos [N, 3] Å (wrapped) and cell [1, 3, 3] Å of a structure; of a molecule it is 0."""
     z = [site.specie.Z for site in structure]
-    return tensors_from_arrays(z, structure.frac_coords, structure.lattice.matrix, dtype)
+    return tensors_from_arrays(z, *_geometry(structure), dtype)
 
 
 def tensors_from_arrays(
-    z: Sequence[int] | np.ndarray, frac: Any, cell: Any, dtype: torch.dtype | None = None
+    z: Sequence[int] | np.ndarray, coords: Any, cell: Any, dtype: torch.dtype | None = None
 ) -> dict[str, Any]:
-    """As ``to_tensors``, from atomic numbers [N], fractional coordinates [N, 3], cell [3, 3] Å."""
+    """As ``to_tensors``, from atomic numbers [N], fractional coordinates [N, 3], cell [3, 3] Å.
+
+    Without a cell (None), of a molecule, coordinates are Cartesian, Å.
+    """
     import torch
 
-    cell = np.array(cell, dtype=np.float64)  # a copy: PyTorch wants memory that may be written
-    frac = np.asarray(frac, dtype=np.float64)
-    frac = frac - np.floor(frac)
+    pos = np.array(coords, dtype=np.float64)  # copies: PyTorch wants memory that may be written
+    if cell is None:
+        cell = np.zeros((3, 3))
+    else:
+        cell = np.array(cell, dtype=np.float64)
+        pos = (pos - np.floor(pos)) @ cell
     return {
         "z": torch.as_tensor(np.asarray(z), dtype=torch.long),
-        "pos": torch.as_tensor(frac @ cell, dtype=dtype or torch.get_default_dtype()),
+        "pos": torch.as_tensor(pos, dtype=dtype or torch.get_default_dtype()),
         "cell": torch.as_tensor(cell, dtype=dtype or torch.get_default_dtype())[None],
     }
 

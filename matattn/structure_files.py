@@ -1,4 +1,4 @@
-"""Crystal structures from files: CIF, POSCAR, extended XYZ, JSON, JSON lines, ASE, and by mp-id.
+"""Structures from files: CIF, POSCAR, (extended) XYZ, JSON, JSON lines, ASE, and by mp-id.
 
 Nothing here unpickles, or imports a module that a file names.
 """
@@ -19,12 +19,13 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from pymatgen.core import Structure
+from pymatgen.core import Molecule, Structure
 
 from matattn.errors import StructureError
 
+AnyStructure = Structure | Molecule
 # What a parser gives of each structure: its own name or "", its place, and itself or its error.
-Found = Iterator[tuple[str, str, Structure | StructureError]]
+Found = Iterator[tuple[str, str, AnyStructure | StructureError]]
 
 
 class Entry(NamedTuple):
@@ -33,10 +34,10 @@ class Entry(NamedTuple):
     id: str
     path: str
     place: str
-    structure: Structure | StructureError
+    structure: AnyStructure | StructureError
 
 
-def read(path: str | Path) -> list[Structure | StructureError]:
+def read(path: str | Path) -> list[AnyStructure | StructureError]:
     """All structures of a file (see ``KINDS``).
 
     An entry of a file of several that cannot be read stands as a StructureError in its place.
@@ -176,8 +177,8 @@ def _json_lines(lines: Iterable[str], where: str) -> Found:
             yield "", place, StructureError(f"{place}: is not JSON: {error}")
 
 
-def _from_json(entry: Any) -> Structure:
-    """A structure from pymatgen's dictionary, or from a row of data.
+def _from_json(entry: Any) -> AnyStructure:
+    """A structure from pymatgen's dictionary, or from a row of data (a molecule's has ``pos``).
 
     Takes lattice, species and coordinates, nothing else: ``Structure.from_dict`` also decodes
     properties, and imports the modules that they name.
@@ -185,6 +186,8 @@ def _from_json(entry: Any) -> Structure:
     content = entry.get("structure", entry) if isinstance(entry, dict) else {}
     if {"lattice", "Z", "frac"} <= content.keys():
         return Structure(content["lattice"], content["Z"], content["frac"])
+    if {"Z", "pos"} <= content.keys():
+        return Molecule(content["Z"], content["pos"])
     if not {"lattice", "sites"} <= content.keys():
         raise ValueError(
             "expected a structure of pymatgen (lattice, sites) or a row of data (id, lattice, Z, "
@@ -242,12 +245,19 @@ def _ase_trajectory(path: Path) -> Found:
             yield _found(_from_ase, atoms, f"{path}, frame {number + 1}")
 
 
-def _from_ase(atoms: Any) -> Structure:
+def _from_ase(atoms: Any) -> AnyStructure:
     """From whatever has ASE's numbers, positions (Å), cell (Å) and pbc."""
-    if not np.all(atoms.pbc):
-        raise ValueError('not periodic in all directions (give Lattice="...")')
     cell, positions = np.asarray(atoms.cell), np.asarray(atoms.positions)
+    if is_molecule(atoms):
+        return Molecule(atoms.numbers, positions)
     return Structure(cell, atoms.numbers, positions, coords_are_cartesian=True)
+
+
+def is_molecule(atoms: Any) -> bool:
+    """Whether an ASE ``Atoms`` is periodic nowhere; ValueError if it is in some directions only."""
+    if np.any(atoms.pbc) and not np.all(atoms.pbc):
+        raise ValueError('not periodic in all directions (give Lattice="...")')
+    return not np.any(atoms.pbc)
 
 
 # Kinds of files: how a name (in lower case) looks in full, and the parser.
@@ -263,8 +273,8 @@ KINDS: dict[str, tuple[str, Callable[[Path], Found]]] = {
 
 
 def _found(
-    convert: Callable[[Any], Structure], entry: Any, place: str
-) -> tuple[str, str, Structure | StructureError]:
+    convert: Callable[[Any], AnyStructure], entry: Any, place: str
+) -> tuple[str, str, AnyStructure | StructureError]:
     """The id of an entry ("" if it has none), its place, and its structure or what is wrong."""
     name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
     try:

@@ -134,13 +134,9 @@ class ModelContract:
             torch.compiler.reset()
 
 
-class CrystalContract(ModelContract):
-    """What also holds for networks of crystals: the output depends on the infinite crystal alone,
-    not on how it was cut, numbered, placed or turned."""
-
-    def samples(self) -> list[dict[str, Tensor]]:
-        generator = np.random.default_rng(7)
-        return [random_crystal(generator, atoms) for atoms in (1, 2, 5, 3)]
+class StructureContract(ModelContract):
+    """What also holds for networks of atoms: the output does not depend on how they are placed and
+    turned."""
 
     def batch(self, network: nn.Module, samples: list[dict[str, Tensor]]) -> CrystalBatch:
         return collate(samples, cast(HasImageRule, network).image_rule(TOLERANCE))
@@ -154,7 +150,7 @@ class CrystalContract(ModelContract):
         network, samples = self.network(), self.samples()
         with torch.no_grad():
             features = cast(HasFeatures, network).features(self.batch(network, samples))
-            assert features.shape[0] == len(samples) and features.ndim == 2
+            assert features.shape[0] == sum(self.rows(samples)) and features.ndim == 2
             read = cast(HasFeatures, network).readout(features)
         assert torch.equal(read, self.output(network, samples))
 
@@ -170,6 +166,15 @@ class CrystalContract(ModelContract):
     def test_translation(self) -> None:
         shift = torch.tensor([0.3, -1.7, 2.9], dtype=torch.float64)
         self.assert_same(lambda sample: sample | {"pos": sample["pos"] + shift})
+
+
+class CrystalContract(StructureContract):
+    """What also holds for networks of crystals: the output depends on the infinite crystal alone,
+    not on how it was cut, numbered, placed or turned."""
+
+    def samples(self) -> list[dict[str, Tensor]]:
+        generator = np.random.default_rng(7)
+        return [random_crystal(generator, atoms) for atoms in (1, 2, 5, 3)]
 
     def test_atoms_may_stand_in_any_cell(self) -> None:
         def move(sample: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -225,6 +230,47 @@ class CrystalContract(ModelContract):
         assert difference.abs().max() > 1e-4
 
 
+class MoleculeContract(StructureContract):
+    """What also holds for networks of molecules, with a row for each molecule, atom or pair (the
+    argument ``readout``)."""
+
+    def samples(self) -> list[dict[str, Tensor]]:
+        generator = np.random.default_rng(7)
+        return [random_molecule(generator, atoms) for atoms in (2, 9, 5, 3)]
+
+    def rows(self, samples: list[Any]) -> list[int]:
+        kind = self.arguments.get("readout")
+        counted = {"atoms": "z", "pairs": "pair_index"}.get(str(kind))
+        return [sample[counted].shape[-1] if counted else 1 for sample in samples]
+
+    def test_permutation_of_atoms(self) -> None:
+        """Rows of atoms go with their atoms; rows of pairs stay where they are."""
+        network, samples = self.network(), self.samples()
+        expected = list(self.output(network, samples).split(self.rows(samples)))
+        turned = []
+        for number, sample in enumerate(samples):
+            order = torch.arange(len(sample["z"]) - 1, -1, -1)
+            new = sample | {"z": sample["z"][order], "pos": sample["pos"][order]}
+            turned.append(new | {"pair_index": order[sample["pair_index"]]})
+            if self.arguments.get("readout") == "atoms":
+                expected[number] = expected[number][order]
+        assert_close(self.output(network, turned), torch.cat(expected))
+
+    def test_a_molecule_is_a_crystal_in_a_large_cell(self) -> None:
+        network, samples = self.network(), self.samples()
+        large = [sample | {"cell": 60 * torch.eye(3)[None].double()} for sample in samples]
+        assert_close(self.output(network, large), self.output(network, samples))
+
+    def test_every_atom_matters(self) -> None:
+        network, sample = self.network(), self.samples()[1]
+        output = self.output(network, [sample])
+        for atom in range(len(sample["z"])):
+            moved = sample["pos"].clone()
+            moved[atom] *= 1.05
+            change = self.output(network, [sample | {"pos": moved}]) - output
+            assert change.abs().max() > 1e-9, atom
+
+
 class MeshContract(ModelContract):
     """What also holds for networks of fields on meshes: one row per node, in the nodes' order."""
 
@@ -276,6 +322,19 @@ def random_crystal(generator: np.random.Generator, atoms: int) -> dict[str, Tens
             break
     z = generator.integers(1, 60, atoms)
     return tensors_from_arrays(z, frac, cell, torch.float64)
+
+
+def random_molecule(generator: np.random.Generator, atoms: int) -> dict[str, Tensor]:
+    """A molecule of H, C, N and O in float64 with all its pairs; the origin is far outside."""
+    size = 1.6 * np.cbrt(atoms)
+    while True:
+        pos = size * generator.random((atoms, 3)) + 5.0
+        distance = np.linalg.norm(pos[:, None] - pos[None], axis=-1) + 9 * np.eye(atoms)
+        if distance.min() > 0.8:
+            break
+    tensors = tensors_from_arrays(generator.choice([1, 6, 7, 8], atoms), pos, None, torch.float64)
+    pairs = torch.triu_indices(atoms, atoms, 1)
+    return tensors | {"pair_index": pairs}
 
 
 def rutile_supercell() -> dict[str, Tensor]:

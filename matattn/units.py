@@ -15,7 +15,8 @@ class Property:
 
     ``columns`` are its names in data files. ``log10_of`` are columns that hold the property before
     the logarithm: a value that is not positive has no logarithm and counts as missing. No
-    prediction is below ``minimum``.
+    prediction is below ``minimum``. An ``extensive`` property is one of the whole structure, which
+    grows with the number of its atoms.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Property:
     columns: tuple[str, ...] = ()
     log10_of: tuple[str, ...] = ()
     minimum: float = -math.inf
+    extensive: bool = False
 
 
 # Short names are those of JSON-lines files; the longer ones are those of the JARVIS data sets.
@@ -39,6 +41,25 @@ _PROPERTIES = (
     ),
     Property("volume_per_atom", "Å^3/atom", minimum=0.0),
     Property("last_phdos_peak", "1/cm", minimum=0.0),
+    # Of molecules
+    Property("heat_of_formation", "kcal/mol", ("heat_of_formation_kcal_mol",), extensive=True),
+    Property("atomization_energy", "kcal/mol", extensive=True),
+    Property("potential_energy", "kcal/mol", extensive=True),
+    Property("dipole_moment", "D", minimum=0.0),
+    Property("polarizability", "a0^3", minimum=0.0, extensive=True),
+    Property("homo", "Ha"),
+    Property("lumo", "Ha"),
+    Property("homo_lumo_gap", "Ha", minimum=0.0),
+    Property("electronic_spatial_extent", "a0^2", minimum=0.0, extensive=True),
+    Property("zero_point_energy", "Ha", minimum=0.0, extensive=True),
+    Property("internal_energy_0K", "Ha", extensive=True),
+    Property("internal_energy", "Ha", extensive=True),
+    Property("enthalpy", "Ha", extensive=True),
+    Property("free_energy", "Ha", extensive=True),
+    Property("heat_capacity", "cal/mol/K", minimum=0.0, extensive=True),
+    # Of an atom, and of a pair of atoms.
+    Property("nmr_shielding", "ppm"),
+    Property("scalar_coupling", "Hz", ("scalar_coupling_constant",)),
 )
 PROPERTIES: Mapping[str, Property] = {p.name: p for p in _PROPERTIES}
 _BY_ALIAS = {name: p for p in _PROPERTIES for name in (p.name, *p.columns, *p.log10_of)}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from matattn.batch import Structures, edge_length
 from matattn.kernels.periodic_attention import cutoff_for_tolerance, periodic_attention
 from matattn.kernels.periodic_attention.reciprocal import (
     SUMS,
@@ -22,28 +23,12 @@ from matattn.kernels.periodic_attention.reciprocal import (
     periodic_sums,
     reciprocal_attention,
 )
-from matattn.kernels.periodic_attention.reference import adaptive_range, safe_distance
+from matattn.kernels.periodic_attention.reference import adaptive_range
 from matattn.models.element_features import element_features as element_table
 from matattn.neighbors import ImageRule
 
 SUMMATIONS = ("converged", "published_adaptive", "published_r2")
 RECIPROCAL = ("none", *SUMS)
-
-
-@runtime_checkable
-class Crystals(Protocol):
-    """What a batch must have: ``matattn.batch.CrystalBatch`` or a PyG ``Batch`` with these keys.
-
-    A batch with symmetry also has ``orbit_size``, ``multiplicity`` and ``distance``.
-    """
-
-    z: Tensor
-    pos: Tensor
-    cell: Tensor
-    batch: Tensor
-    edge_index: Tensor
-    image: Tensor | None
-    num_graphs: int
 
 
 @dataclass(frozen=True)
@@ -320,7 +305,7 @@ class Crystalformer(nn.Module):
         symmetry = symmetry if self.reciprocal == "none" else 0.0
         return ImageRule(self.cutoff(tolerance), symmetry=symmetry)
 
-    def geometry(self, batch: Crystals) -> Geometry:
+    def geometry(self, batch: Structures) -> Geometry:
         """Distances and neighbour pointers of a batch.
 
         Without symmetry, distances are differentiable by pos and cell.
@@ -335,15 +320,8 @@ class Crystalformer(nn.Module):
                 f"reciprocal={self.reciprocal}, summation={self.summation} need a batch of all "
                 "atoms; make its neighbour list with symmetry=0"
             )
-        if reduced:
-            distance = cast(Any, batch).distance
-        else:
-            assert batch.image is not None
-            cell = batch.cell[batch.batch[target]]
-            shift = torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)
-            distance = safe_distance(batch.pos[source] + shift - batch.pos[target])
         return Geometry(
-            distance=distance,
+            distance=edge_length(batch),
             source=source,
             row_ptr=torch.searchsorted(
                 target, torch.arange(len(batch.z) + 1, device=target.device)
@@ -358,7 +336,7 @@ class Crystalformer(nn.Module):
             else periodic_sums(batch.pos, batch.cell, batch.batch, self.reciprocal),
         )
 
-    def embed(self, batch: Crystals) -> Float[Tensor, "atoms dim"]:
+    def embed(self, batch: Structures) -> Float[Tensor, "atoms dim"]:
         """Features of every atom after the last block."""
         geometry = self.geometry(batch)
         x = self.embedding(self.elements[batch.z - 1])
@@ -366,7 +344,7 @@ class Crystalformer(nn.Module):
             x = block(x, geometry)
         return x
 
-    def features(self, batch: Crystals) -> Float[Tensor, "crystals dim"]:
+    def features(self, batch: Structures) -> Float[Tensor, "crystals dim"]:
         """Mean over the atoms of every crystal: what ``readout`` sees of it."""
         x = self.embed(batch)
         size = getattr(batch, "orbit_size", None)
@@ -384,7 +362,7 @@ class Crystalformer(nn.Module):
         """The last layer, with one row per target."""
         return cast(nn.Linear, self.head[-1])
 
-    def forward(self, batch: Crystals) -> Float[Tensor, "crystals targets"]:
+    def forward(self, batch: Structures) -> Float[Tensor, "crystals targets"]:
         return self.readout(self.features(batch))
 
 

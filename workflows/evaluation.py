@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 from omegaconf import OmegaConf
-from pymatgen.core import Element, Structure
+from pymatgen.core import Element, Molecule, Structure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -56,9 +56,11 @@ def load_data(data: str, predictor: Predictor, overrides: Sequence[str]) -> Prop
     if not any(override.startswith("data.targets=") for override in overrides):
         config.data.targets = [target["name"] for target in predictor.targets]
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    if (kind := plain["data"].pop("kind")) != "crystals":
-        raise ConfigError(f"data={data} holds {kind}; this model needs crystals")
+    if (kind := plain["data"].pop("kind")) not in ("crystals", "molecules"):
+        raise ConfigError(f"data={data} holds {kind}; this model needs crystals or molecules")
     dataset: PropertyDataset = build(plain["data"], "data")
+    if dataset.level != "structure":
+        raise ConfigError(f"{dataset.name} has a value for every {dataset.level}, not structure")
     held_out = dataset.hold_out(plain["task"]["calibration"])
     trained_on = predictor.config.get("data", {}).get("fingerprint")
     return held_out if held_out.fingerprint() == trained_on else dataset
@@ -86,6 +88,8 @@ def evaluate(
             )
     structures = (
         Structure(item.cell[0].numpy(), item.z.numpy(), item.pos.numpy(), coords_are_cartesian=True)
+        if item.cell.any()
+        else Molecule(item.z.numpy(), item.pos.numpy())
         for item in dataset.items
     )
     ids = [item.id for item in dataset.items]

@@ -52,6 +52,7 @@ def start_from(
     weight, bias = output.weight.detach().clone(), output.bias.detach().clone()
     known = cast(HasOutputLayer, source).output_layer()
     names = [target["name"] for target in description["targets"]]
+    constants = getattr(network, "atom_reference", None)  # as fitted to the new labels
     old = [torch.tensor(description["normaliser"][key]) for key in ("mean", "std")]
     for row, target in enumerate(targets):
         if target.name in names:
@@ -59,5 +60,10 @@ def start_from(
             mean, std = (values[row] for values in normaliser)
             weight[row] = known.weight[column] * old[1][column] / std
             bias[row] = (known.bias[column] * old[1][column] + old[0][column] - mean) / std
+            if constants is not None:
+                theirs = cast(Tensor, source.atom_reference)
+                constants[:, row] = theirs[:, column] * old[1][column] / std
+    if constants is not None:
+        source.atom_reference = constants
     known.weight, known.bias = nn.Parameter(weight), nn.Parameter(bias)
     network.load_state_dict(source.state_dict())

@@ -1,4 +1,4 @@
-"""Predict properties of crystals with a saved model.
+"""Predict properties of crystals and molecules with a saved model.
 
 Imports neither Lightning nor PyTorch Geometric, so that a first prediction takes seconds.
 """
@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from pymatgen.core import Element, Structure
+from pymatgen.core import Element, Molecule, Structure
 from torch import nn
 
 from matattn import bundle, pretrained
 from matattn.batch import CrystalBatch, by_atom_budget, collate
-from matattn.ensemble import HasFeatures
+from matattn.ensemble import HasFeatures, members
 from matattn.errors import BundleError, ConfigError, PredictionError, StructureError
 from matattn.neighbors import HasImageRule
 from matattn.structure import to_tensors, validate
@@ -50,7 +50,7 @@ def encode(
     atoms_per_batch: int = 1000,
     advance: Callable[[int], Any] = lambda crystals: None,
 ) -> torch.Tensor:
-    """Features [n, F] of items with z, pos and cell, on the CPU.
+    """Features [n, F] of items with z, pos and cell, on the CPU: a row for each (``rows_of``).
 
     The network goes to ``device`` for that, and then to the CPU, where its readout runs. A batch
     that does not fit into memory is halved and tried again; a crystal that does not fit alone has
@@ -78,10 +78,23 @@ def encode(
             advance(len(rows))
     network.train(was_training).to(CPU)
     sample = done[0][1] if done else torch.empty(0, 1)
-    features = sample.new_full((len(items), sample.shape[1]), torch.nan)
+    counts = [rows_of(network, item) for item in items]
+    features = [sample.new_full((count, sample.shape[1]), torch.nan) for count in counts]
     for rows, found in done:
-        features[rows] = found
-    return features
+        parts = found.split([counts[row] for row in rows])
+        for row, part in zip(rows, parts, strict=True):
+            features[row] = part
+    return torch.cat(features) if features else sample
+
+
+def rows_of(network: nn.Module, item: Mapping[str, Any]) -> int:
+    """How many values of a target a network gives for a structure: one, or one per atom or pair."""
+    match getattr(members(network)[0], "readout_level", "mean"):
+        case "atoms":
+            return len(item["z"])
+        case "pairs":
+            return item["pair_index"].shape[1]
+    return 1
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -153,7 +166,7 @@ class Predictor:
 
     def predict(
         self,
-        structures: Structure | Iterable[Structure | StructureError],
+        structures: Structure | Molecule | Iterable[Structure | Molecule | StructureError],
         places: Sequence[str] | None = None,
         advance: Callable[[int], Any] = lambda crystals: None,
     ) -> list[dict[str, Any]]:
@@ -167,8 +180,13 @@ class Predictor:
         ``message`` says what is wrong or worth knowing; a bad structure (or a StructureError in its
         place) gives a row without values and does not stop the others. ``places`` are what messages
         call the structures.
+
+        Of a model of atoms or pairs, a target and its ends are lists, with a value for every atom
+        or for every pair in ``pairs``, and the novelty is that of the most unusual one.
         """
-        given = [structures] if isinstance(structures, Structure) else list(structures)
+        if isinstance(structures, Structure | Molecule):
+            structures = [structures]
+        given = list(structures)
         places = places or [f"structure {number + 1}" for number in range(len(given))]
         rows, items, usable = [], [], []
         for structure, place in zip(given, places, strict=True):
@@ -178,33 +196,71 @@ class Predictor:
                 row |= {name: None, f"{name}_lower": None, f"{name}_upper": None}
                 row[f"{name}_unit"] = target["unit"]
             row |= {"ood_score": None, "ood_flag": None}
+            if self._level == "pairs":
+                row["pairs"] = None
             try:
                 if isinstance(structure, StructureError):
                     raise structure
                 row["formula"] = structure.composition.reduced_formula
                 row["natoms"] = len(structure)
                 remarks = validate(structure, place)
+                self._check_reads(structure, place)
                 row |= {"status": "ok", "message": "; ".join(remarks)}
-                items.append(to_tensors(structure))
+                item = to_tensors(structure)
+                if self._level == "pairs":
+                    item["pair_index"] = torch.triu_indices(len(structure), len(structure), 1)
+                    row["pairs"] = (item["pair_index"].T + 1).tolist()
+                items.append(item)
                 usable.append(row)
             except StructureError as error:
                 row |= {"status": type(error).__name__, "message": str(error)}
                 advance(1)
             rows.append(row)
         features = encode(self.network, items, self.device, advance=advance)
-        fits = features.isfinite().all(1)
-        judged = self._judge(features[fits]) if fits.any() else iter(())
-        for row, item, fit in zip(usable, items, fits.tolist(), strict=True):
+        parts = features.split([rows_of(self.network, item) for item in items])
+        fits = [bool(len(part)) and bool(part.isfinite().all()) for part in parts]
+        kept = [part for part, fit in zip(parts, fits, strict=True) if fit]
+        judged = self._judge(torch.cat(kept)) if kept else iter(())
+        for row, item, part, fit in zip(usable, items, parts, fits, strict=True):
             if fit:
-                row |= next(judged)
+                row |= self._together([next(judged) for _ in part])
                 self._warn(row, item["z"])
             else:
                 reason = f"no value: too little memory for {row['natoms']} atoms, or an overflow"
                 row |= {"status": PredictionError.__name__, "message": reason}
         return rows
 
+    @property
+    def _level(self) -> str:
+        return getattr(members(self.network)[0], "readout_level", "mean")
+
+    def _check_reads(self, structure: Structure | Molecule, place: str) -> None:
+        """Raise StructureError for what the network was not made for."""
+        kind = "molecules" if isinstance(structure, Molecule) else "crystals"
+        if (known := self.config.get("structures", "crystals")) != kind:
+            raise StructureError(f"{place}: this model was trained on {known}, and reads no {kind}")
+        elements = self.config.get("arguments", {}).get("elements")
+        unknown = {site.specie.Z for site in structure} - set(elements or range(1, 99))
+        if unknown:
+            symbols, listed = (
+                ", ".join(Element.from_Z(z).symbol for z in sorted(found))
+                for found in (unknown, elements)
+            )
+            raise StructureError(
+                f"{place}: contains {symbols}; this model has constants for {listed} only"
+            )
+
+    def _together(self, judged: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What was found of a structure: of one value, or lists of those of its atoms or pairs."""
+        if self._level not in ("atoms", "pairs"):
+            return judged[0]
+        found: dict[str, Any] = {key: [one[key] for one in judged] for key in judged[0]}
+        if "ood_score" in found:
+            found["ood_score"] = max(found["ood_score"])
+        return found
+
     def _judge(self, features: torch.Tensor) -> Iterator[dict[str, Any]]:
-        """Values, intervals and novelty of every crystal, from its features."""
+        """Values, intervals and novelty of every row of features."""
         values, (lower, upper) = self.values(features), self.intervals(features)
         novelty = None if self.uncertainty is None else self.uncertainty.novelty(features)
         for n in range(len(values)):

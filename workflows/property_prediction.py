@@ -1,4 +1,4 @@
-"""Train a network to predict properties of crystals.
+"""Train a network to predict properties of crystals and molecules, or of their atoms or pairs.
 
 ``run(config, folder)`` reads the data, trains, and writes the run folder: metrics, predictions,
 plots, report and the model bundle.
@@ -31,7 +31,7 @@ from matattn.dataset import CALIBRATION, EVALUATED, PropertyDataset
 from matattn.ensemble import Ensemble
 from matattn.errors import ConfigError
 from matattn.files import write_json, write_text
-from matattn.metrics import evaluate
+from matattn.metrics import composition, element_constants, evaluate
 from matattn.neighbors import LARGEST_SYMMETRY, HasImageRule, ImageRule
 from matattn.parallel import parallel_map
 from matattn.training.averaging import LastEpochsAveraging
@@ -52,6 +52,8 @@ from matattn.workflows.report import results_table
 
 __all__ = ["PropertyPrediction", "prepare", "results_table", "run"]
 
+SELF = 1e-3  # Å: a neighbour nearer than that is the atom itself
+MOST_REFERENCES = 20_000  # training rows that novelty is measured from
 WORTH_A_PROCESS = 500  # crystals whose neighbour lists take as long as to start a process
 
 
@@ -59,12 +61,12 @@ class PropertyPrediction(L.LightningModule):
     """L1 regression on normalised targets; labels that are NaN do not count.
 
     Args:
-        network: batch -> [B, T].
+        network: batch -> [B, T], or a row for every atom or pair.
         mean, std: of the training labels [T], in physical units.
         targets: names of the T properties, for metrics.
         optimizer: lr, betas, weight_decay, and ``schedule`` (a ``matattn.training.schedules``).
         averaging_epochs: the learning rate stays frozen over that many last epochs.
-        ids: of the crystals, by row of the data set.
+        ids: of the structures, by row of the data set.
         folder: where the ids of a batch with a non-finite loss are written.
     """
 
@@ -94,7 +96,7 @@ class PropertyPrediction(L.LightningModule):
         target = (batch.y.nan_to_num() - self.mean) / self.std
         error = (self.network(batch) - target).abs()
         loss = error[known].sum() / known.sum().clamp(min=1)
-        stop_unless_finite(loss, self, self.folder, self.ids, batch.row, "crystals")
+        stop_unless_finite(loss, self, self.folder, self.ids, batch.row, "structures")
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.y))
         return loss
 
@@ -125,6 +127,7 @@ class Prepared:
 
     dataset: PropertyDataset
     networks: list[nn.Module]  # as many as members are trained
+    normaliser: tuple[Tensor, Tensor]  # mean and standard deviation of what they learn [T]
     schedule: Schedule
     fingerprint: str  # of the data
 
@@ -161,28 +164,73 @@ def prepare(config: dict[str, Any]) -> Prepared:
     if task["select"] == "best" and not len(dataset.rows("val")):
         raise ConfigError(f"task.select=best needs validation rows, and {dataset.name} has none")
     schedule = build(optimizer["schedule"], "optimizer.schedule")
-    networks, normaliser = [], _normaliser(dataset)
+    _fit_to_data(config["model"], dataset)
+    networks = []
     for member in range(task["members"]):
         L.seed_everything(config["seed"] + member, workers=True, verbose=False)
-        networks.append(build(config["model"], "model", num_targets=len(dataset.targets)))
+        network = build(config["model"], "model", num_targets=len(dataset.targets))
+        _check_reads(network, dataset)
+        normaliser = _normalise(network, dataset)
         if config["init_from"]:
             path = config["init_from"]["path"]
-            start_from(networks[-1], path, dataset.targets, normaliser)
-    return Prepared(dataset, networks, schedule, dataset.fingerprint())
+            start_from(network, path, dataset.targets, normaliser)
+        networks.append(network)
+    return Prepared(dataset, networks, normaliser, schedule, dataset.fingerprint())
+
+
+def _fit_to_data(model: dict[str, Any], dataset: PropertyDataset) -> None:
+    """Fill in what a network (its configuration) leaves to the data: null in these two keys."""
+    if "elements" in model and model["elements"] is None:
+        model["elements"] = dataset.elements(None)
+    if "readout" in model and model["readout"] is None:
+        whole = "sum" if dataset.extensive else "mean"
+        model["readout"] = {"structure": whole, "atom": "atoms", "pair": "pairs"}[dataset.level]
+
+
+def _check_reads(network: nn.Module, dataset: PropertyDataset) -> None:
+    """Raise ConfigError when a network cannot read the structures, or predict at their level."""
+    name = type(network).__name__
+    if dataset.has_molecules and not getattr(network, "reads_molecules", False):
+        raise ConfigError(f"{dataset.name} holds molecules, and {name} reads crystals only")
+    readout = getattr(network, "readout_level", "mean")
+    level = {"atoms": "atom", "pairs": "pair"}.get(readout, "structure")
+    if level != dataset.level:
+        raise ConfigError(
+            f"{dataset.name} has a value for every {dataset.level}, and {name} gives one for every "
+            f"{level}; model=coulgat has model.readout, which follows the data when it is null"
+        )
+
+
+def _normalise(network: nn.Module, dataset: PropertyDataset) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation of the training labels [T].
+
+    A network that has room for constants of the elements gets them, fitted to the training labels;
+    mean and deviation are then those of the rest.
+    """
+    labels, rows = dataset.labels(), dataset.label_rows("train")
+    constants = None
+    if hasattr(network, "atom_reference"):
+        constants = element_constants(dataset)
+        labels = labels - composition(dataset) @ constants
+    mean, std = np.nanmean(labels[rows], axis=0), np.nanstd(labels[rows], axis=0)
+    std[std == 0] = 1.0
+    if constants is not None:
+        cast(Tensor, network.atom_reference).copy_(torch.from_numpy(constants / std))
+    as_float = partial(torch.tensor, dtype=torch.float32)
+    return as_float(mean), as_float(std)
 
 
 def _hold_out(dataset: PropertyDataset, fraction: float) -> PropertyDataset:
     """``dataset`` with a calibration split; unchanged if that were too small to be of use."""
     held = dataset.hold_out(fraction)
-    labels = held.labels()[held.rows(CALIBRATION)]
+    labels = held.labels()[held.label_rows(CALIBRATION)]
     enough = (~np.isnan(labels)).sum(0) >= FEWEST_ROWS
     return held if enough.all() else dataset
 
 
 def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
-    networks, task = prepared.networks, config["task"]
-    normaliser = _normaliser(prepared.dataset)
+    networks, task, normaliser = prepared.networks, config["task"], prepared.normaliser
     loaders = _loaders(prepared.dataset, cast(HasImageRule, networks[0]), task)
     logs = []
     for member, network in enumerate(networks):
@@ -219,15 +267,6 @@ def _train(
     return log
 
 
-def _normaliser(dataset: PropertyDataset) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of the training labels [T]."""
-    labels = dataset.labels()[dataset.rows("train")]
-    std = np.nanstd(labels, axis=0)
-    std[std == 0] = 1.0
-    as_float = partial(torch.tensor, dtype=torch.float32)
-    return as_float(np.nanmean(labels, axis=0)), as_float(std)
-
-
 def _loaders(
     dataset: PropertyDataset, network: HasImageRule, task: Mapping[str, Any]
 ) -> Callable[[int], dict[str, DataLoader]]:
@@ -246,7 +285,7 @@ def _loaders(
 
 
 def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGraph]:
-    """All crystals of a split with their neighbour lists, made once for all epochs."""
+    """All structures of a split with their neighbour lists, made once for all epochs."""
     lists = parallel_map(
         partial(_list, images),
         [geometry(item) for item in items],
@@ -255,7 +294,15 @@ def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGra
         chunk=64,
         most=torch.get_num_threads(),
     )
-    return [to_graph(item, found) for item, found in zip(items, lists, strict=True)]
+    graphs = []
+    for item, found in zip(items, lists, strict=True):
+        if len(item.z) > 1 and (found.distance < SELF).all():
+            raise ConfigError(
+                f"{item.id}: no atom has another one within the network's range of "
+                f"{images.cutoff:g} Å; raise model.cutoff"
+            )
+        graphs.append(to_graph(item, found))
+    return graphs
 
 
 def _list(images: ImageRule, arrays: tuple[np.ndarray, ...]) -> Any:
@@ -276,6 +323,7 @@ def _write_results(
         "targets": [{"name": t.name, "unit": t.unit} for t in dataset.targets],
         "normaliser": {"mean": mean, "std": std},
         "elements": dataset.elements(),
+        "structures": "molecules" if dataset.has_molecules else "crystals",
         "data": {"name": dataset.name, "fingerprint": prepared.fingerprint, "note": dataset.note},
         "seed": config["seed"],
         "licence": LICENCES.get(dataset.name, ""),
@@ -284,7 +332,9 @@ def _write_results(
     predictor = Predictor(network, description)
     if len(dataset.rows(CALIBRATION)):
         errors = torch.from_numpy(np.abs(predictor.values(features) - dataset.labels())).float()
-        train, held = ((features[r], errors[r]) for r in map(dataset.rows, ("train", CALIBRATION)))
+        known, held_out = map(dataset.label_rows, ("train", CALIBRATION))
+        known = known[:: -(-len(known) // MOST_REFERENCES)]
+        train, held = ((features[rows], errors[rows]) for rows in (known, held_out))
         uncertainty = Uncertainty.fit(config["task"]["spread"], network, train, held)
         predictor = replace(predictor, uncertainty=uncertainty)
     predicted, intervals = predictor.values(features), predictor.intervals(features)
@@ -321,9 +371,18 @@ def _write_predictions(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "target", "true", "predicted", "lower", "upper", "unit", "split"])
-    for row, item in enumerate(dataset.items):
+    owners = dataset.owners()
+    first = np.searchsorted(owners, owners)  # the row where each one's structure begins
+    for row, owner in enumerate(owners):
+        item = dataset.items[owner]
+        name = item.id
+        if dataset.level == "atom":
+            name = f"{item.id}:{row - first[row] + 1}"
+        elif dataset.level == "pair":
+            i, j = item.pair_index[:, row - first[row]].tolist()
+            name = f"{item.id}:{i + 1}-{j + 1}"
         for column, target in enumerate(dataset.targets):
             values = [table[row, column] for table in columns]
             shown = ["" if np.isnan(value) else f"{value:.6g}" for value in values]
-            writer.writerow([item.id, target.name, *shown, target.unit, dataset.split[row]])
+            writer.writerow([name, target.name, *shown, target.unit, dataset.split[owner]])
     write_text(path, text.getvalue())

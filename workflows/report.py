@@ -23,6 +23,11 @@ from matattn.uncertainty import LEVEL
 from matattn.workflows.prediction import Predictor
 
 _BASELINES = {"linear_composition": "linear in composition", "mean": "mean of training labels"}
+_FLOORS = {  # that only some data have
+    "increments": "increments of the bonds",
+    "baseline": "cheap calculation",
+    "type_of_coupling": "mean of the type",
+}
 _COLORS = {"train": "0.7", "calibration": "tab:orange", "val": "tab:blue", "test": "tab:red"}
 
 
@@ -36,7 +41,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def results_table(metrics: dict[str, Any]) -> Table:
     """The final table: error of every split and target beside its baselines."""
     table = Table(title="Mean absolute errors")
-    for column in _HEADER:
+    for column in _header(metrics):
         table.add_column(
             column, justify="left" if column in ("split", "target", "unit") else "right"
         )
@@ -45,22 +50,34 @@ def results_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
-_HEADER = ("split", "target", "MAE", "RMSE", *_BASELINES.values(), "unit", "rows", "in interval")
+def _shown(metrics: dict[str, Any]) -> dict[str, str]:
+    """Names and titles of the baselines that stand in the metrics."""
+    results = (r for split in EVALUATED for r in metrics.get(split, {}).values())
+    found = {name for result in results for name in result["baselines"]}
+    return {name: title for name, title in (_BASELINES | _FLOORS).items() if name in found}
+
+
+def _header(metrics: dict[str, Any]) -> tuple[str, ...]:
+    titles = _shown(metrics).values()
+    return ("split", "target", "MAE", "RMSE", *titles, "unit", "rows", "in interval")
 
 
 def _result_rows(metrics: dict[str, Any]) -> list[list[str]]:
-    rows = []
+    rows, floors = [], list(_shown(metrics))
     for split in reversed(EVALUATED):
         for target, result in metrics.get(split, {}).items():
-            rows.append(_result_row(split, target, result["unit"], result))
+            rows.append(_result_row(split, target, result["unit"], result, floors))
             new = result.get("new_formulas")
             if new and new["n"] < result["n"]:
-                rows.append(_result_row(f"{split}, new formulas", target, result["unit"], new))
+                name = f"{split}, new formulas"
+                rows.append(_result_row(name, target, result["unit"], new, floors))
     return rows
 
 
-def _result_row(split: str, target: str, unit: str, result: dict[str, Any]) -> list[str]:
-    errors = [result["mae"], result.get("rmse"), *(result["baselines"][n] for n in _BASELINES)]
+def _result_row(
+    split: str, target: str, unit: str, result: dict[str, Any], floors: Sequence[str]
+) -> list[str]:
+    errors = [result["mae"], result.get("rmse"), *(result["baselines"][n] for n in floors)]
     texts = ["" if error is None else f"{error:.4f}" for error in errors]
     inside = f"{result['interval']['coverage']:.1%}" if "interval" in result else ""
     return [split, target, *texts, unit, str(result["n"]), inside]
@@ -80,7 +97,7 @@ def parity_plot(
         for split in EVALUATED:
             result = metrics.get(split, {}).get(target.name)
             if result:
-                rows = dataset.rows(split)
+                rows = dataset.label_rows(split)
                 label = f"{split}: MAE {result['mae']:.3f} ({result['n']} rows)"
                 axes.scatter(
                     labels[rows, column], predicted[rows, column], s=4,
@@ -121,7 +138,7 @@ def calibration_plot(
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
     for split, style in (("val", "-"), ("test", "--")):
-        if not len(rows := dataset.rows(split)):
+        if not len(rows := dataset.label_rows(split)):
             continue
         true = labels[rows]
         ends = (predictor.intervals(features[rows], float(level)) for level in levels)
@@ -147,10 +164,11 @@ def report_text(
         f"# {network} on {dataset.name}, seed {config['seed']}",
         "",
         "Errors beside those of baselines that see the composition only, fitted on the same"
-        " training rows (columns 5 and 6, mean absolute errors):",
+        " training rows (columns 5 and 6, mean absolute errors), and of what cheap methods the data"
+        " bring:",
         "",
-        "| " + " | ".join(_HEADER) + " |",
-        "|" + "---|" * len(_HEADER),
+        "| " + " | ".join(_header(metrics)) + " |",
+        "|" + "---|" * len(_header(metrics)),
         *("| " + " | ".join(row) + " |" for row in _result_rows(metrics)),
         "",
         f"Comparability: {dataset.note or 'the data set says nothing about comparability.'}",

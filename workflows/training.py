@@ -81,9 +81,11 @@ def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:
 
 def _check(config: dict[str, Any], names: dict[str, str]) -> None:
     given, wanted = config["data"].pop("kind"), config["task"].pop("data_kind")
-    if given != wanted:
+    kinds = wanted if isinstance(wanted, list) else [wanted]
+    if given not in kinds:
+        listed = " or ".join(map(repr, kinds))
         raise ConfigError(
-            f"model={names['model']} needs data of kind {wanted!r}, but data={names['data']} gives "
+            f"model={names['model']} needs data of kind {listed}, but data={names['data']} gives "
             f"{given!r}"
         )
     trainer = config["trainer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -11,19 +12,29 @@ from matattn.training.schedules import Schedule
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, decay_norms: bool = True
+    module: nn.Module, lr: float, weight_decay: float, decay_norms: bool = True
 ) -> list[dict]:
-    """Two AdamW groups: biases, and vectors unless ``decay_norms``, are not decayed."""
+    """AdamW groups: biases, and vectors unless ``decay_norms``, are not decayed.
+
+    Nor are ``module.law_parameters()``, if it has physical constants, which start where physics
+    puts them and learn ``module.LAW_LR`` times as fast as the rest.
+    """
+    constants: list[nn.Parameter] = getattr(module, "law_parameters", list)()
+    apart = {id(parameter) for parameter in constants}
     kept: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad and parameter.numel():
+        if parameter.requires_grad and parameter.numel() and id(parameter) not in apart:
             spared = name.endswith("bias") or (parameter.ndim < 2 and not decay_norms)
             (kept if spared else decayed).append(parameter)
-    return [
+    groups: list[dict] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
+    if constants:
+        factor = cast(float, module.LAW_LR)
+        groups.append({"params": constants, "weight_decay": 0.0, "lr": factor * lr})
+    return groups
 
 
 def adamw(
@@ -34,7 +45,7 @@ def adamw(
     decay_norms: bool = True,
 ) -> torch.optim.AdamW:
     """AdamW over ``parameter_groups``; learning rate ``lr`` per step."""
-    groups = parameter_groups(module, weight_decay, decay_norms)
+    groups = parameter_groups(module, lr, weight_decay, decay_norms)
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
 
 

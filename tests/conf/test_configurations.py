@@ -71,7 +71,7 @@ def test_composes_and_builds(choice, tmp_path):
         assert set(config["optimizer"]) == {"lr", "warmup", "diag_shift", "momentum"}
     build(config["trainer"], "trainer", logger=False, default_root_dir=tmp_path)
     if not choice.startswith(("data=", "task=")):  # a wrong pair is refused when the run begins
-        assert config["data"]["kind"] == config["task"]["data_kind"]
+        assert config["data"]["kind"] in config["task"]["data_kind"]
 
 
 @pytest.mark.parametrize("option", options("data"))
@@ -82,7 +82,7 @@ def test_data_keys_are_arguments_of_the_loader(option):
     data = composed(f"data={option}")["data"]
     module, name = data.pop("_target_").rsplit(".", 1)
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
-    assert data.pop("kind") in ("crystals", "meshes", "spins")
+    assert data.pop("kind") in ("crystals", "molecules", "meshes", "spins")
     assert set(data) <= set(parameters)
 
 

@@ -52,7 +52,7 @@ def test_which_parameters_are_decayed():
     network.register_parameter("latent_q", nn.Parameter(torch.zeros(3, 5)))
 
     def decayed(decay_norms):
-        groups = parameter_groups(network, 0.1, decay_norms)
+        groups = parameter_groups(network, 1e-3, 0.1, decay_norms)
         assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
         return {tuple(p.shape) for p in groups[0]["params"]}
 

@@ -131,7 +131,7 @@ def test_broken_rows_are_left_out_with_file_and_line(tmp_path):
         (["s0,1", "s1,2"], "table.csv:1: the first line must name the columns"),
         (["id,tc,tc", "s0,1,1"], "table.csv:1: two columns are called 'tc'"),
         (["id,gap", "s0,1"], "no column for target 'tc'; columns of the file: gap"),
-        (["id;tc", "s0;1,5"], "no usable crystal; first problem: .*tc is '1,5', not a number"),
+        (["id;tc", "s0;1,5"], "no usable structure; first problem: .*tc is '1,5', not a number"),
         (["id,tc", "s8,1"], "holds no row; first problem: .*table.csv:2 .s8.: no structure file"),
     ],
 )
@@ -168,10 +168,13 @@ def test_extended_xyz(tmp_path):
     pytest.importorskip("ase")
     path = tmp_path / "a.extxyz"
     broken = frame(3).replace("Cl 2 2 2", "Cl 2 2 x")
-    flat = frame(4, "Properties=species:S:1:pos:R:3 tc=1 id=flat")
-    path.write_text(frame(0) + frame(1) + broken + flat + frame(5) + "five\n" + frame(6))
+    flat = frame(4).replace("id=", 'pbc="T T F" id=')
+    molecule = frame(5, "Properties=species:S:1:pos:R:3 tc=5.5 id=f5")
+    path.write_text(frame(0) + frame(1) + broken + flat + molecule + "five\n" + frame(6))
     data = load(str(path))
     assert [item.id for item in data.items] == ["f0", "f1", "f5"]
+    assert [bool(item.cell.any()) for item in data.items] == [True, True, False]
+    assert data.items[2].pos[1].tolist() == pytest.approx([2, 2, 2])
     assert data.labels()[:, 0].tolist() == [0.5, 1.5, 5.5]
     assert data.items[1].pos[1].tolist() == pytest.approx([2, 2, 2])
     reasons = "\n".join(data.skipped)

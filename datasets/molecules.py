@@ -1,0 +1,129 @@
+"""Molecules with values of their own, of their atoms or of their pairs: what the loaders share."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from matattn.dataset import PropertyDataset, random_split
+from matattn.errors import DataError, StructureError
+from matattn.structure import tensors_from_arrays, to_data, validate_arrays
+from matattn.units import Property
+
+_BOND = 1.25  # atoms are bonded up to so many times the sum of their covalent radii
+
+
+@dataclass(frozen=True)
+class Molecule:
+    """One molecule: ``labels`` [rows, T] of its atoms, or of its ``pairs`` [2, P]."""
+
+    id: str
+    z: Sequence[int]
+    pos: np.ndarray  # [N, 3] Å
+    labels: np.ndarray
+    pairs: np.ndarray | None = None
+
+
+def make_dataset(
+    name: str,
+    targets: tuple[Property, ...],
+    level: str,
+    molecules: Iterable[tuple[str, Molecule]],
+    split_seed: int,
+    sizes: Sequence[int] | None = None,
+    note: str = "",
+    skipped: Sequence[str] = (),
+) -> PropertyDataset:
+    """The data set of (place, molecule) pairs, with a seeded random split of the molecules.
+
+    ``level`` is "atom" or "pair". Raises DataError when ``sizes`` (see ``sized_split``) do not fit
+    or no molecule is left; molecules that are not physical are left out.
+    """
+    items, left_out = [], list(skipped)
+    for place, molecule in molecules:
+        try:
+            validate_arrays(molecule.z, molecule.pos, None, place)
+            rows = len(molecule.z) if molecule.pairs is None else molecule.pairs.shape[1]
+            if len(molecule.labels) != rows:
+                found = len(molecule.labels)
+                raise StructureError(f"{place}: {found} values for {rows} {level}s")
+        except StructureError as error:
+            left_out.append(str(error))
+            continue
+        item = to_data(tensors_from_arrays(molecule.z, molecule.pos, None), (), molecule.id)
+        item.y = torch.tensor(molecule.labels, dtype=torch.float32)
+        if molecule.pairs is not None:
+            item.pair_index = torch.as_tensor(molecule.pairs, dtype=torch.long)
+        items.append(item)
+    split = sized_split(name, len(items), split_seed, sizes)
+    text = f"{note} Random split of the molecules, seed {split_seed}.".strip()
+    return PropertyDataset(name, targets, items, split, text, left_out, level)
+
+
+def sized_split(
+    source: str, count: int, seed: int, sizes: Sequence[int] | None = None
+) -> np.ndarray:
+    """A seeded split of ``count`` rows into ``sizes`` of train, val and test; None: 80/10/10 %.
+
+    Rows beyond the sizes are not used. Raises DataError when there are not so many.
+    """
+    if sizes is None:
+        return random_split(count, seed)
+    if sum(sizes) > count:
+        raise DataError(
+            f"{source}: has {count} rows, and data.sizes={list(sizes)} are {sum(sizes)}; give "
+            "smaller ones, or null for 80/10/10 %"
+        )
+    split = np.full(count, "", dtype="<U5")
+    order = np.random.default_rng(seed).permutation(count)
+    for name, rows in zip(
+        ("train", "val", "test"), np.split(order, np.cumsum(sizes))[:3], strict=True
+    ):
+        split[rows] = name
+    return split
+
+
+def bonds(z: Sequence[int], pos: np.ndarray) -> np.ndarray:
+    """Which atoms are bonded [N, N] (bool), by covalent radii."""
+    radii = np.array([_radius(int(number)) for number in z])
+    distance = np.linalg.norm(pos[:, None] - pos[None], axis=-1)
+    return (distance < _BOND * (radii[:, None] + radii)) & ~np.eye(len(radii), dtype=bool)
+
+
+def bond_distances(bonded: np.ndarray) -> np.ndarray:
+    """Smallest number of bonds between all pairs of atoms [N, N]; -1 where there is no way."""
+    steps = np.where(np.eye(len(bonded), dtype=bool), 0, -1)
+    reached = np.eye(len(bonded), dtype=bool)
+    for number in range(1, len(bonded)):
+        further = (reached @ bonded) & ~reached
+        if not further.any():
+            break
+        steps[further] = number
+        reached |= further
+    return steps
+
+
+def means_by_type(dataset: PropertyDataset, types: Sequence[Hashable]) -> np.ndarray:
+    """The mean label of the training rows of the same type, for every row of the labels [n, T].
+
+    A type without training rows gets the mean of all of them.
+    """
+    labels = dataset.labels()
+    known: dict[Hashable, list[int]] = {}
+    for row in dataset.label_rows("train"):
+        known.setdefault(types[row], []).append(row)
+    overall = np.nanmean(labels[dataset.label_rows("train")], axis=0)
+    means = {kind: np.nanmean(labels[rows], axis=0) for kind, rows in known.items()}
+    return np.array([means.get(kind, overall) for kind in types], dtype=np.float64)
+
+
+@cache
+def _radius(z: int) -> float:
+    from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
+    from pymatgen.core import Element
+
+    return float(CovalentRadius.radius[Element.from_Z(z).symbol])

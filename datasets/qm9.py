@@ -1,0 +1,110 @@
+"""QM9: 133,885 organic molecules of up to nine heavy atoms, with 15 properties.
+
+Ramakrishnan, Dral, Rupp, von Lilienfeld, Scientific Data 1, 140022 (2014); B3LYP/6-31G(2df,p).
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pymatgen.core import Element
+
+from matattn.dataset import PropertyDataset
+from matattn.datasets.crystals import make_dataset, read_table
+from matattn.datasets.formats import Row, Rows, read_rows
+from matattn.datasets.molecules import sized_split
+from matattn.download import present
+from matattn.errors import DataError
+
+URL = "https://ndownloader.figshare.com/files/3195389"
+# What the second line of an official file holds behind its number, and the keys of extended XYZ.
+COLUMNS = {
+    "rotational_constant_A": "A", "rotational_constant_B": "B", "rotational_constant_C": "C",
+    "dipole_moment": "mu", "polarizability": "alpha", "homo": "epsHOMO", "lumo": "epsLUMO",
+    "homo_lumo_gap": "epsgap", "electronic_spatial_extent": "<R2>", "zero_point_energy": "zpve",
+    "internal_energy_0K": "U0", "internal_energy": "U", "enthalpy": "H", "free_energy": "G",
+    "heat_capacity": "Cv",
+}  # fmt: skip
+
+
+def load(
+    name: str,
+    path: str,
+    targets: Sequence[str] = ("homo_lumo_gap",),
+    split_seed: int = 0,
+    sizes: Sequence[int] | None = None,
+    excluded: str | None = None,
+    download: bool = False,
+    note: str = "",
+) -> PropertyDataset:
+    """Read QM9.
+
+    Args:
+        name: how reports call the data.
+        path: the official ``dsgdb9nsd.xyz.tar.bz2``, or extended XYZ with the keys of ``COLUMNS``.
+        targets: energies and gap in Ha, dipole_moment D, polarizability a0^3,
+            electronic_spatial_extent a0^2, heat_capacity cal/mol/K.
+        split_seed, sizes: seeded random split of the molecules into so many of train, validation
+            and test (usual: 110,000 and 10,000, the rest); None: 80/10/10 %.
+        excluded: the official ``uncharacterized.txt``, whose 3,054 molecules are left out.
+        download: fetch the archive if it is absent.
+        note: what errors on these rows may be compared with.
+
+    Raises DataError when a file is missing or is another one.
+    """
+    file = Path(path)
+    if file.name.endswith(".tar.bz2"):
+        file = present(file, URL, f"python train.py data={name} data.download=true", download)
+    elif not file.is_file():
+        raise DataError(f"{file}: no such file; data.path=dsgdb9nsd.xyz.tar.bz2, or extended XYZ")
+    files = [file, Path(excluded)] if excluded else [file]
+    table = read_table(str(file), files, lambda: _read(file, _numbers(excluded)))
+    split = sized_split(str(file), len(table.ids), split_seed, sizes)
+    text = f"{note} Random split of the molecules, seed {split_seed}.".strip()
+    return make_dataset(name, str(file), table, targets, split, note=text)
+
+
+def _numbers(excluded: str | None) -> set[str]:
+    """Ids of the molecules that ``uncharacterized.txt`` lists."""
+    if excluded is None:
+        return set()
+    try:
+        lines = Path(excluded).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{excluded}: cannot be read: {error}") from error
+    first = (line.split()[0] for line in lines if line.strip())
+    return {f"gdb_{number}" for number in first if number.isdigit()}
+
+
+def _read(file: Path, excluded: set[str]) -> Rows:
+    if file.name.endswith(".tar.bz2"):
+        return [(where, row) for where, row in _archive(file) if row["id"] not in excluded], []
+    rows, bad = read_rows(file)
+    for _, row in rows:
+        row |= {name: row.pop(key) for name, key in COLUMNS.items() if key in row}
+    return [(where, row) for where, row in rows if row["id"] not in excluded], bad
+
+
+def _archive(file: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        with tarfile.open(file) as archive:
+            for member in archive:
+                if content := archive.extractfile(member):
+                    yield f"{file}, {member.name}", parse(content.read().decode())
+    except (OSError, EOFError, tarfile.TarError, ValueError, IndexError) as error:
+        raise DataError(f"{file}: is not the archive of QM9: {error}") from error
+
+
+def parse(text: str) -> Row:
+    """The row of one official file: count, tag with number and properties, then atoms.
+
+    Behind the atoms stand frequencies, SMILES and InChI, which are not read.
+    """
+    lines = text.splitlines()
+    count, (tag, number, *values) = int(lines[0]), lines[1].split()
+    atoms = [line.replace("*^", "e").split() for line in lines[2 : 2 + count]]
+    row = {"id": f"{tag}_{number}", "Z": [Element(atom[0]).Z for atom in atoms]}
+    row["pos"] = [[float(x) for x in atom[1:4]] for atom in atoms]
+    return row | dict(zip(COLUMNS, map(float, values), strict=True))
