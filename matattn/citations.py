@@ -122,7 +122,7 @@ _QM7 = (
 }""",
     """@article{rupp,
   title = {Fast and Accurate Modeling of Molecular Atomization Energies with Machine Learning},
-  author = {Rupp, Matthias and Tkatchenko, Alexandre and M{\"u}ller, Klaus-Robert and von
+  author = {Rupp, Matthias and Tkatchenko, Alexandre and M{\\"u}ller, Klaus-Robert and von
             Lilienfeld, O. Anatole},
   journal = {Physical Review Letters},
   volume = {108},

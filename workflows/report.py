@@ -160,6 +160,7 @@ def report_text(
     """report.md: errors beside baselines, comparability, data, settings, how to use ``model``."""
     network = config["model"]["_target_"].rsplit(".", 1)[-1]
     threads = torch.get_num_threads()
+    kind, files = ("molecules", "*.xyz") if dataset.has_molecules else ("crystals", "*.cif")
     lines = [
         f"# {network} on {dataset.name}, seed {config['seed']}",
         "",
@@ -181,7 +182,7 @@ def report_text(
         lines.append("Nothing was selected on the validation rows: this is the last epoch.")
     if metrics["rows"]["calibration"]:
         lines.append(
-            f"Intervals promise {LEVEL:.0%} for crystals like the calibration rows: training "
+            f"Intervals promise {LEVEL:.0%} for {kind} like the calibration rows: training "
             "formulas that were kept apart from the training (docs/uncertainty.md)."
         )
     else:
@@ -199,7 +200,7 @@ def report_text(
         "",
         f"- {metrics['parameters']:,} trainable parameters, "
         f"{metrics['train_time_s']:.0f} s of training, {config['trainer']['max_epochs']} epochs, "
-        f"batches of {config['task']['batch_size']} crystals",
+        f"batches of {config['task']['batch_size']} {kind}",
         f"- learning rate {config['optimizer']['lr']:g}",
         *_origin(config),
         f"- machine: {processor()}, {threads} thread{'s' * (threads > 1)}",
@@ -214,7 +215,7 @@ def report_text(
         "## Use",
         "",
         "```",
-        f"matattn predict {model} *.cif",
+        f"matattn predict {model} {files}",
         "```",
         "",
     ]

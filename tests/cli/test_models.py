@@ -92,6 +92,8 @@ def test_data_of_the_configuration_can_be_cited():
     known = {path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")}
     known -= {"crystals", "table", "meshes"}  # the user's own
     assert known <= set(DATA) and set(NETWORKS) == set(bundle.NETWORKS)
+    for entry in (entry for entries in (*DATA.values(), *NETWORKS.values()) for entry in entries):
+        assert '{"' not in entry, "an accent has lost its backslash"
 
 
 def test_info(monkeypatch, tmp_path):

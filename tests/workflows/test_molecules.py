@@ -87,6 +87,7 @@ def test_errors_stand_beside_floors(finished, kind, target, rows, floors):
     assert len(errors) == rows and np.mean(errors) == pytest.approx(found["mae"], rel=1e-3)
     report = (folder / "report.md").read_text()
     assert all(title in report for title in ("linear in composition", "mean of training labels"))
+    assert "crystals" not in report and "/model *.xyz\n" in report
 
 
 def test_elements_and_readout_follow_the_data(finished):
