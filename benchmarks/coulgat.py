@@ -10,7 +10,6 @@ one row per figure.
 from __future__ import annotations
 
 import copy
-import csv
 import math
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch import Tensor
 from matattn.models.coulgat import CoulombGATConv
 from matattn.neighbors import ImageRule
 from matattn.runtime import processor, tune_malloc
+from matattn.tables import write_table
 
 HEADS, CHANNELS, DEGREE, CUTOFF = 4, 8, 30, 3.0
 NODES = (1024, 4096, 16384, 65536)
@@ -53,10 +53,7 @@ def main() -> None:
             row["dense_s"] = f"{timed(partial(dense, conv), inputs):.3f}"
         rows.append(row | {"processor": processor()})
         print(rows[-1], flush=True)
-    with open(RESULT, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(RESULT, rows)
 
 
 def graph(nodes: int) -> Inputs:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from matattn.dataset import PropertyDataset, random_split
+from matattn.datasets import crystals
 from matattn.errors import DataError, StructureError
 from matattn.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.units import Property
@@ -60,8 +62,31 @@ def make_dataset(
             item.pair_index = torch.as_tensor(molecule.pairs, dtype=torch.long)
         items.append(item)
     split = sized_split(name, len(items), split_seed, sizes)
-    text = f"{note} Random split of the molecules, seed {split_seed}.".strip()
+    text = _split_note(note, "molecules", split_seed)
     return PropertyDataset(name, targets, items, split, text, left_out, level)
+
+
+def split_table(
+    name: str,
+    file: Path,
+    table: crystals.Table,
+    targets: Sequence[str],
+    split_seed: int,
+    sizes: Sequence[int] | None,
+    note: str,
+    rows: str = "molecules",
+) -> PropertyDataset:
+    """The data set of the table of ``file``, with a seeded random split of its ``rows``.
+
+    Raises DataError when ``sizes`` (see ``sized_split``) or ``targets`` do not fit.
+    """
+    split = sized_split(str(file), len(table.ids), split_seed, sizes)
+    text = _split_note(note, rows, split_seed)
+    return crystals.make_dataset(name, str(file), table, targets, split, note=text)
+
+
+def _split_note(note: str, rows: str, seed: int) -> str:
+    return f"{note} Random split of the {rows}, seed {seed}.".strip()
 
 
 def sized_split(

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from matattn.dataset import PropertyDataset
-from matattn.datasets.crystals import make_dataset, read_table
+from matattn.datasets.crystals import read_table
 from matattn.datasets.formats import Rows
-from matattn.datasets.molecules import sized_split
+from matattn.datasets.molecules import split_table
 from matattn.download import present
 from matattn.errors import DataError
 
@@ -60,9 +60,7 @@ def load(
             "data.download=true"
         )
     table = read_table(str(file), [file], lambda: _read(file))
-    split = sized_split(str(file), len(table.ids), split_seed, sizes)
-    text = f"{note} Random split of the molecules, seed {split_seed}.".strip()
-    return make_dataset(name, str(file), table, targets, split, note=text)
+    return split_table(name, file, table, targets, split_seed, sizes, note)
 
 
 def _read(file: Path) -> Rows:

@@ -12,9 +12,9 @@ from pathlib import Path
 from pymatgen.core import Element
 
 from matattn.dataset import PropertyDataset
-from matattn.datasets.crystals import make_dataset, read_table
+from matattn.datasets.crystals import read_table
 from matattn.datasets.formats import Row, Rows, read_rows
-from matattn.datasets.molecules import sized_split
+from matattn.datasets.molecules import split_table
 from matattn.download import present
 from matattn.errors import DataError
 
@@ -61,9 +61,7 @@ def load(
         raise DataError(f"{file}: no such file; data.path=dsgdb9nsd.xyz.tar.bz2, or extended XYZ")
     files = [file, Path(excluded)] if excluded else [file]
     table = read_table(str(file), files, lambda: _read(file, _numbers(excluded)))
-    split = sized_split(str(file), len(table.ids), split_seed, sizes)
-    text = f"{note} Random split of the molecules, seed {split_seed}.".strip()
-    return make_dataset(name, str(file), table, targets, split, note=text)
+    return split_table(name, file, table, targets, split_seed, sizes, note)
 
 
 def _numbers(excluded: str | None) -> set[str]:

@@ -19,6 +19,7 @@ from matattn.dataset import PropertyDataset
 from matattn.datasets.molecules import Molecule, bond_distances, bonds, make_dataset
 from matattn.errors import DataError
 from matattn.metrics import linear_fit
+from matattn.structure import MAX_ATOMIC_NUMBER
 from matattn.units import Property, find_properties
 
 DELTAS = ("baseline", "increments")
@@ -60,7 +61,7 @@ def load(
         raise DataError(f"{source}: no such file; set MATATTN_DATA to the folder of data sets")
     read = _read_folder(source, delta == "baseline") if source.is_dir() else _read_json(source)
     entries = list(read)
-    counted = set(elements or range(1, 99))
+    counted = set(elements or range(1, MAX_ATOMIC_NUMBER + 1))
     molecules = []
     for place, entry in entries:
         own = np.isin(entry["z"], list(counted))[:, None]
@@ -87,11 +88,11 @@ def increments(dataset: PropertyDataset) -> np.ndarray:
     Each element has constants of its own: an intercept, and an increment for every element at one,
     two and three bonds.
     """
-    features, elements = [], []
+    features, elements, known_elements = [], [], np.array(dataset.elements(None))
     for item in dataset.items:
         z, pos = item.z.numpy(), item.pos.double().numpy()
         steps = bond_distances(bonds(z, pos))
-        one_hot = (z[:, None] == np.array(dataset.elements(None))).astype(float)
+        one_hot = (z[:, None] == known_elements).astype(float)
         shells = [(steps == number) @ one_hot for number in range(1, SHELLS + 1)]
         features.append(np.concatenate(shells, axis=1))
         elements.append(z)

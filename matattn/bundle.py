@@ -58,15 +58,15 @@ def save(
     it is an ``Ensemble``; ``config`` describes the model further (targets, units, normaliser,
     elements seen, metrics, ...).
     """
-    count = len(members(network))
+    networks = members(network)
     content = dict(config)
     if isinstance(network, Ensemble):
-        content["members"] = count
+        content["members"] = len(networks)
     tensors = {"model.safetensors": network.state_dict()}
     if uncertainty is not None:
         content["uncertainty"] = uncertainty.config()
         tensors[_UNCERTAINTY] = uncertainty.tensors()
-    _write(Path(folder), type(members(network)[0]).__name__, arguments, content, card, tensors)
+    _write(Path(folder), type(networks[0]).__name__, arguments, content, card, tensors)
 
 
 def save_arrays(

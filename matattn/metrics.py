@@ -54,14 +54,16 @@ def linear_fit(x: np.ndarray, y: np.ndarray, ridge: float = 1.0) -> tuple[float,
     return float(center_y - center_x @ coefficients), coefficients
 
 
-def element_constants(dataset: PropertyDataset) -> np.ndarray:
-    """What each element adds to every target [98, T], from the labelled training rows."""
+def element_constants(dataset: PropertyDataset) -> tuple[np.ndarray, np.ndarray]:
+    """What each element adds to every target [98, T], from the labelled training rows; and what
+    the labels [n, T] are without it."""
     labels, x, train = dataset.labels(), composition(dataset), dataset.label_rows("train")
     columns = []
     for column in labels.T:
         rows = train[~np.isnan(column[train])]
         columns.append(linear_fit(x[rows], column[rows])[1])
-    return np.stack(columns, axis=1)
+    constants = np.stack(columns, axis=1)
+    return constants, labels - x @ constants
 
 
 def baselines(dataset: PropertyDataset, ridge: float = 1.0) -> dict[str, np.ndarray]:

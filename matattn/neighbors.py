@@ -31,6 +31,7 @@ class Neighbors:
     image: np.ndarray | None = None  # [E, 3] int16
 
 
+SELF = 1e-3  # Å: a neighbour nearer than that is the atom's own place, with whatever rounding
 LARGEST_SYMMETRY = 0.01  # Å: beyond it, shells of one crystal would run into each other
 
 

@@ -24,12 +24,11 @@ from matattn.batch import Structures, edge_length
 from matattn.errors import StructureError
 from matattn.models.element_features import NUM_ELEMENTS
 from matattn.models.element_features import element_features as element_table
-from matattn.neighbors import ImageRule
+from matattn.neighbors import SELF, ImageRule
 
 LAWS = ("log", "reference")
 QUERIES = ("static", "dynamic")
 READOUTS = ("mean", "sum", "atoms", "pairs")
-SELF = 1e-3  # Å: a shorter edge is an atom's own place, with whatever rounding
 
 
 class ScreenedCoulomb(nn.Module):

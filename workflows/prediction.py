@@ -89,12 +89,18 @@ def encode(
 
 def rows_of(network: nn.Module, item: Mapping[str, Any]) -> int:
     """How many values of a target a network gives for a structure: one, or one per atom or pair."""
-    match getattr(members(network)[0], "readout_level", "mean"):
-        case "atoms":
+    match level(network):
+        case "atom":
             return len(item["z"])
-        case "pairs":
+        case "pair":
             return item["pair_index"].shape[1]
     return 1
+
+
+def level(network: nn.Module) -> str:
+    """What a network gives values for, one of ``matattn.dataset.LEVELS``."""
+    readout = getattr(members(network)[0], "readout_level", "mean")
+    return {"atoms": "atom", "pairs": "pair"}.get(readout, "structure")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -189,6 +195,7 @@ class Predictor:
         given = list(structures)
         places = places or [f"structure {number + 1}" for number in range(len(given))]
         rows, items, usable = [], [], []
+        has_pairs = level(self.network) == "pair"
         for structure, place in zip(given, places, strict=True):
             row: dict[str, Any] = {"formula": "", "natoms": None}
             for target in self.targets:
@@ -196,7 +203,7 @@ class Predictor:
                 row |= {name: None, f"{name}_lower": None, f"{name}_upper": None}
                 row[f"{name}_unit"] = target["unit"]
             row |= {"ood_score": None, "ood_flag": None}
-            if self._level == "pairs":
+            if has_pairs:
                 row["pairs"] = None
             try:
                 if isinstance(structure, StructureError):
@@ -207,7 +214,7 @@ class Predictor:
                 self._check_reads(structure, place)
                 row |= {"status": "ok", "message": "; ".join(remarks)}
                 item = to_tensors(structure)
-                if self._level == "pairs":
+                if has_pairs:
                     item["pair_index"] = torch.triu_indices(len(structure), len(structure), 1)
                     row["pairs"] = (item["pair_index"].T + 1).tolist()
                 items.append(item)
@@ -230,18 +237,14 @@ class Predictor:
                 row |= {"status": PredictionError.__name__, "message": reason}
         return rows
 
-    @property
-    def _level(self) -> str:
-        return getattr(members(self.network)[0], "readout_level", "mean")
-
     def _check_reads(self, structure: Structure | Molecule, place: str) -> None:
         """Raise StructureError for what the network was not made for."""
         kind = "molecules" if isinstance(structure, Molecule) else "crystals"
         if (known := self.config.get("structures", "crystals")) != kind:
             raise StructureError(f"{place}: this model was trained on {known}, and reads no {kind}")
-        elements = self.config.get("arguments", {}).get("elements")
-        unknown = {site.specie.Z for site in structure} - set(elements or range(1, 99))
-        if unknown:
+        if (elements := self.config.get("arguments", {}).get("elements")) is None:
+            return
+        if unknown := {site.specie.Z for site in structure} - set(elements):
             symbols, listed = (
                 ", ".join(Element.from_Z(z).symbol for z in sorted(found))
                 for found in (unknown, elements)
@@ -252,7 +255,7 @@ class Predictor:
 
     def _together(self, judged: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """What was found of a structure: of one value, or lists of those of its atoms or pairs."""
-        if self._level not in ("atoms", "pairs"):
+        if level(self.network) == "structure":
             return judged[0]
         found: dict[str, Any] = {key: [one[key] for one in judged] for key in judged[0]}
         if "ood_score" in found:

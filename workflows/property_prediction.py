@@ -31,8 +31,8 @@ from matattn.dataset import CALIBRATION, EVALUATED, PropertyDataset
 from matattn.ensemble import Ensemble
 from matattn.errors import ConfigError
 from matattn.files import write_json, write_text
-from matattn.metrics import composition, element_constants, evaluate
-from matattn.neighbors import LARGEST_SYMMETRY, HasImageRule, ImageRule
+from matattn.metrics import element_constants, evaluate
+from matattn.neighbors import LARGEST_SYMMETRY, SELF, HasImageRule, ImageRule
 from matattn.parallel import parallel_map
 from matattn.training.averaging import LastEpochsAveraging
 from matattn.training.run_log import RunLog
@@ -47,12 +47,11 @@ from matattn.workflows.fitting import (
     optimization,
     stop_unless_finite,
 )
-from matattn.workflows.prediction import Predictor, encode
+from matattn.workflows.prediction import Predictor, encode, level
 from matattn.workflows.report import results_table
 
 __all__ = ["PropertyPrediction", "prepare", "results_table", "run"]
 
-SELF = 1e-3  # Å: a neighbour nearer than that is the atom itself
 MOST_REFERENCES = 20_000  # training rows that novelty is measured from
 WORTH_A_PROCESS = 500  # crystals whose neighbour lists take as long as to start a process
 
@@ -192,12 +191,10 @@ def _check_reads(network: nn.Module, dataset: PropertyDataset) -> None:
     name = type(network).__name__
     if dataset.has_molecules and not getattr(network, "reads_molecules", False):
         raise ConfigError(f"{dataset.name} holds molecules, and {name} reads crystals only")
-    readout = getattr(network, "readout_level", "mean")
-    level = {"atoms": "atom", "pairs": "pair"}.get(readout, "structure")
-    if level != dataset.level:
+    if (given := level(network)) != dataset.level:
         raise ConfigError(
             f"{dataset.name} has a value for every {dataset.level}, and {name} gives one for every "
-            f"{level}; model=coulgat has model.readout, which follows the data when it is null"
+            f"{given}; model=coulgat has model.readout, which follows the data when it is null"
         )
 
 
@@ -210,8 +207,7 @@ def _normalise(network: nn.Module, dataset: PropertyDataset) -> tuple[Tensor, Te
     labels, rows = dataset.labels(), dataset.label_rows("train")
     constants = None
     if hasattr(network, "atom_reference"):
-        constants = element_constants(dataset)
-        labels = labels - composition(dataset) @ constants
+        constants, labels = element_constants(dataset)
     mean, std = np.nanmean(labels[rows], axis=0), np.nanstd(labels[rows], axis=0)
     std[std == 0] = 1.0
     if constants is not None:

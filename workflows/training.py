@@ -81,9 +81,8 @@ def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:
 
 def _check(config: dict[str, Any], names: dict[str, str]) -> None:
     given, wanted = config["data"].pop("kind"), config["task"].pop("data_kind")
-    kinds = wanted if isinstance(wanted, list) else [wanted]
-    if given not in kinds:
-        listed = " or ".join(map(repr, kinds))
+    if given not in wanted:
+        listed = " or ".join(map(repr, wanted))
         raise ConfigError(
             f"model={names['model']} needs data of kind {listed}, but data={names['data']} gives "
             f"{given!r}"
