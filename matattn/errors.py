@@ -32,3 +32,7 @@ class BundleError(MatattnError):
 
 class TrainingError(MatattnError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class ExplanationError(MatattnError):
+    """A prediction cannot be explained by attention."""

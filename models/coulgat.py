@@ -8,7 +8,7 @@ any numbering of their atoms are the same to it; ``law="reference"`` is the publ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,6 +20,7 @@ from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.inits import glorot, zeros
 from torch_geometric.utils import add_self_loops
 
+from matattn.attention import AttentionLayer, LayerProbe
 from matattn.batch import Structures, edge_length
 from matattn.errors import StructureError
 from matattn.models.element_features import NUM_ELEMENTS
@@ -227,6 +228,8 @@ class CoulombGATConv(MessagePassing):
           ((2, |\mathcal{E}|), (|\mathcal{E}|, H)))`
     """
 
+    probe: LayerProbe | None = None
+
     def __init__(
         self,
         in_channels: int,
@@ -313,6 +316,8 @@ class CoulombGATConv(MessagePassing):
                 :obj:`(edge_index, attention_weights)` whenever it is set to a value.
                 (default: :obj:`None`)
         """
+        if self.probe is not None:
+            edge_bias = self.probe.biased(edge_bias)
         if self.add_self_loops:
             loops = x.size(0)
             edge_index, _ = add_self_loops(edge_index, num_nodes=loops)
@@ -340,8 +345,12 @@ class CoulombGATConv(MessagePassing):
         # edge_updater_type: (z: Tensor, query: Tensor, shift: OptTensor, logits: Tensor)
         alpha = self.edge_updater(edge_index, z=z, query=query, shift=shift, logits=logits)
         alpha = F.dropout(alpha.to(value.dtype), p=self.dropout, training=self.training)
+        if self.probe is not None:
+            alpha = self.probe.weigh(alpha, value[source])
         # propagate_type: (value: Tensor, alpha: Tensor)
         out = self.propagate(edge_index, value=value, alpha=alpha)
+        if self.probe is not None:
+            out = self.probe.gate(out)
         out = out.flatten(1) if self.concat else out.mean(dim=1)
         if self.res is not None:
             out = out + self.res(x)
@@ -515,6 +524,18 @@ class CoulGAT(nn.Module):
     def law_parameters(self) -> list[nn.Parameter]:
         """Constants of the laws of all layers, which learn ``LAW_LR`` times as fast as the rest."""
         return [p for m in self.modules() if isinstance(m, ScreenedCoulomb) for p in m.parameters()]
+
+    def attention_layers(self) -> list[AttentionLayer]:
+        """The operators of all blocks, with what takes each head's output to the features."""
+        layers = []
+        for block in cast(Iterable[CoulGATBlock], self.blocks):
+            conv = block.conv
+            width = conv.heads * conv.out_channels
+            weight = torch.eye(width)
+            if block.residual:
+                weight = block.out_proj.weight[:, :width]
+            layers.append(AttentionLayer(conv, weight.T.unflatten(0, (conv.heads, -1))))
+        return layers
 
     def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule:
         """The neighbour list this network needs: all within the cutoff, whatever ``tolerance``.

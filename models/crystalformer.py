@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from matattn.attention import AttentionLayer, LayerProbe
 from matattn.batch import Structures, edge_length
 from matattn.kernels.periodic_attention import cutoff_for_tolerance, periodic_attention
 from matattn.kernels.periodic_attention.reciprocal import (
@@ -23,7 +24,11 @@ from matattn.kernels.periodic_attention.reciprocal import (
     periodic_sums,
     reciprocal_attention,
 )
-from matattn.kernels.periodic_attention.reference import adaptive_range
+from matattn.kernels.periodic_attention.reference import (
+    adaptive_range,
+    neighbor_weights,
+    radial_basis,
+)
 from matattn.models.element_features import element_features as element_table
 from matattn.neighbors import ImageRule
 
@@ -75,6 +80,7 @@ class InfinitelyConnectedAttention(nn.Module):
     sigma_mean: Tensor
     sigma_std: Tensor
     sigma_fitted: Tensor
+    probe: LayerProbe | None = None
 
     def __init__(
         self,
@@ -131,21 +137,44 @@ class InfinitelyConnectedAttention(nn.Module):
         bias = geometry.log_multiplicity
         if self.summation == "published_adaptive":
             bias = self._outside_box(inverse[:, :real], geometry)
-        y = periodic_attention(
-            q[:, :real], k[:, :real], v[:, :real], -0.5 * inverse[:, :real], self.radial_weight,
-            geometry.distance, geometry.source, geometry.row_ptr,
-            spacing=self.spacing, width=self.width, bias=bias,
-        )  # fmt: skip
-        y = cast(Tensor, y)  # (y, lse) only with return_lse
+        parts = (q[:, :real], k[:, :real], v[:, :real], -0.5 * inverse[:, :real])
+        if self.probe is None:
+            y = periodic_attention(
+                *parts, self.radial_weight, geometry.distance, geometry.source, geometry.row_ptr,
+                spacing=self.spacing, width=self.width, bias=bias,
+            )  # fmt: skip
+            y = cast(Tensor, y)  # (y, lse) only with return_lse
+        else:
+            y = self._observed(*parts, geometry, self.probe.biased(bias), self.probe)
         if geometry.periodic_sums is not None:
             variance = (self.R0 * self.RECIPROCAL_R0) ** 2 * inverse  # r̄_0^2 ρ
             other = reciprocal_attention(
                 q[:, real:], k[:, real:], v[:, real:], variance[:, real:], geometry.periodic_sums
             )
             y = torch.cat([y, other], 1)
+        if self.probe is not None:
+            y = self.probe.gate(y)
         return self.out_proj(y.flatten(1))
 
     forward = mix
+
+    def _observed(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        a: Tensor,
+        geometry: Geometry,
+        bias: Tensor | None,
+        probe: LayerProbe,
+    ) -> Tensor:
+        """What the kernel gives, in steps between which a probe can look and interfere."""
+        distance, source = geometry.distance, geometry.source
+        target, weights, _ = neighbor_weights(q, k, a, distance, source, geometry.row_ptr, bias)
+        basis = radial_basis(distance, self.spacing, self.width, self.radial_weight.shape[-1])
+        values = v[source] + torch.einsum("ek,hdk->ehd", basis, self.radial_weight)
+        weights = probe.weigh(weights, values)
+        return torch.zeros_like(q).index_add(0, target, weights[..., None] * values)
 
     def _outside_box(self, inverse: Tensor, geometry: Geometry) -> Tensor:
         """-inf [E, H] for images beyond the published range of each atom and head, else 0."""
@@ -284,6 +313,15 @@ class Crystalformer(nn.Module):
     def sigma_max(self) -> float:
         """Upper bound of all Gaussian widths, Å."""
         return InfinitelyConnectedAttention.R0 / math.sqrt(InfinitelyConnectedAttention.FLOOR)
+
+    def attention_layers(self) -> list[AttentionLayer]:
+        """The attention of all blocks. Heads in reciprocal space have gates, but no edges."""
+        layers = []
+        for block in cast(Iterable[CrystalformerBlock], self.blocks):
+            attention = block.attention
+            weight = attention.out_proj.weight.T
+            layers.append(AttentionLayer(attention, weight.unflatten(0, (attention.num_heads, -1))))
+        return layers
 
     def cutoff(self, tolerance: float, logit_spread: float = 0.0) -> float:
         """Distance in Å beyond which an image weighs less than ``tolerance`` of the atom itself.

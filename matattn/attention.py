@@ -1,0 +1,120 @@
+"""Looking into attention, and interfering with it: what every network that is explained offers.
+
+A network with ``attention_layers`` calls the ``LayerProbe`` of each of its layers, when one is set,
+in every forward pass. Without one it runs its fused kernels as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class AttentionLayer(NamedTuple):
+    """A module with an attribute ``probe``, and the matrix [H, D, C] of each head's output."""
+
+    module: nn.Module
+    projection: Tensor
+
+
+@runtime_checkable
+class Attends(Protocol):
+    """A network whose attention can be looked into."""
+
+    def attention_layers(self) -> list[AttentionLayer]:
+        """Its layers, from the input on."""
+
+
+@dataclass
+class LayerProbe:
+    """What is done to one layer's attention in a forward pass, and what was seen of it there.
+
+    E are the edges of a graph; for networks on meshes they are its points, which every latent (or
+    every other point) attends to.
+    """
+
+    edge_bias: Tensor | None = None  # [E], added to all logits; -inf removes, weights sum to 1
+    edge_scale: Tensor | None = None  # [E], factor of all weights; 0 removes, the others stay
+    weights: Tensor | None = None  # [E, H], instead of what the network finds
+    head_gate: Tensor | None = None  # [H] or [N, H], factor of every head's output
+    projection: Tensor | None = None  # of the layer; set to get ``seen_size``
+    rows: Tensor | None = None  # of a mesh: points whose attention to all points is seen
+    seen: Tensor | None = None  # [E, H] weights; of a mesh [rows, N, H]
+    seen_size: Tensor | None = None  # [E, H], |weight x value x projection|
+
+    def biased(self, bias: Tensor | None) -> Tensor | None:
+        """Constants of the logits, with those of the probe."""
+        if self.edge_bias is None:
+            return bias
+        if bias is None:
+            return self.edge_bias
+        return bias + (self.edge_bias[:, None] if bias.dim() == 2 else self.edge_bias)
+
+    def weigh(self, weights: Tensor, values: Tensor) -> Tensor:
+        """The weights [E, H] that count, which are seen; values [E, H, D] of the edges."""
+        if self.weights is not None:
+            weights = self.weights.to(weights.dtype)
+        if self.edge_scale is not None:
+            weights = weights * self.edge_scale[:, None]
+        self.seen = weights
+        if self.projection is not None:
+            sent = torch.einsum("ehd,hdc->ehc", values, self.projection[: weights.shape[1]])
+            self.seen_size = weights * sent.norm(dim=-1)
+        return weights
+
+    def gate(self, out: Tensor) -> Tensor:
+        """Outputs [N, H, D] of the heads, each times its gate."""
+        return out if self.head_gate is None else out * self.head_gate.unsqueeze(-1)
+
+
+@contextmanager
+def probed(network: Attends, probes: Sequence[LayerProbe]) -> Iterator[None]:
+    """Within, every forward pass of ``network`` goes through ``probes``, one for each layer."""
+    modules: list[Any] = [layer.module for layer in network.attention_layers()]
+    try:
+        for module, probe in zip(modules, probes, strict=True):
+            module.probe = probe
+        yield
+    finally:
+        for module in modules:
+            module.probe = None
+
+
+@dataclass(frozen=True)
+class AttentionRecord:
+    """Attention in one structure, mesh or lattice: who attends to whom, and how much.
+
+    One schema for all families. E pairs, L layers, H heads: atoms and their neighbours' images,
+    points of a mesh, patches of a lattice.
+    """
+
+    target: np.ndarray  # [E] what attends
+    source: np.ndarray  # [E] what is attended to
+    length: np.ndarray  # [E] how far apart they are, in ``unit``
+    weight: np.ndarray  # [L, H, E]; sums to 1 over the sources of every target, where it is softmax
+    unit: str
+    size: np.ndarray | None = None  # [L, H, E] value-weighted: |weight x value x projection|
+    image: np.ndarray | None = None  # [E, 3] cell of the source, in lattice vectors
+
+    def entropy(self) -> np.ndarray:
+        """Mean over the targets of -sum a ln a, in nats [L, H]; 0: each looks at one source."""
+        terms = -np.where(self.weight > 0, self.weight * np.log(np.maximum(self.weight, 1e-300)), 0)
+        return terms.sum(-1) / len(np.unique(self.target))
+
+    def effective_range(self) -> np.ndarray:
+        """Mean length that is attended to, sum a r / sum a, [L, H]."""
+        return (self.weight * self.length).sum(-1) / self.weight.sum(-1)
+
+    def by_length(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sum of the weights [L, H, bins] and number [bins] of the pairs in bins of length."""
+        bins = len(edges) - 1
+        place = np.digitize(self.length, edges) - 1
+        inside = (place >= 0) & (place < bins)
+        one_hot = np.eye(bins)[place[inside]]  # [E, bins]
+        return self.weight[..., inside] @ one_hot, one_hot.sum(0)

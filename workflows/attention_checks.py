@@ -1,0 +1,191 @@
+"""Could the attention be another, and does it come from what was learned? Checks before reading it.
+
+Other attention: Jain and Wallace, "Attention is not Explanation", arXiv 1902.10186. Shuffled
+weights: Adebayo et al., "Sanity Checks for Saliency Maps", arXiv 1810.03292.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor, nn
+
+from matattn.attention import LayerProbe
+from matattn.workflows.explained_structures import ExplainedBatch, over
+
+MAX_JSD = math.log(2)  # nats, between distributions that share nothing
+ADVERSARY_STEPS, ADVERSARY_LR = 60, 0.3
+TOLERANCE = 0.01  # of the standard deviation of the labels: a change that does not count
+
+
+def attention_matters(
+    subjects: Sequence[ExplainedBatch], seed: int, advance: Callable[[int], Any]
+) -> dict[str, Any]:
+    """Mean |change| of predictions under another attention, in their units, and how far it is.
+
+    "uniform" weighs all edges of an atom alike; "permuted" gives them each other's weights, anew in
+    each layer and head; "adversarial" is the farthest attention that was found whose predictions
+    change by at most ``tolerance``. ``jsd`` is the mean Jensen-Shannon divergence from the
+    network's own weights, in nats, at most ln 2. An adversarial attention that is nearly as far as
+    a permuted one says that the weights alone do not determine the prediction.
+    """
+    kinds: dict[str, Callable[[ExplainedBatch], Tensor]] = {
+        "uniform": lambda s: _measure(s, [_softmax(s, torch.zeros_like(w)) for w in _weights(s)]),
+        "permuted": lambda s: _measure(s, [_permuted(s, w, seed) for w in _weights(s)]),
+        "adversarial": lambda s: _adversarial(s),
+    }
+    result: dict[str, Any] = {
+        "max_jsd": MAX_JSD,
+        "tolerance": TOLERANCE * subjects[0].scale,
+    }
+    for name, kind in kinds.items():
+        change, distance = over(subjects, kind).mean(0)
+        result[name] = {"change": change, "jsd": distance}
+        advance(1)
+    return result
+
+
+def _weights(subject: ExplainedBatch) -> list[Tensor]:
+    """The network's own attention [E, H] in every layer."""
+    return [cast(Tensor, probe.seen) for probe in subject.observe()]
+
+
+def _measure(subject: ExplainedBatch, weights: Sequence[Tensor]) -> Tensor:
+    """|Change| and divergence [B, 2] with ``weights`` in place of the network's own."""
+    with torch.no_grad():
+        other = subject.values([LayerProbe(weights=layer) for layer in weights])
+        change = subject.change(subject.values(), other)
+    return torch.stack([change, _divergence(subject, _weights(subject), weights)], 1)
+
+
+def _softmax(subject: ExplainedBatch, logits: Tensor) -> Tensor:
+    """Weights [E, H] that sum to one at every target."""
+    target = subject.batch.edge_index[1]
+    index = target[:, None].expand_as(logits)
+    zero = logits.new_zeros(len(subject.batch.z), logits.shape[1])
+    most = zero.scatter_reduce(0, index, logits.detach(), "amax", include_self=False)
+    weights = (logits - most[target]).exp()
+    return weights / zero.index_add(0, target, weights)[target]
+
+
+def _permuted(subject: ExplainedBatch, weights: Tensor, seed: int) -> Tensor:
+    """The weights [E, H] of every target and head in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    target = subject.batch.edge_index[1]
+    columns = []
+    for column in weights.unbind(1):
+        shuffled = torch.randperm(len(column), generator=generator)
+        shuffled = shuffled[target[shuffled].argsort(stable=True)]
+        place = target.argsort(stable=True)
+        other = torch.empty_like(column)
+        other[place] = column[shuffled]
+        columns.append(other)
+    return torch.stack(columns, 1)
+
+
+def _divergence(subject: ExplainedBatch, one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
+    """Mean Jensen-Shannon divergence [B] over layers, heads and targets, nats."""
+    per_edge = []
+    for a, b in zip(one, two, strict=True):
+        middle = (a + b) / 2
+        per_edge.append(((_xlog(a, middle) + _xlog(b, middle)) / 2).mean(1))
+    total = torch.stack(per_edge).mean(0)
+    summed = total.new_zeros(subject.count).index_add(0, subject.graph, total)
+    return summed / torch.bincount(subject.batch.batch)
+
+
+def _xlog(a: Tensor, middle: Tensor) -> Tensor:
+    """a ln(a / middle), 0 where a is 0, with finite derivatives."""
+    tiny = torch.finfo(a.dtype).tiny
+    return a * (a.clamp(min=tiny).log() - middle.clamp(min=tiny).log())
+
+
+def _adversarial(subject: ExplainedBatch) -> Tensor:
+    """|Change| and divergence [B, 2] of the farthest attention with nearly the same predictions.
+
+    Gradient ascent on the divergence with a penalty for what the prediction changes by; of every
+    structure the farthest attention within the tolerance counts.
+    """
+    own, tolerance = _weights(subject), TOLERANCE * subject.scale
+    with torch.no_grad():
+        intact = subject.values()
+    generator = torch.Generator().manual_seed(0)
+    tiny = torch.finfo(own[0].dtype).tiny
+    logits = [
+        (w.clamp(min=tiny).log() + 0.1 * torch.randn(w.shape, generator=generator)).requires_grad_()
+        for w in own
+    ]
+    optimizer = torch.optim.Adam(logits, lr=ADVERSARY_LR)
+    best = torch.zeros(subject.count, 2)
+    for _ in range(ADVERSARY_STEPS):
+        weights = [_softmax(subject, layer) for layer in logits]
+        after = subject.values([LayerProbe(weights=layer) for layer in weights])
+        change = subject.mean((after - intact).abs())
+        distance = _divergence(subject, own, weights)
+        found = (change <= tolerance) & (distance > best[:, 1])
+        best[found] = torch.stack([change, distance], 1).detach()[found]
+        loss = ((change / tolerance - 0.5).clamp(min=0) - 20 * distance).sum()
+        gradients = torch.autograd.grad(loss, logits)
+        for layer, gradient in zip(logits, gradients, strict=True):
+            layer.grad = gradient
+        optimizer.step()
+    return best
+
+
+def depends_on_weights(
+    subjects: Sequence[ExplainedBatch],
+    methods: Callable[[ExplainedBatch], Mapping[str, Tensor]],
+    scores: Sequence[Mapping[str, Tensor]],
+    seed: int,
+    advance: Callable[[int], Any],
+) -> dict[str, Any]:
+    """Kendall's tau between edge scores and those of the network with shuffled weights.
+
+    Blocks are shuffled from the last to the first, each parameter among its own entries. A method
+    whose order of the edges stays (tau near 1) shows what the network was built with, such as the
+    decay with distance, and not what it learned.
+    """
+    blocks = len(list(cast(Iterable[nn.Module], subjects[0].network.blocks)))
+    result: dict[str, Any] = {"shuffled_blocks": list(range(1, blocks + 1))}
+    taus: dict[str, list[float | None]] = {name: [] for name in scores[0]}
+    for count in range(1, blocks + 1):
+        network = copy.deepcopy(subjects[0].network)
+        torch.manual_seed(seed)
+        for block in list(cast(Iterable[nn.Module], network.blocks))[blocks - count :]:
+            shuffle(block)
+        others = [methods(replace(subject, network=network)) for subject in subjects]
+        for name, found in taus.items():
+            found.append(_mean_tau(subjects, scores, others, name))
+        advance(1)
+    return result | {"tau": taus}
+
+
+@torch.no_grad()
+def shuffle(module: nn.Module) -> None:
+    """Put the entries of every parameter into a random order."""
+    for parameter in module.parameters():
+        flat = parameter.flatten()
+        parameter.copy_(flat[torch.randperm(len(flat))].view_as(parameter))
+
+
+def _mean_tau(
+    subjects: Sequence[ExplainedBatch],
+    scores: Sequence[Mapping[str, Tensor]],
+    others: Sequence[Mapping[str, Tensor]],
+    name: str,
+) -> float | None:
+    taus = []
+    for subject, before, after in zip(subjects, scores, others, strict=True):
+        for graph in range(subject.count):
+            chosen = (subject.graph == graph) & subject.removable
+            a, b = before[name][chosen].numpy(), after[name][chosen].numpy()
+            if np.ptp(a) and np.ptp(b):
+                taus.append(kendalltau(a, b).statistic)
+    return float(np.mean(taus)) if taus else None

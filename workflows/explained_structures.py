@@ -1,0 +1,186 @@
+"""Structures whose predictions are explained, with their network: what every measure starts from.
+
+Values are in physical units. Where a network has a value for every atom or pair, the derivative of
+a structure is that of their sum, and a change or error the mean over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from matattn.attention import Attends, AttentionLayer, AttentionRecord, LayerProbe, probed
+from matattn.batch import CrystalBatch, edge_length, join, to_graph
+from matattn.batch import geometry as arrays_of
+from matattn.ensemble import members
+from matattn.errors import ExplanationError
+from matattn.neighbors import SELF, HasImageRule
+from matattn.workflows.prediction import TOLERANCE, Predictor, level
+
+EDGES_PER_BATCH = 40_000
+
+
+@dataclass(frozen=True)
+class ExplainedBatch:
+    """B structures with E edges in all, and the network that predicts one property of them.
+
+    An edge goes from a source (an atom or one of its periodic images) to the target that attends to
+    it; edges of length 0, an atom's attention to itself, are never removed.
+    """
+
+    network: nn.Module
+    batch: CrystalBatch
+    length: Tensor  # [E] Å
+    owner: Tensor  # [R] structure of each predicted row
+    scale: float  # standard deviation of what the network learned
+    offset: float
+    column: int  # of the property among the network's
+    rows: tuple[int, ...]  # of the structures among all that are explained
+    labels: Tensor | None  # [R]
+
+    @property
+    def layers(self) -> list[AttentionLayer]:
+        """Layers of attention, from the input on."""
+        return cast(Attends, self.network).attention_layers()
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return self.batch.num_graphs
+
+    @property
+    def graph(self) -> Tensor:
+        """Structure [E] of every edge."""
+        return self.batch.batch[self.batch.edge_index[1]]
+
+    @property
+    def removable(self) -> Tensor:
+        """Whether an edge [E] leads from another atom or image than the target itself."""
+        return self.length >= SELF
+
+    def values(self, probes: Sequence[LayerProbe] | None = None) -> Tensor:
+        """Predictions [R] with attention as probes make it, differentiable by what they hold."""
+        with probed(cast(Attends, self.network), probes or self.probes()):
+            return self.network(self.batch)[:, self.column] * self.scale + self.offset
+
+    def probes(self, **everywhere: Any) -> list[LayerProbe]:
+        """One probe for each layer, all with the same content."""
+        return [LayerProbe(**everywhere) for _ in self.layers]
+
+    def gates(self, gate: Tensor) -> list[LayerProbe]:
+        """Probes with gates [L, H] of the heads, or [B, L, H] of each structure's own."""
+        if gate.dim() == 2:
+            return [LayerProbe(head_gate=layer) for layer in gate]
+        return [LayerProbe(head_gate=g[self.batch.batch]) for g in gate.unbind(1)]
+
+    def mean(self, row_values: Tensor) -> Tensor:
+        """Mean [B] over the rows of every structure."""
+        zero = row_values.new_zeros(self.count)
+        return zero.index_add(0, self.owner, row_values) / torch.bincount(self.owner)
+
+    def change(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mean absolute difference [B] of two predictions."""
+        return self.mean((after - before).abs().detach())
+
+    def error(self, values: Tensor) -> Tensor:
+        """Mean absolute error [B]; NaN where there is no label."""
+        if self.labels is None:
+            return values.new_full((self.count,), torch.nan)
+        return self.mean((values.detach() - self.labels).abs())
+
+    def observe(self) -> list[LayerProbe]:
+        """What is seen in an ordinary pass: weights and value-weighted attention of every layer."""
+        probes = [LayerProbe(projection=layer.projection) for layer in self.layers]
+        with torch.no_grad():
+            self.values(probes)
+        return probes
+
+    def records(self) -> list[AttentionRecord]:
+        """Attention in every structure."""
+        seen = self.observe()
+        weight, size = (
+            torch.stack([cast(Tensor, getattr(probe, name)).T for probe in seen]).numpy()
+            for name in ("seen", "seen_size")
+        )
+        first = torch.searchsorted(self.batch.batch, torch.arange(self.count))
+        records = []
+        for graph in range(self.count):
+            chosen = self.graph == graph
+            source, target = (self.batch.edge_index[:, chosen] - first[graph]).numpy()
+            at = chosen.numpy()
+            records.append(
+                AttentionRecord(
+                    target, source, self.length[chosen].detach().numpy(), weight[..., at], "Å",
+                    size[..., at], cast(Tensor, self.batch.image)[chosen].numpy(),
+                )
+            )  # fmt: skip
+        return records
+
+
+def prepare(
+    predictor: Predictor,
+    items: Sequence[Any],
+    target: str | None = None,
+    advance: Callable[[int], Any] = lambda structures: None,
+) -> Iterator[ExplainedBatch]:
+    """``items`` (keys z, pos, cell and perhaps y and pair_index) in batches that fit into memory.
+
+    ``target`` is the property that is explained, by default the first one. Of an ensemble the first
+    network is explained.
+
+    Raises ExplanationError for a network without attention, a property that it does not predict, or
+    a structure whose atoms are all out of each other's reach.
+    """
+    network = members(predictor.network)[0].eval()
+    if not isinstance(network, Attends):
+        raise ExplanationError(f"{type(network).__name__} has no attention that could be explained")
+    names = [described["name"] for described in predictor.targets]
+    if target is not None and target not in names:
+        raise ExplanationError(f"the model predicts {', '.join(names)}, not {target}")
+    column = 0 if target is None else names.index(target)
+    mean, std = (predictor.config["normaliser"][key][column] for key in ("mean", "std"))
+    images = cast(HasImageRule, network).image_rule(TOLERANCE)
+    waiting, edges = [], 0
+    for row, item in enumerate(items):
+        found = images(*arrays_of(item))
+        if (found.distance < SELF).all():
+            name = item["id"] if "id" in item else f"structure {row + 1}"
+            raise ExplanationError(
+                f"{name}: no atom has another one within the network's reach of "
+                f"{images.cutoff:.3g} Å: there is no attention to explain"
+            )
+        if waiting and edges + len(found.source) > EDGES_PER_BATCH:
+            yield _batch(network, waiting, column, mean, std)
+            advance(len(waiting))
+            waiting, edges = [], 0
+        waiting.append((row, to_graph(item, found)))
+        edges += len(found.source)
+    if waiting:
+        yield _batch(network, waiting, column, mean, std)
+        advance(len(waiting))
+
+
+def _batch(
+    network: nn.Module, waiting: list[tuple[int, Any]], column: int, mean: float, std: float
+) -> ExplainedBatch:
+    batch = join([graph for _, graph in waiting])
+    owner = {
+        "structure": torch.arange(batch.num_graphs),
+        "atom": batch.batch,
+        "pair": batch.batch if batch.pair_index is None else batch.batch[batch.pair_index[0]],
+    }[level(network)]
+    labels = batch.y[:, column] if batch.y.shape[1] > column else None
+    return ExplainedBatch(
+        network, batch, edge_length(batch).detach(), owner, std, mean, column,
+        tuple(row for row, _ in waiting), labels,
+    )  # fmt: skip
+
+
+def over(batches: Sequence[ExplainedBatch], run: Callable[[ExplainedBatch], Tensor]) -> np.ndarray:
+    """What ``run`` finds of the structures of every batch, in one array [all structures, ...]."""
+    return torch.cat([run(batch).detach() for batch in batches]).double().numpy()
