@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -101,6 +101,19 @@ class AttentionRecord:
     unit: str
     size: np.ndarray | None = None  # [L, H, E] value-weighted: |weight x value x projection|
     image: np.ndarray | None = None  # [E, 3] cell of the source, in lattice vectors
+
+    def part(self, chosen: np.ndarray) -> AttentionRecord:
+        """The pairs that ``chosen`` (indices, or one truth value a pair) says."""
+        size, image = self.size, self.image
+        return replace(
+            self,
+            target=self.target[chosen],
+            source=self.source[chosen],
+            length=self.length[chosen],
+            weight=self.weight[..., chosen],
+            size=None if size is None else size[..., chosen],
+            image=None if image is None else image[chosen],
+        )
 
     def entropy(self) -> np.ndarray:
         """Mean over the targets of -sum a ln a, in nats [L, H]; 0: each looks at one source."""

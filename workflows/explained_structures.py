@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matattn.attention import Attends, AttentionLayer, AttentionRecord, LayerProbe, probed
-from matattn.batch import CrystalBatch, edge_length, join, to_graph
+from matattn.batch import CrystalBatch, Structures, edge_length, join, to_graph
 from matattn.batch import geometry as arrays_of
 from matattn.ensemble import members
 from matattn.errors import ExplanationError
@@ -145,7 +145,8 @@ def prepare(
     column = 0 if target is None else names.index(target)
     mean, std = (predictor.config["normaliser"][key][column] for key in ("mean", "std"))
     images = cast(HasImageRule, network).image_rule(TOLERANCE)
-    waiting, edges = [], 0
+    waiting: list[tuple[int, Any]] = []
+    edges = 0
     for row, item in enumerate(items):
         found = images(*arrays_of(item))
         if (found.distance < SELF).all():
@@ -176,7 +177,7 @@ def _batch(
     }[level(network)]
     labels = batch.y[:, column] if batch.y.shape[1] > column else None
     return ExplainedBatch(
-        network, batch, edge_length(batch).detach(), owner, std, mean, column,
+        network, batch, edge_length(cast(Structures, batch)).detach(), owner, std, mean, column,
         tuple(row for row, _ in waiting), labels,
     )  # fmt: skip
 

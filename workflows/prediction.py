@@ -206,16 +206,12 @@ class Predictor:
             if has_pairs:
                 row["pairs"] = None
             try:
-                if isinstance(structure, StructureError):
-                    raise structure
-                row["formula"] = structure.composition.reduced_formula
-                row["natoms"] = len(structure)
-                remarks = validate(structure, place)
-                self._check_reads(structure, place)
+                if not isinstance(structure, StructureError):
+                    row["formula"] = structure.composition.reduced_formula
+                    row["natoms"] = len(structure)
+                item, remarks = self.read(structure, place)
                 row |= {"status": "ok", "message": "; ".join(remarks)}
-                item = to_tensors(structure)
                 if has_pairs:
-                    item["pair_index"] = torch.triu_indices(len(structure), len(structure), 1)
                     row["pairs"] = (item["pair_index"].T + 1).tolist()
                 items.append(item)
                 usable.append(row)
@@ -236,6 +232,22 @@ class Predictor:
                 reason = f"no value: too little memory for {row['natoms']} atoms, or an overflow"
                 row |= {"status": PredictionError.__name__, "message": reason}
         return rows
+
+    def read(
+        self, structure: Structure | Molecule | StructureError, place: str
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What the network is given of a structure, and remarks.
+
+        Raises StructureError for what is not physical, or what the network was not made for.
+        """
+        if isinstance(structure, StructureError):
+            raise structure
+        remarks = validate(structure, place)
+        self._check_reads(structure, place)
+        item = to_tensors(structure)
+        if level(self.network) == "pair":
+            item["pair_index"] = torch.triu_indices(len(structure), len(structure), 1)
+        return item, remarks
 
     def _check_reads(self, structure: Structure | Molecule, place: str) -> None:
         """Raise StructureError for what the network was not made for."""
