@@ -146,8 +146,9 @@ def _attention(
     curves = {}
     for name in common:
         with np.errstate(invalid="ignore"):
-            mean = sums[name] / counts[name]
-        curves[name] = np.where(np.isnan(mean), None, mean).tolist()
+            mean = (sums[name] / counts[name]).astype(object)
+        mean[..., counts[name] == 0] = None  # JSON knows no NaN
+        curves[name] = mean.tolist()
     atoms = np.array([len(symbols) for symbols in elements], dtype=float)
     share = atoms / atoms.sum()
     return {

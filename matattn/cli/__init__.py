@@ -7,6 +7,7 @@ import typer
 from matattn import __version__
 from matattn.cli.cite import cite
 from matattn.cli.evaluate import evaluate
+from matattn.cli.explain import explain
 from matattn.cli.info import info
 from matattn.cli.models import models
 from matattn.cli.predict import predict
@@ -23,7 +24,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(train)
-for command in (predict, evaluate, models, info, cite):
+for command in (predict, evaluate, explain, models, info, cite):
     app.command()(command)
 
 

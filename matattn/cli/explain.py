@@ -1,0 +1,168 @@
+"""``matattn explain``: what a network's attention says of its predictions, and what it does not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from matattn.workflows.prediction import Predictor
+
+
+def explain(
+    model: Annotated[
+        str,
+        typer.Argument(help="A name of `matattn models`, or the model/ folder of a finished run."),
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders and globs of structures, as of `matattn predict`; with --data, "
+            "keys of the data as of `matattn evaluate`: data.max_sites=12."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Explain test rows of a data set, whose labels then count: a name of `matattn "
+            "train --help`, or a file as for data=table."
+        ),
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another model of the same property, such as one trained with another seed; may "
+            "be given several times. Three networks tell what is identified."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The property to explain; default: the first one.")
+    ] = None,
+    structures: Annotated[
+        int, typer.Option(min=1, help="At most so many structures, the first ones.")
+    ] = 100,
+    seed: Annotated[int, typer.Option(help="Of random orders and permutations.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of report.html and explanation.json.")
+    ] = Path("explanation"),
+) -> None:
+    """Explain predictions by attention: matattn explain RUN/model *.cif -o FOLDER
+
+    Writes a report to read in a browser and everything in it as JSON: attention against distance
+    and species, heads and their pruning, whether removing what is attended to changes the
+    prediction (beside random and nearest neighbours), whether methods agree, and whether the
+    attention could be another.
+    """
+    from matattn import pretrained
+    from matattn.cli.train import one_line
+    from matattn.errors import ExplanationError, MatattnError
+    from matattn.runtime import start_predicting
+
+    try:
+        folder = pretrained.find(model)
+        if (kind := pretrained.kind(folder)) != "crystals":
+            raise ExplanationError(
+                f"{folder}: this model reads {kind}; networks of crystals and molecules can be "
+                "explained"
+            )
+        if data is None and not inputs:
+            raise ExplanationError("give structures after the model, or labelled ones by --data")
+        start_predicting()
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from matattn.workflows import explanation
+        from matattn.workflows.prediction import Predictor
+    except MatattnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    errors = Console(stderr=True)
+    try:
+        predictor = Predictor.load(folder)
+        others = {name: Predictor.load(name) for name in compare or []}
+        if data is None:
+            items, where = _from_files(predictor, inputs or [], structures), "files"
+        else:
+            items, where = _from_data(predictor, data, inputs or [], structures)
+        with Progress(console=errors, disable=not errors.is_terminal) as progress:
+            bar = progress.add_task("measures", total=explanation.steps(predictor))
+            result, scenes = explanation.structures(
+                predictor, items, where, target, others, seed,
+                lambda steps: progress.advance(bar, steps),
+            )  # fmt: skip
+        explanation.write(output, folder, result, scenes)
+    except (MatattnError, HydraException, OmegaConfBaseException, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    _show(result)
+    print(f"{output / 'report.html'}: open it in a browser", file=sys.stderr)
+
+
+def _from_files(predictor: Predictor, inputs: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """What the network is given of the first ``most`` structures that it can read.
+
+    The others are named on the standard error; raises ExplanationError when there is none.
+    """
+    from matattn.errors import ExplanationError, StructureError
+    from matattn.structure_stream import StructureStream, find_sources
+
+    items: list[dict[str, Any]] = []
+    with StructureStream(find_sources(inputs)) as stream:
+        for entry in stream:
+            try:
+                item, _ = predictor.read(entry.structure, entry.place)
+                items.append({"id": entry.id, **item})
+            except StructureError as error:
+                print(f"left out: {error}", file=sys.stderr)
+            if len(items) == most:
+                break
+    if not items:
+        raise ExplanationError("none of the structures can be read")
+    return items
+
+
+def _from_data(
+    predictor: Predictor, data: str, overrides: Sequence[str], most: int
+) -> tuple[list[Any], str]:
+    """The first ``most`` held-out rows of a data set with labels, and what they are called.
+
+    Raises DataError and ConfigError as ``evaluation.load_data``, and ConfigError when no row is
+    held out.
+    """
+    from matattn.errors import ConfigError
+    from matattn.workflows.evaluation import load_data
+
+    dataset = load_data(data, predictor, overrides)
+    for split in ("test", "val"):
+        if len(rows := dataset.rows(split)):
+            items = [dataset.items[row] for row in rows[:most]]
+            return items, f"{split} rows of {dataset.name}"
+    raise ConfigError(f"{dataset.name}: no test or validation rows to explain")
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from matattn.workflows.explanation_sections import findings, summary_rows
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    unit = result["unit"]
+    table = Table(title=f"Mean |change| of the prediction / {unit}", box=SIMPLE_HEAD)
+    table.add_column("order of the edges")
+    table.add_column("first removed (higher: more faithful)", justify="right")
+    table.add_column("first kept (lower: more faithful)", justify="right")
+    for row in summary_rows(result):
+        table.add_row(*row)
+    console.print(table)
+    for sentence in findings(result):
+        console.print(sentence, soft_wrap=True, markup=False)
