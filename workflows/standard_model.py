@@ -141,7 +141,7 @@ def node_features(subjects: Sequence[ExplainedBatch]) -> dict[str, Any] | None:
             seen: dict[int, Tensor] = {}
             for number, conv in enumerate(convs):
                 hook = conv.lin.register_forward_hook(
-                    lambda _, inputs, out, number=number: seen.update({number: out})
+                    lambda _, inputs, out, number=number, seen=seen: seen.update({number: out})
                 )
                 stack.callback(hook.remove)
             subject.values()
@@ -187,7 +187,9 @@ def hidden_states(subjects: Sequence[ExplainedBatch]) -> list[np.ndarray]:
         seen: list[Tensor] = []
         with ExitStack() as stack, torch.no_grad():
             for block in blocks:
-                hook = block.register_forward_hook(lambda _, inputs, out: seen.append(out))
+                hook = block.register_forward_hook(
+                    lambda _, inputs, out, seen=seen: seen.append(out)
+                )
                 stack.callback(hook.remove)
             subject.values()
         states.append(seen)
