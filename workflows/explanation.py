@@ -113,7 +113,7 @@ def structures(
 def steps(predictor: Predictor) -> int:
     """How many steps ``structures`` advances by."""
     layers = members(predictor.network)[0].attention_layers()  # type: ignore[operator]
-    orders = 8  # of faithfulness
+    orders = 7  # of faithfulness
     heads = len(layers) * len(layers[0].projection)
     return 1 + heads * (2 + head_importance.RANDOM_ORDERS) + orders + 3 + len(layers)
 

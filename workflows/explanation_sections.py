@@ -50,8 +50,7 @@ def findings(result: Mapping[str, Any]) -> list[str]:
     unit, checks = result["unit"], result["checks"]
     curves = {
         name: found["renormalised"]["comprehensiveness_aopc"]
-        for name, found in result["faithfulness"].items()
-        if isinstance(found, dict) and "renormalised" in found
+        for name, found in result["faithfulness"]["orders"].items()
     }
     near, chance = curves["shortest first"], curves["random"]
     said = []
@@ -180,18 +179,17 @@ def _heads(result: Mapping[str, Any]) -> Section:
 
 
 def _faithfulness(result: Mapping[str, Any]) -> Section:
-    found, unit = result["faithfulness"], result["unit"]
-    shares = 100 * np.array(found["shares"])
-    names = [name for name in found if name not in ("shares", "rules")]
+    found, unit = result["faithfulness"]["orders"], result["unit"]
+    shares, rules = 100 * np.array(result["faithfulness"]["shares"]), result["removal_rules"]
     figures, rows = [], []
-    for rule, meaning in found["rules"].items():
+    for rule, meaning in rules.items():
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         both = figure.subplots(1, 2, sharey=True)
         for place, kind, better in (
             (both[0], "comprehensiveness", "first edges removed: higher is more faithful"),
             (both[1], "sufficiency", "only first edges kept: lower is more faithful"),
         ):
-            for name in names:
+            for name in found:
                 dashed = "--" if name in BASELINES else "-"
                 place.plot(shares, found[name][rule][kind], dashed, marker=".", label=name,
                            color=BASELINES.get(name))  # fmt: skip
@@ -199,14 +197,14 @@ def _faithfulness(result: Mapping[str, Any]) -> Section:
         both[0].set_ylabel(f"mean |change| / {unit}")
         both[1].legend(fontsize=7)
         figures.append((figure, f"Rule “{rule}”: {meaning}."))
-    for name in names:
+    for name in found:
         row = [name]
-        for rule in found["rules"]:
+        for rule in rules:
             row += [f"{found[name][rule][f'{k}_aopc']:.3g}" for k in
                     ("comprehensiveness", "sufficiency")]  # fmt: skip
         rows.append(row)
     header = ["order of the edges"] + [
-        f"{kind}, {rule} / {unit}" for rule in found["rules"] for kind in ("removed", "kept")
+        f"{kind}, {rule} / {unit}" for rule in rules for kind in ("removed", "kept")
     ]
     text = (
         "Edges go in all layers at once; an atom's attention to itself stays. Attention decays "
@@ -316,9 +314,7 @@ def _comparisons(result: Mapping[str, Any]) -> Section:
 def summary_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """The table that the command prints: orders of the edges, and how faithful they are."""
     rows = []
-    for name, found in result["faithfulness"].items():
-        if name in ("shares", "rules"):
-            continue
+    for name, found in result["faithfulness"]["orders"].items():
         curve = found["renormalised"]
         rows.append(
             [name, f"{curve['comprehensiveness_aopc']:.4g}", f"{curve['sufficiency_aopc']:.4g}"]

@@ -132,7 +132,7 @@ def faithfulness(
     ``aopc`` is the mean over ``SHARES``; ``deletion_auc`` and ``insertion_auc`` are the areas under
     both curves up to the last share.
     """
-    result: dict[str, Any] = {"shares": list(SHARES), "rules": RULES}
+    result: dict[str, Any] = {"shares": list(SHARES), "orders": {}}
     for name in [*scores[0], "random"]:
         curves = []
         for subject, found in zip(subjects, scores, strict=True):
@@ -142,12 +142,12 @@ def faithfulness(
             curves.append(torch.stack(parts).mean(0))
         advance(1)
         mean = torch.cat(curves).double().mean(0).numpy()  # [rules, 2, shares]
-        result[name] = {}
+        result["orders"][name] = {}
         for rule, both in zip(RULES, mean, strict=True):
-            result[name][rule] = {}
+            result["orders"][name][rule] = {}
             kinds = (("comprehensiveness", "deletion_auc"), ("sufficiency", "insertion_auc"))
             for (kind, area), curve in zip(kinds, both, strict=True):
-                result[name][rule] |= {
+                result["orders"][name][rule] |= {
                     kind: curve.tolist(),
                     f"{kind}_aopc": float(curve.mean()),
                     area: float(np.trapezoid(curve, SHARES)),
