@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from scipy.special import xlogy
 from torch import Tensor, nn
 
 
@@ -117,8 +118,7 @@ class AttentionRecord:
 
     def entropy(self) -> np.ndarray:
         """Mean over the targets of -sum a ln a, in nats [L, H]; 0: each looks at one source."""
-        terms = -np.where(self.weight > 0, self.weight * np.log(np.maximum(self.weight, 1e-300)), 0)
-        return terms.sum(-1) / len(np.unique(self.target))
+        return -xlogy(self.weight, self.weight).sum(-1) / len(np.unique(self.target))
 
     def effective_range(self) -> np.ndarray:
         """Mean length that is attended to, sum a r / sum a, [L, H]."""

@@ -531,7 +531,7 @@ class CoulGAT(nn.Module):
         for block in cast(Iterable[CoulGATBlock], self.blocks):
             conv = block.conv
             width = conv.heads * conv.out_channels
-            weight = torch.eye(width)
+            weight = torch.eye(width, dtype=conv.att.dtype, device=conv.att.device)
             if block.residual:
                 weight = block.out_proj.weight[:, :width]
             layers.append(AttentionLayer(conv, weight.T.unflatten(0, (conv.heads, -1))))

@@ -266,9 +266,10 @@ def _standard_model(result: Mapping[str, Any]) -> Section:
         rows.append([place, f"{row['initial']:.3f}", f"{row['value']:.3f}", mean, row["verdict"]])
     count = sum(row["verdict"] == "identified" for row in model["constants"])
     text = (
-        f"Constants of the law for each pair of species (target–source) and layer.head: {count} of "
-        f"{len(rows)} are identified, that is, moved further from where they began than they "
-        f"differ between networks ({model['networks']} here, at least three are needed)."
+        "Constants of the law for each pair of species (target–source) and layer.head. "
+        f"{count} of {len(rows)} are identified: Student's t over {model['networks']} networks "
+        "(at least three are needed) excludes the value they began with at the 5 % level, so "
+        f"about {0.05 * len(rows):.0f} would be by chance. The others must not be read as physics."
     )
     species = model["node_features"]["species"]
     table = np.array(model["node_features"]["table"])

@@ -3,8 +3,8 @@
 The paper (arXiv 1912.08409) reads node-node and node-feature interactions from the learned
 parameters. Here they are tables per layer and head, for the species that occur in the explained
 structures: the constants of the law, its effective weights, and what each species' query answers to
-the values of every other. A constant is read as physics only if it moved: more than it differs
-between networks of at least three seeds. It is "not identified" otherwise.
+the values of every other. A constant is read as physics only if it moved, by Student's
+t over networks of at least three seeds. It is "not identified" otherwise.
 
 Any two networks over the same structures are compared by their heads' attention and by linear CKA
 (Kornblith et al., arXiv 1905.00414) of their features.
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from pymatgen.core import Element
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from matattn.models.coulgat import CoulGAT, CoulombGATConv, ScreenedCoulomb
@@ -28,6 +29,7 @@ from matattn.workflows.explained_structures import ExplainedBatch
 
 CONSTANTS = {"c": "", "p": "", "range": "Å", "self term": ""}
 FEWEST_SEEDS = 3
+LEVEL = 0.05  # share of constants that never moved, and are called identified
 
 
 def effective_attention(subjects: Sequence[ExplainedBatch]) -> tuple[list[str], np.ndarray]:
@@ -119,7 +121,8 @@ def _verdict(values: np.ndarray, initial: float) -> dict[str, Any]:
     if len(values) < FEWEST_SEEDS:
         return {"mean": None, "spread": None, "verdict": "unknown: fewer than three networks"}
     mean, spread = float(values.mean()), float(values.std(ddof=1))
-    moved = abs(mean - initial) > spread
+    needed = student_t.ppf(1 - LEVEL / 2, len(values) - 1) * spread / len(values) ** 0.5
+    moved = abs(mean - initial) > needed
     return {"mean": mean, "spread": spread, "verdict": "identified" if moved else "not identified"}
 
 
