@@ -44,9 +44,7 @@ def test_the_structure_is_drawn(tmp_path):
     page = tmp_path / "report.html"
     write_report(page, "<b>", [Section("first", "text")], [scene("salt", "e 1 eV.", item, record)])
     text = shown(page)
-    assert text == (
-        "e 1 eV. 2 of 3 stored neighbours are drawn; the widest has weight 0.750."
-    )
+    assert text == ("e 1 eV. 2 of 3 stored neighbours are drawn; the widest has weight 0.750.")
     # What a reader does: another threshold.
     page.write_text(page.read_text().replace('value="0.02"', 'value="0.5"'))
     assert "1 of 3 stored" in shown(page)
