@@ -45,8 +45,8 @@ class LayerProbe:
     weights: Tensor | None = None  # [E, H], instead of what the network finds
     head_gate: Tensor | None = None  # [H] or [N, H], factor of every head's output
     projection: Tensor | None = None  # of the layer; set to get ``seen_size``
-    rows: Tensor | None = None  # of a mesh: points whose attention to all points is seen
-    seen: Tensor | None = None  # [E, H] weights; of a mesh [rows, N, H]
+    rows: Tensor | None = None  # [meshes], the point of each whose attention to all is seen
+    seen: Tensor | None = None  # [E, H] weights
     seen_size: Tensor | None = None  # [E, H], |weight x value x projection|
 
     def biased(self, bias: Tensor | None) -> Tensor | None:
@@ -61,13 +61,20 @@ class LayerProbe:
         """The weights [E, H] that count, which are seen; values [E, H, D] of the edges."""
         if self.weights is not None:
             weights = self.weights.to(weights.dtype)
-        if self.edge_scale is not None:
+        if self.edge_scale is not None and self.rows is None:  # of meshes, ``shares`` did it
             weights = weights * self.edge_scale[:, None]
         self.seen = weights
         if self.projection is not None:
             sent = torch.einsum("ehd,hdc->ehc", values, self.projection[: weights.shape[1]])
             self.seen_size = weights * sent.norm(dim=-1)
         return weights
+
+    def shares(self, scores: Tensor, here: slice) -> Tensor:
+        """Softmax of scores [H, Q, points] of the mesh whose points are ``here`` among all."""
+        if self.edge_bias is not None:
+            scores = scores + self.edge_bias[here]
+        weights = scores.softmax(-1)
+        return weights if self.edge_scale is None else weights * self.edge_scale[here]
 
     def gate(self, out: Tensor) -> Tensor:
         """Outputs [N, H, D] of the heads, each times its gate."""

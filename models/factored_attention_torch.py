@@ -7,12 +7,14 @@ that is optimised; weights pass between them by name, as NumPy arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from matattn.attention import AttentionLayer, LayerProbe
 from matattn.spins import displacements, grid_places
 
 ATTENTIONS = ("factored", "t5", "decoupled", "spatial")
@@ -59,6 +61,15 @@ class TorchWaveFunction(nn.Module):
     def attention_maps(self, spins: Tensor) -> Tensor:
         """Attention weights [layers, B, heads, n, n]; row i: what patch i takes from each j."""
         return torch.stack(self._run(spins)[1])
+
+    def attention_layers(self) -> list[AttentionLayer]:
+        """The attention of all blocks."""
+        layers = []
+        for block in cast(Iterable[_Block], self.blocks):
+            attention = block.attention
+            weight = attention.output.weight.T
+            layers.append(AttentionLayer(attention, weight.unflatten(0, (attention.num_heads, -1))))
+        return layers
 
     def _run(self, spins: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.embedding(self._patches(spins))
@@ -124,6 +135,7 @@ class _Block(nn.Module):
 class _Attention(nn.Module):
     shift: Tensor
     distance: Tensor
+    probe: LayerProbe | None = None
 
     def __init__(
         self, grid: tuple[int, ...], dim: int, num_heads: int, kind: str,
@@ -146,6 +158,8 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weights = self._weights(x)
         mixed = torch.einsum("bhij,bjhe->bihe", weights, self._heads(self.value(x)))
+        if self.probe is not None:
+            mixed = self.probe.gate(mixed)
         return self.output(mixed.flatten(2)), weights
 
     def _weights(self, x: Tensor) -> Tensor:

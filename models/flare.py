@@ -7,8 +7,9 @@ Engine", arXiv 2508.12594; and FLARE++ (arXiv 2608.11519), whose latent queries 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from matattn.attention import AttentionLayer, LayerProbe
 from matattn.kernels.low_rank_routing import low_rank_routing
 from matattn.kernels.low_rank_routing.spectrum import mixing_spectrum
 from matattn.mesh_batch import MeshBatch
@@ -95,6 +97,8 @@ class LowRankRouting(nn.Module):
     with :math:`g_h` = 0.25 at first.
     """
 
+    probe: LayerProbe | None = None
+
     def __init__(
         self,
         dim: int,
@@ -144,7 +148,28 @@ class LowRankRouting(nn.Module):
     ) -> Float[Tensor, "nodes dim"]:
         q, k = self.queries_and_keys(x, ptr)
         v = self._heads(self.v_proj(x))
-        return self.out_proj(low_rank_routing(q, k, v, cu_seqlens=ptr, scale=self.scale).flatten(1))
+        if self.probe is None:
+            y = low_rank_routing(q, k, v, cu_seqlens=ptr, scale=self.scale)
+        else:
+            y = self._observed(q, k, v, ptr, self.probe)
+        return self.out_proj(y.flatten(1))
+
+    def _observed(self, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, probe: LayerProbe) -> Tensor:
+        """What the kernel gives, in steps between which a probe can look and interfere."""
+        y = torch.empty_like(v)
+        seen = v.new_empty(v.shape[:2]) if probe.rows is not None else None
+        for mesh, (begin, end) in enumerate(pairwise(ptr.tolist())):
+            here = slice(begin, end)
+            queries = q if q.dim() == 3 else q[mesh]
+            scores = self.scale * torch.einsum("hmd,nhd->hmn", queries, k[here])
+            encode, decode = probe.shares(scores, here), scores.softmax(1)
+            y[here] = torch.einsum("hmn,hmd->nhd", decode, encode @ v[here].transpose(0, 1))
+            if seen is not None and probe.rows is not None:
+                row = int(probe.rows[mesh]) - begin
+                seen[here] = torch.einsum("hm,hmn->nh", decode[..., row], encode)
+        if seen is not None:
+            probe.weigh(seen, v)
+        return probe.gate(y)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
@@ -160,6 +185,8 @@ class SelfAttention(nn.Module):
     Keys and values as in ``LowRankRouting``; queries from a linear layer instead of latents.
     """
 
+    probe: LayerProbe | None = None
+
     def __init__(self, dim: int, num_heads: int, kv_depth: int, activation: str) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -174,9 +201,27 @@ class SelfAttention(nn.Module):
         projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         heads = [t.unflatten(-1, (self.num_heads, -1)) for t in projected]
         scale = heads[0].shape[-1] ** -0.5
+        if self.probe is not None:
+            return self.out_proj(self._observed(*heads, ptr, scale, self.probe).flatten(1))
         mixed = by_mesh(lambda q, k, v: attend(q, k, v, scale), ptr, *heads)
         rows = [part.transpose(1, 2).flatten(0, 1) for part in mixed]
         return self.out_proj(torch.cat(rows).flatten(1))
+
+    def _observed(
+        self, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float, probe: LayerProbe
+    ) -> Tensor:
+        """The same in steps between which a probe can look and interfere."""
+        y = torch.empty_like(v)
+        seen = v.new_empty(v.shape[:2]) if probe.rows is not None else None
+        for mesh, (begin, end) in enumerate(pairwise(ptr.tolist())):
+            here = slice(begin, end)
+            weights = probe.shares(scale * torch.einsum("ihd,jhd->hij", q[here], k[here]), here)
+            y[here] = torch.einsum("hij,jhd->ihd", weights, v[here])
+            if seen is not None and probe.rows is not None:
+                seen[here] = weights[:, int(probe.rows[mesh]) - begin].T
+        if seen is not None:
+            probe.weigh(seen, v)
+        return probe.gate(y)
 
 
 def by_mesh(run: Callable[..., Tensor], ptr: Tensor, *tokens: Tensor) -> list[Tensor]:
@@ -252,6 +297,15 @@ class _MeshNetwork(nn.Module):
                 nn.init.normal_(parameter, std=0.1)
             elif name.endswith("gate"):
                 nn.init.constant_(parameter, 0.25)
+
+    def attention_layers(self) -> list[AttentionLayer]:
+        """The mixing operators of all blocks."""
+        layers = []
+        for block in cast(Iterable[Block], self.blocks):
+            mixer = cast(LowRankRouting | SelfAttention, block.att)
+            weight = mixer.out_proj.weight.T
+            layers.append(AttentionLayer(mixer, weight.unflatten(0, (mixer.num_heads, -1))))
+        return layers
 
     def _features(self, inputs: Tensor) -> Tensor:
         """Inputs, and their sines and cosines at 1, 2, 4, ... half waves per unit."""

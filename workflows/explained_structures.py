@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -77,6 +77,11 @@ class ExplainedBatch:
         if gate.dim() == 2:
             return [LayerProbe(head_gate=layer) for layer in gate]
         return [LayerProbe(head_gate=g[self.batch.batch]) for g in gate.unbind(1)]
+
+    def slopes(self, gate: Tensor) -> Tensor:
+        """|df / dxi| [B, L, H] by gates on the heads, at gates [L, H]."""
+        gates = gate.expand(self.count, -1, -1).clone().requires_grad_()
+        return torch.autograd.grad(self.values(self.gates(gates)).sum(), gates)[0].abs()
 
     def mean(self, row_values: Tensor) -> Tensor:
         """Mean [B] over the rows of every structure."""
@@ -182,6 +187,9 @@ def _batch(
     )  # fmt: skip
 
 
-def over(batches: Sequence[ExplainedBatch], run: Callable[[ExplainedBatch], Tensor]) -> np.ndarray:
+Batch = TypeVar("Batch")
+
+
+def over(batches: Sequence[Batch], run: Callable[[Batch], Tensor]) -> np.ndarray:
     """What ``run`` finds of the structures of every batch, in one array [all structures, ...]."""
     return torch.cat([run(batch).detach() for batch in batches]).double().numpy()

@@ -22,8 +22,7 @@ from matattn.files import write_json
 from matattn.neighbors import SELF
 from matattn.workflows import attention_checks, faithfulness, head_importance, standard_model
 from matattn.workflows.explained_structures import ExplainedBatch, over, prepare
-from matattn.workflows.explanation_report import scene, strongest, write_report
-from matattn.workflows.explanation_sections import sections
+from matattn.workflows.explanation_report import Section, scene, strongest, write_report
 from matattn.workflows.prediction import Predictor
 
 FORMAT = 1
@@ -206,9 +205,15 @@ def _store_graphs(
         }
 
 
-def write(folder: Path, model: Path, result: Mapping[str, Any], scenes: Sequence[Any]) -> None:
+def write(
+    folder: Path,
+    model: Path,
+    result: Mapping[str, Any],
+    parts: Sequence[Section],
+    scenes: Sequence[Any] = (),
+) -> None:
     """Write ``explanation.json`` and ``report.html`` of a model in its folder ``model``."""
     content = {"model": str(model), "model_hash": bundle.fingerprint(model), **result}
     title = f"How {result['network']} predicts {result['target'].replace('_', ' ')}"
-    write_report(folder / "report.html", title, sections(result), scenes)
+    write_report(folder / "report.html", title, parts, scenes)
     write_json(folder / "explanation.json", content)  # last: it says that all is there

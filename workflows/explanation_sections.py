@@ -16,8 +16,9 @@ BASELINES = {"random": "0.6", "shortest first": "black"}
 
 def sections(result: Mapping[str, Any]) -> list[Section]:
     """All sections of a report on crystals or molecules."""
-    found = [_summary(result), _distance(result), _heads(result), _faithfulness(result),
-             _agreement(result), _checks(result)]  # fmt: skip
+    found = [_summary(result), _distance(result), heads_section(result, "mean"),
+             faithfulness_section(result, "edges"), agreement_section(result),
+             shuffled_section(result)]  # fmt: skip
     if result["standard_model"]["constants"]:
         found.append(_standard_model(result))
     if result["comparisons"]:
@@ -139,14 +140,15 @@ def _distance(result: Mapping[str, Any]) -> Section:
     )
 
 
-def _heads(result: Mapping[str, Any]) -> Section:
-    found, unit = result["heads"], result["unit"]
+def heads_section(result: Mapping[str, Any], mean: str) -> Section:
+    """Importance, ablation and pruning; ``mean`` says how changes are averaged."""
+    found, per = result["heads"], f" / {result['unit']}" if result["unit"] else ""
     importance, ablation = np.array(found["importance"]), np.array(found["ablation"])
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     maps = figure.subplots(1, 3)
     for place, table, title in (
-        (maps[0], importance, f"E |df/dξ| / {unit}"),
-        (maps[1], ablation, f"|change| without it / {unit}"),
+        (maps[0], importance, f"E |df/dξ|{per}"),
+        (maps[1], ablation, f"change without it{per}"),
     ):
         image = place.imshow(table, cmap="magma", aspect="auto")
         place.set(title=title, xlabel="head", ylabel="layer")
@@ -154,7 +156,7 @@ def _heads(result: Mapping[str, Any]) -> Section:
         place.set_yticks(range(table.shape[0]), range(1, table.shape[0] + 1))
         figure.colorbar(image, ax=place)
     maps[2].scatter(importance, ablation, s=14)
-    maps[2].set(xlabel=f"importance / {unit}", ylabel=f"ablation / {unit}", title="each head")
+    maps[2].set(xlabel=f"importance{per}", ylabel=f"ablation{per}", title="each head")
     pruning = found["pruning"]
     curve = Figure(figsize=(6, 3.2), layout="constrained")
     axes = curve.subplots()
@@ -162,8 +164,8 @@ def _heads(result: Mapping[str, Any]) -> Section:
     axes.plot(pruning[kind], marker="o", label="least important first")
     axes.plot(pruning[f"{kind}_random"], marker=".", color="0.6",
               label=f"random ({pruning['random_orders']} orders)")  # fmt: skip
-    name = "mean absolute error" if kind == "error" else "mean |change|"
-    axes.set(xlabel="heads removed", ylabel=f"{name} / {unit}", ylim=(0, None))
+    name = f"{mean} {kind}"
+    axes.set(xlabel="heads removed", ylabel=f"{name}{per}", ylim=(0, None))
     axes.legend(fontsize=8)
     spearman = found["spearman_importance_ablation"]
     text = (
@@ -178,7 +180,8 @@ def _heads(result: Mapping[str, Any]) -> Section:
     )  # fmt: skip
 
 
-def _faithfulness(result: Mapping[str, Any]) -> Section:
+def faithfulness_section(result: Mapping[str, Any], removed: str) -> Section:
+    """Removal curves of the ``removed`` edges or points."""
     found, unit = result["faithfulness"]["orders"], result["unit"]
     shares, rules = 100 * np.array(result["faithfulness"]["shares"]), result["removal_rules"]
     figures, rows = [], []
@@ -186,14 +189,14 @@ def _faithfulness(result: Mapping[str, Any]) -> Section:
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         both = figure.subplots(1, 2, sharey=True)
         for place, kind, better in (
-            (both[0], "comprehensiveness", "first edges removed: higher is more faithful"),
-            (both[1], "sufficiency", "only first edges kept: lower is more faithful"),
+            (both[0], "comprehensiveness", f"first {removed} removed: higher is more faithful"),
+            (both[1], "sufficiency", f"only first {removed} kept: lower is more faithful"),
         ):
             for name in found:
                 dashed = "--" if name in BASELINES else "-"
                 place.plot(shares, found[name][rule][kind], dashed, marker=".", label=name,
                            color=BASELINES.get(name))  # fmt: skip
-            place.set(xscale="log", xlabel="share of the edges / %", title=better)
+            place.set(xscale="log", xlabel=f"share of the {removed} / %", title=better)
         both[0].set_ylabel(f"mean |change| / {unit}")
         both[1].legend(fontsize=7)
         figures.append((figure, f"Rule “{rule}”: {meaning}."))
@@ -203,18 +206,19 @@ def _faithfulness(result: Mapping[str, Any]) -> Section:
             row += [f"{found[name][rule][f'{k}_aopc']:.3g}" for k in
                     ("comprehensiveness", "sufficiency")]  # fmt: skip
         rows.append(row)
-    header = ["order of the edges"] + [
+    header = [f"order of the {removed}"] + [
         f"{kind}, {rule} / {unit}" for rule in rules for kind in ("removed", "kept")
     ]
     text = (
-        "Edges go in all layers at once; an atom's attention to itself stays. Attention decays "
-        "with distance, so an order by attention has to beat the order by distance before it says "
-        "anything of its own. The table has means over the shares."
+        f"First {removed} go in all layers at once; what is explained itself stays. Attention may "
+        "decay with distance, so an order by attention has to beat the order by distance before "
+        "it says anything of its own. The table has means over the shares."
     )
     return Section("Faithfulness", text, figures, [(header, rows)])
 
 
-def _agreement(result: Mapping[str, Any]) -> Section:
+def agreement_section(result: Mapping[str, Any]) -> Section:
+    """Agreement of the methods."""
     found = result["agreement"]
     names = list(dict.fromkeys(name for pair in found for name in pair.split(" | ")))
     table = np.eye(len(names))
@@ -237,7 +241,8 @@ def _agreement(result: Mapping[str, Any]) -> Section:
     return Section("Do the methods agree?", text, [(figure, "Agreement of the methods.")])
 
 
-def _checks(result: Mapping[str, Any]) -> Section:
+def shuffled_section(result: Mapping[str, Any]) -> Section:
+    """What shuffled weights leave of the order."""
     found = result["shuffled_weights"]
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()

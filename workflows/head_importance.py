@@ -8,27 +8,40 @@ absolute error that is E |df / dxi_h|, in the units of the prediction f, labels 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from matattn.workflows.explained_structures import ExplainedBatch, over
+from matattn.attention import AttentionLayer, LayerProbe
+from matattn.workflows.explained_structures import over
 
 Advance = Callable[[int], Any]
 RANDOM_ORDERS = 5
 
 
-def importance(subject: ExplainedBatch, gate: Tensor) -> Tensor:
+class HasHeads(Protocol):
+    """B structures, meshes or configurations, and the network whose heads are examined."""
+
+    @property
+    def layers(self) -> list[AttentionLayer]: ...
+    @property
+    def count(self) -> int: ...
+    def values(self, probes: Sequence[LayerProbe] | None = None) -> Tensor: ...
+    def gates(self, gate: Tensor) -> list[LayerProbe]: ...
+    def slopes(self, gate: Tensor) -> Tensor: ...
+    def change(self, before: Tensor, after: Tensor) -> Tensor: ...
+    def error(self, values: Tensor) -> Tensor: ...
+
+
+def importance(subject: HasHeads, gate: Tensor) -> Tensor:
     """|df / dxi| [B, L, H] of every structure and head, where heads have gates [L, H]."""
-    gates = gate.expand(subject.count, -1, -1).clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(subject.values(subject.gates(gates)).sum(), gates)
-    return gradient.abs() * (gate != 0)
+    return subject.slopes(gate) * (gate != 0)
 
 
-def heads(subjects: Sequence[ExplainedBatch], advance: Advance) -> dict[str, Any]:
+def heads(subjects: Sequence[HasHeads], advance: Advance) -> dict[str, Any]:
     """Importance, ablation and pruning of the heads of one network.
 
     Heads are ranked on every other structure, and what that ranking is worth is measured on the
@@ -66,7 +79,7 @@ def heads(subjects: Sequence[ExplainedBatch], advance: Advance) -> dict[str, Any
 class Prediction:
     """What intact heads predict, and how far off predictions are without some."""
 
-    def __init__(self, subjects: Sequence[ExplainedBatch]) -> None:
+    def __init__(self, subjects: Sequence[HasHeads]) -> None:
         self.subjects = subjects
         with torch.no_grad():
             self.values = [subject.values() for subject in subjects]
@@ -85,7 +98,7 @@ class Prediction:
 
 
 def prune(
-    subjects: Sequence[ExplainedBatch],
+    subjects: Sequence[HasHeads],
     intact: Prediction,
     rank_on: np.ndarray,
     measure_on: np.ndarray,
@@ -131,7 +144,7 @@ def prune(
     }
 
 
-def steps(subjects: Sequence[ExplainedBatch]) -> int:
+def steps(subjects: Sequence[HasHeads]) -> int:
     """How often ``heads`` advances."""
     total = len(subjects[0].layers) * len(subjects[0].layers[0].projection)
     return total * (2 + RANDOM_ORDERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,13 +64,13 @@ def explain(
 
     try:
         folder = pretrained.find(model)
-        if (kind := pretrained.kind(folder)) != "crystals":
-            raise ExplanationError(
-                f"{folder}: this model reads {kind}; networks of crystals and molecules can be "
-                "explained"
-            )
-        if data is None and not inputs:
-            raise ExplanationError("give structures after the model, or labelled ones by --data")
+        kind = pretrained.kind(folder)
+        if kind != "crystals" and (data or compare):
+            raise ExplanationError(f"--data and --compare need structures; {folder} reads {kind}")
+        if kind == "spins" and inputs:
+            raise ExplanationError(f"{inputs[0]}: a wave function needs no input; leave it out")
+        if kind != "spins" and data is None and not inputs:
+            raise ExplanationError("give structures or meshes after the model, or use --data")
         start_predicting()
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
@@ -78,30 +78,95 @@ def explain(
         from rich.progress import Progress
 
         from matattn.workflows import explanation
+        from matattn.workflows.explanation_sections import findings, sections
         from matattn.workflows.prediction import Predictor
     except MatattnError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     errors = Console(stderr=True)
     try:
-        predictor = Predictor.load(folder)
-        others = {name: Predictor.load(name) for name in compare or []}
-        if data is None:
-            items, where = _from_files(predictor, inputs or [], structures), "files"
-        else:
-            items, where = _from_data(predictor, data, inputs or [], structures)
         with Progress(console=errors, disable=not errors.is_terminal) as progress:
-            bar = progress.add_task("measures", total=explanation.steps(predictor))
-            result, scenes = explanation.structures(
-                predictor, items, where, target, others, seed,
-                lambda steps: progress.advance(bar, steps),
-            )  # fmt: skip
-        explanation.write(output, folder, result, scenes)
+            bar = progress.add_task("measures", total=None)
+
+            def advance(steps: int) -> None:
+                progress.advance(bar, steps)
+
+            if kind == "spins":
+                lines = _wave_function(folder, seed, output, advance)
+            elif kind == "meshes":
+                lines = _meshes(folder, inputs or [], target, structures, seed, output, advance)
+            else:
+                predictor = Predictor.load(folder)
+                others = {name: Predictor.load(name) for name in compare or []}
+                if data is None:
+                    items, where = _from_files(predictor, inputs or [], structures), "files"
+                else:
+                    items, where = _from_data(predictor, data, inputs or [], structures)
+                progress.update(bar, total=explanation.steps(predictor))
+                result, scenes = explanation.structures(
+                    predictor, items, where, target, others, seed, advance
+                )
+                lines = findings(result)
+                explanation.write(output, folder, result, sections(result), scenes)
+                _show(result)
     except (MatattnError, HydraException, OmegaConfBaseException, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
-    _show(result)
+    for sentence in lines:
+        print(sentence)
     print(f"{output / 'report.html'}: open it in a browser", file=sys.stderr)
+
+
+def _meshes(
+    folder: Path,
+    inputs: Sequence[str],
+    target: str | None,
+    most: int,
+    seed: int,
+    output: Path,
+    advance: Callable[[int], Any],
+) -> list[str]:
+    """Explain the fields of mesh files; returns what to print."""
+    from matattn.errors import DataError, ExplanationError
+    from matattn.mesh_files import read_mesh
+    from matattn.workflows import explanation, field_explanation
+    from matattn.workflows.field_prediction import FieldPredictor, find_meshes
+
+    predictor = FieldPredictor.load(folder)
+    coordinates, names, known = (
+        [field.name for field in predictor.fields(kind)]
+        for kind in ("coordinates", "inputs", "targets")
+    )
+    samples = []
+    for path in find_meshes(inputs)[:most]:
+        try:
+            try:
+                samples.append(read_mesh(path, len(coordinates), names, known))
+            except DataError:  # a mesh whose field is to be predicted
+                samples.append(read_mesh(path, len(coordinates), names))
+        except DataError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not samples:
+        raise ExplanationError("none of the meshes can be read")
+    result = field_explanation.explain(predictor, samples, target, seed, advance)
+    parts = field_explanation.sections(result)
+    explanation.write(output, folder, result, parts)
+    return parts[0].text.split("\n\n")
+
+
+def _wave_function(
+    folder: Path, seed: int, output: Path, advance: Callable[[int], Any]
+) -> list[str]:
+    """Explain a wave function; returns what to print."""
+    from matattn.config import import_extra
+    from matattn.workflows import explanation
+
+    prediction = import_extra("matattn.workflows.wavefunction_prediction")
+    wave = import_extra("matattn.workflows.wavefunction_explanation")
+    result = wave.explain(prediction.WaveFunction.load(folder), seed, advance)
+    explanation.write(output, folder, result, wave.sections(result))
+    rank = result["heads"]["spearman_importance_ablation"]
+    return [f"{result['system']}: Spearman of head importance against ablation: {rank}"]
 
 
 def _from_files(predictor: Predictor, inputs: Sequence[str], most: int) -> list[dict[str, Any]]:
@@ -151,7 +216,7 @@ def _show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from matattn.workflows.explanation_sections import findings, summary_rows
+    from matattn.workflows.explanation_sections import summary_rows
 
     console = Console()
     if not console.is_terminal:
@@ -164,5 +229,3 @@ def _show(result: dict[str, Any]) -> None:
     for row in summary_rows(result):
         table.add_row(*row)
     console.print(table)
-    for sentence in findings(result):
-        console.print(sentence, soft_wrap=True, markup=False)

@@ -29,6 +29,7 @@ from matattn.workflows import (
     standard_model,
 )
 from matattn.workflows.explained_structures import over, prepare
+from matattn.workflows.explanation_sections import sections
 from matattn.workflows.prediction import Predictor
 
 TARGETS = [{"name": "energy", "unit": "eV"}]
@@ -372,7 +373,7 @@ def test_report_and_json_are_whole(case, tmp_path):
     assert sum(advanced) == explanation.steps(trained)
     network = trained.network
     bundle.save(tmp_path / "model", network, {}, trained.config, "card")
-    explanation.write(tmp_path, tmp_path / "model", result, scenes)
+    explanation.write(tmp_path, tmp_path / "model", result, sections(result), scenes)
     stored = json.loads((tmp_path / "explanation.json").read_text(), parse_constant=pytest.fail)
     assert stored["unit"] == "eV" and len(stored["model_hash"]) == 64
     graph = stored["structures"][0]["graph"]
