@@ -202,7 +202,8 @@ class SelfAttention(nn.Module):
         heads = [t.unflatten(-1, (self.num_heads, -1)) for t in projected]
         scale = heads[0].shape[-1] ** -0.5
         if self.probe is not None:
-            return self.out_proj(self._observed(*heads, ptr, scale, self.probe).flatten(1))
+            q, k, v = heads
+            return self.out_proj(self._observed(q, k, v, ptr, scale, self.probe).flatten(1))
         mixed = by_mesh(lambda q, k, v: attend(q, k, v, scale), ptr, *heads)
         rows = [part.transpose(1, 2).flatten(0, 1) for part in mixed]
         return self.out_proj(torch.cat(rows).flatten(1))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from matattn.attention import LayerProbe
 from matattn.workflows.explained_structures import ExplainedBatch, over
+from matattn.workflows.faithfulness import HasSources
 
 MAX_JSD = math.log(2)  # nats, between distributions that share nothing
 ADVERSARY_STEPS, ADVERSARY_LR = 60, 0.3
@@ -140,8 +141,8 @@ def _adversarial(subject: ExplainedBatch) -> Tensor:
 
 
 def depends_on_weights(
-    subjects: Sequence[ExplainedBatch],
-    methods: Callable[[ExplainedBatch], Mapping[str, Tensor]],
+    subjects: Sequence[HasSources],
+    methods: Callable[[HasSources], Mapping[str, Tensor]],
     scores: Sequence[Mapping[str, Tensor]],
     seed: int,
     advance: Callable[[int], Any],
@@ -160,7 +161,7 @@ def depends_on_weights(
         torch.manual_seed(seed)
         for block in list(cast(Iterable[nn.Module], network.blocks))[blocks - count :]:
             shuffle(block)
-        others = [methods(replace(subject, network=network)) for subject in subjects]
+        others = [methods(replace(cast(Any, subject), network=network)) for subject in subjects]
         for name, found in taus.items():
             found.append(_mean_tau(subjects, scores, others, name))
         advance(1)
@@ -176,7 +177,7 @@ def shuffle(module: nn.Module) -> None:
 
 
 def _mean_tau(
-    subjects: Sequence[ExplainedBatch],
+    subjects: Sequence[HasSources],
     scores: Sequence[Mapping[str, Tensor]],
     others: Sequence[Mapping[str, Tensor]],
     name: str,

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import kendalltau
-from torch import Tensor
+from torch import Tensor, nn
 
-from matattn.workflows.explained_structures import ExplainedBatch
+from matattn.attention import LayerProbe
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)  # of the edges that are removed, or that stay
 RULES = {
@@ -31,7 +31,26 @@ LEFT_OUT_STRUCTURES = 20
 IG_STEPS = 16
 
 
-def edge_scores(subject: ExplainedBatch) -> dict[str, Tensor]:
+class HasSources(Protocol):
+    """B structures with E edges (or meshes with E points), which attention goes to."""
+
+    @property
+    def network(self) -> nn.Module: ...
+    @property
+    def graph(self) -> Tensor: ...  # [E] structure of each
+    @property
+    def length(self) -> Tensor: ...  # [E] distance of each from what attends
+    @property
+    def removable(self) -> Tensor: ...  # [E]
+    @property
+    def count(self) -> int: ...
+    def probes(self, **everywhere: Any) -> list[LayerProbe]: ...
+    def observe(self) -> list[LayerProbe]: ...
+    def values(self, probes: Sequence[LayerProbe] | None = None) -> Tensor: ...
+    def change(self, before: Tensor, after: Tensor) -> Tensor: ...
+
+
+def edge_scores(subject: HasSources) -> dict[str, Tensor]:
     r"""How much each edge [E] counts, by every method that costs a few passes.
 
     "attention" and "value-weighted attention" are means over layers and heads. "logit gradient" is
@@ -55,13 +74,13 @@ def edge_scores(subject: ExplainedBatch) -> dict[str, Tensor]:
     return {name: score.detach() for name, score in scores.items()}
 
 
-def _gradient(subject: ExplainedBatch, where: str, at: float) -> Tensor:
+def _gradient(subject: HasSources, where: str, at: float) -> Tensor:
     point = torch.full_like(subject.length, at).requires_grad_()
     total = subject.values(subject.probes(**{where: point})).sum()
     return torch.autograd.grad(total, point)[0]
 
 
-def _integrated_gradients(subject: ExplainedBatch) -> Tensor | None:
+def _integrated_gradients(subject: HasSources) -> Tensor | None:
     try:
         from captum.attr import IntegratedGradients
     except ImportError:  # the extra "explain"
@@ -78,7 +97,7 @@ def _integrated_gradients(subject: ExplainedBatch) -> Tensor | None:
     )[0].float()
 
 
-def order(subject: ExplainedBatch, score: Tensor, seed: int) -> Tensor:
+def order(subject: HasSources, score: Tensor, seed: int) -> Tensor:
     """Rank [E] of each removable edge among those of its structure, 0 the highest score; others -1.
 
     Equal scores, as of equivalent edges of a crystal, come in a random order.
@@ -95,7 +114,7 @@ def order(subject: ExplainedBatch, score: Tensor, seed: int) -> Tensor:
     return rank
 
 
-def removal_curves(subject: ExplainedBatch, rank: Tensor) -> Tensor:
+def removal_curves(subject: HasSources, rank: Tensor) -> Tensor:
     """|Change| [B, rules, 2, shares] of the prediction without the first edges, and with them only.
 
     At least one edge is removed, and at least one stays.
@@ -114,7 +133,7 @@ def removal_curves(subject: ExplainedBatch, rank: Tensor) -> Tensor:
     return torch.stack(found, 1).unflatten(1, (len(RULES), 2, len(SHARES)))
 
 
-def _removal(subject: ExplainedBatch, gone: Tensor, rule: str) -> list[Any]:
+def _removal(subject: HasSources, gone: Tensor, rule: str) -> list[Any]:
     if rule == "renormalised":
         nothing = torch.zeros_like(subject.length)
         return subject.probes(edge_bias=nothing.masked_fill(gone, -torch.inf))
@@ -122,7 +141,7 @@ def _removal(subject: ExplainedBatch, gone: Tensor, rule: str) -> list[Any]:
 
 
 def faithfulness(
-    subjects: Sequence[ExplainedBatch],
+    subjects: Sequence[HasSources],
     scores: Sequence[Mapping[str, Tensor]],
     seed: int,
     advance: Callable[[int], Any],
@@ -155,7 +174,7 @@ def faithfulness(
     return result
 
 
-def left_out(subject: ExplainedBatch, most: int, seed: int) -> tuple[Tensor, Tensor]:
+def left_out(subject: HasSources, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """Edges, a random choice of every structure's, and |change| of the prediction without each.
 
     One pass leaves out one edge of every one of the first ``most`` structures.
@@ -174,7 +193,7 @@ def left_out(subject: ExplainedBatch, most: int, seed: int) -> tuple[Tensor, Ten
 
 
 def agreement(
-    subjects: Sequence[ExplainedBatch], scores: Sequence[Mapping[str, Tensor]], seed: int
+    subjects: Sequence[HasSources], scores: Sequence[Mapping[str, Tensor]], seed: int
 ) -> dict[str, Any]:
     """How far methods agree on the order of the edges of a structure, leaving-one-out among them.
 

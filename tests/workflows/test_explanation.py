@@ -424,7 +424,7 @@ def test_command(tmp_path):
     stored = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert [entry["id"] for entry in stored["structures"]] == ["a"]
     for extra, message in (
-        ([], "give structures after the model"),
+        ([], "give structures or meshes after the model"),
         ([str(tmp_path / "b.xyz")], "none of the structures can be read"),
         ([str(tmp_path / "a.xyz"), "--compare", "absent"], "absent: no such folder"),
     ):
