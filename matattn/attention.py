@@ -70,7 +70,12 @@ class LayerProbe:
         return weights
 
     def shares(self, scores: Tensor, here: slice) -> Tensor:
-        """Softmax of scores [H, Q, points] of the mesh whose points are ``here`` among all."""
+        """Softmax of scores [H, Q, points] of the mesh whose points are ``here`` among all.
+
+        Raises ValueError when ``weights`` are set, of which a mesh has too many.
+        """
+        if self.weights is not None:
+            raise ValueError("networks on meshes have no weights of edges that could be replaced")
         if self.edge_bias is not None:
             scores = scores + self.edge_bias[here]
         weights = scores.softmax(-1)
