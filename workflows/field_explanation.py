@@ -221,14 +221,16 @@ def sections(result: dict[str, Any]) -> list[Section]:
     }
     error = result["root_mean_square_error"]
     text = (
-        f"{result['network']} predicts {result['target']} in {unit}, {len(result['meshes'])} meshes"
+        f"{result['network']} predicts {result['target']} in {unit}; "
+        f"{len(result['meshes'])} meshes"
         + ("." if error is None else f", with a root mean square error of {error:.3g} {unit}.")
         + " In each mesh the point with the largest predicted value is explained.\n\n"
-        "Taking away as sources the points with the most attention changes it by "
-        f"{curves['attention']:.3g} {unit} on average over shares of 1 to 50 %, the nearest ones by "
-        f"{curves['shortest first']:.3g}, random ones by {curves['random']:.3g}. Attention is the "
-        "product of both steps of the routing: point to latents to points.\n\n"
-        "An explanation says what this network does, not what nature does."
+        "That value changes by "
+        f"{curves['attention']:.3g} {unit} on average over shares of 1 to 50 % when the points with "
+        "the most attention are taken away as sources, by "
+        f"{curves['shortest first']:.3g} when the nearest ones are, by {curves['random']:.3g} when "
+        "random ones are. Attention is the product of both steps of the routing: point to latents "
+        "to points.\n\nAn explanation says what this network does, not what nature does."
     )
     return [
         Section("What to make of it", text),

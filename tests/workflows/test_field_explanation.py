@@ -1,4 +1,4 @@
-"""Explanations of meshes: probes leave the fields alone, removal is what it says, reports are whole."""
+"""Explanations of meshes: probes change nothing, removal is what it says, reports are whole."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ CONFIG = {
     "normaliser": {"mean": [3.0], "std": [2.0]},
     "input_scaling": {"shift": [0.0, 0.0], "scale": [1.0, 1.0]},
 }
+SIZES = {"num_inputs": 2, "dim": 16, "num_blocks": 2, "num_heads": 2}
 NETWORKS = {
-    "fixed queries": lambda: FLARE(2, dim=16, num_blocks=2, num_heads=2, num_latents=4, init="xavier"),
-    "dynamic queries": lambda: FLARE(2, dim=16, num_blocks=2, num_heads=2, num_latents=4,
-                                     queries="dynamic", scale="sqrt", init="xavier"),
-    "full attention": lambda: FullAttention(2, dim=16, num_blocks=2, num_heads=2, init="xavier"),
-}  # fmt: skip
+    "fixed queries": lambda: FLARE(**SIZES, num_latents=4, init="xavier"),
+    "dynamic queries": lambda: FLARE(
+        **SIZES, num_latents=4, queries="dynamic", scale="sqrt", init="xavier"
+    ),
+    "full attention": lambda: FullAttention(**SIZES, init="xavier"),
+}
 
 
 def samples() -> list[MeshSample]:
@@ -143,8 +145,7 @@ def test_report_is_whole(tmp_path):
 def test_command(tmp_path):
     torch.manual_seed(0)
     network = NETWORKS["fixed queries"]()
-    arguments = {"num_inputs": 2, "dim": 16, "num_blocks": 2, "num_heads": 2, "num_latents": 4}
-    bundle.save(tmp_path / "model", network, arguments, CONFIG, "card")
+    bundle.save(tmp_path / "model", network, SIZES | {"num_latents": 4}, CONFIG, "card")
     (sample, _) = samples()
     cells = {"triangle": np.array([[0, 1, 2]])}
     write_vtu(tmp_path / "a.vtu", replace(sample, cells=cells), {"stress": sample.y[:, 0]})
