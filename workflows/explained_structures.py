@@ -127,6 +127,14 @@ class ExplainedBatch:
         return records
 
 
+def attending(network: nn.Module) -> nn.Module:
+    """The network that is explained: of an ensemble the first one; ExplanationError if none can."""
+    first = members(network)[0].eval()
+    if not isinstance(first, Attends):
+        raise ExplanationError(f"{type(first).__name__} has no attention that could be explained")
+    return first
+
+
 def prepare(
     predictor: Predictor,
     items: Sequence[Any],
@@ -141,9 +149,7 @@ def prepare(
     Raises ExplanationError for a network without attention, a property that it does not predict, or
     a structure whose atoms are all out of each other's reach.
     """
-    network = members(predictor.network)[0].eval()
-    if not isinstance(network, Attends):
-        raise ExplanationError(f"{type(network).__name__} has no attention that could be explained")
+    network = attending(predictor.network)
     names = [described["name"] for described in predictor.targets]
     if target is not None and target not in names:
         raise ExplanationError(f"the model predicts {', '.join(names)}, not {target}")

@@ -5,23 +5,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pymatgen.core import Composition, Element
 
 from matattn import bundle
-from matattn.attention import AttentionRecord
+from matattn.attention import Attends, AttentionRecord
 from matattn.ensemble import members
 from matattn.errors import ExplanationError
 from matattn.files import write_json
 from matattn.neighbors import SELF
 from matattn.workflows import attention_checks, faithfulness, head_importance, standard_model
-from matattn.workflows.explained_structures import ExplainedBatch, over, prepare
+from matattn.workflows.explained_structures import ExplainedBatch, attending, over, prepare
 from matattn.workflows.explanation_report import Section, scene, strongest, write_report
 from matattn.workflows.prediction import Predictor
 
@@ -74,6 +75,7 @@ def structures(
         "unit": described["unit"],
         "explained_member": 1 if len(members(predictor.network)) > 1 else None,
         "data": data,
+        "data_hash": _fingerprint(items),
         "seed": seed,
         "mean_absolute_error": float(np.nanmean(errors)) if labelled else None,
         "removal_rules": faithfulness.RULES,
@@ -111,10 +113,19 @@ def structures(
 
 def steps(predictor: Predictor) -> int:
     """How many steps ``structures`` advances by."""
-    layers = members(predictor.network)[0].attention_layers()  # type: ignore[operator]
+    layers = cast(Attends, attending(predictor.network)).attention_layers()
     orders = 7  # of faithfulness
     heads = len(layers) * len(layers[0].projection)
     return 1 + heads * (2 + head_importance.RANDOM_ORDERS) + orders + 3 + len(layers)
+
+
+def _fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of the structures, to tell what was explained."""
+    digest = hashlib.sha256()
+    for item in items:
+        for key in ("z", "pos", "cell"):
+            digest.update(item[key].contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _formula(item: Mapping[str, Any]) -> str:

@@ -210,8 +210,8 @@ def faithfulness_section(result: Mapping[str, Any], removed: str) -> Section:
         f"{kind}, {rule} / {unit}" for rule in rules for kind in ("removed", "kept")
     ]
     text = (
-        f"First {removed} go in all layers at once; what is explained itself stays. Attention may "
-        "decay with distance, so an order by attention has to beat the order by distance before "
+        f"The first {removed} go in all layers at once; what is explained itself stays. Attention "
+        "may decay with distance: an order by attention has to beat the order by distance before "
         "it says anything of its own. The table has means over the shares."
     )
     return Section("Faithfulness", text, figures, [(header, rows)])

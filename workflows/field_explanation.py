@@ -21,6 +21,7 @@ from matattn.errors import ExplanationError
 from matattn.fields import MeshSample
 from matattn.mesh_batch import InputScaling, MeshBatch, collate_meshes
 from matattn.workflows import attention_checks, faithfulness, head_importance
+from matattn.workflows.explained_structures import attending
 from matattn.workflows.explanation_report import Section
 from matattn.workflows.explanation_sections import (
     agreement_section,
@@ -127,9 +128,7 @@ def prepare(
 
     Raises ExplanationError for a network without attention or a field that it does not predict.
     """
-    if not isinstance(predictor.network, Attends):
-        name = type(predictor.network).__name__
-        raise ExplanationError(f"{name} has no attention that could be explained")
+    network = attending(predictor.network)
     names = [field.name for field in predictor.fields("targets")]
     if target is not None and target not in names:
         raise ExplanationError(f"the model predicts {', '.join(names)}, not {target}")
@@ -138,14 +137,14 @@ def prepare(
     graph = torch.repeat_interleave(torch.arange(len(batch)), batch.ptr.diff())
     mean, std = (predictor.config["normaliser"][key][column] for key in ("mean", "std"))
     with torch.no_grad():
-        field = predictor.network.eval()(batch)[:, column]
+        field = network(batch)[:, column]
     parts = field.split(batch.ptr.diff().tolist())
     explained = torch.stack([part.argmax() for part in parts]) + batch.ptr[:-1]
     pos = torch.from_numpy(np.concatenate([sample.pos for sample in samples]))
     length = (pos - pos[explained[graph]]).norm(dim=1)
     labelled = all(sample.y.shape[1] == len(names) for sample in samples)
     whole, points = (
-        ExplainedMeshes(predictor.network, batch, graph, explained, length, std, mean, column,
+        ExplainedMeshes(network, batch, graph, explained, length, std, mean, column,
                         only, labelled)
         for only in (False, True)
     )  # fmt: skip
@@ -226,8 +225,8 @@ def sections(result: dict[str, Any]) -> list[Section]:
         + ("." if error is None else f", with a root mean square error of {error:.3g} {unit}.")
         + " In each mesh the point with the largest predicted value is explained.\n\n"
         "That value changes by "
-        f"{curves['attention']:.3g} {unit} on average over shares of 1 to 50 % when the points with "
-        "the most attention are taken away as sources, by "
+        f"{curves['attention']:.3g} {unit} on average over shares of 1 to 50 % when the points "
+        "with the most attention are taken away as sources, by "
         f"{curves['shortest first']:.3g} when the nearest ones are, by {curves['random']:.3g} when "
         "random ones are. Attention is the product of both steps of the routing: point to latents "
         "to points.\n\nAn explanation says what this network does, not what nature does."

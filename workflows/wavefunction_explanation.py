@@ -157,7 +157,7 @@ def sections(result: dict[str, Any]) -> list[Section]:
         axes.set(ylabel=f"layer {layer + 1}: weight")
     axes.set_xlabel("distance in patches")
     figure.axes[0].legend(fontsize=7, ncols=heads)
-    blind = float(spread.max()) == 0.0
+    blind = bool(spread.max() < 1e-9 * np.abs(weight).max())  # else rounding
     text = (
         f"{result['network']} of {result['system']}, over {result['configurations']} "
         "configurations drawn from |ψ|². "

@@ -31,7 +31,7 @@ print(json.dumps(errors))
 def test_wheel_is_complete(packaged, planted_model, built):
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert packaged(".py", ".yaml", ".csv", ".json", ".c", ".h") | planted_model <= names
+    assert packaged(".py", ".yaml", ".csv", ".html", ".json", ".c", ".h") | planted_model <= names
     strangers = {n for n in names if not n.startswith(("matattn/", "matattn-"))}
     assert not strangers and not any("__pycache__" in n for n in names)
 
@@ -48,7 +48,7 @@ def test_sdist_is_complete(packaged, planted_model, built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert packaged(".py", ".yaml", ".csv", ".json", ".c", ".h") | planted_model <= names
+    assert packaged(".py", ".yaml", ".csv", ".html", ".json", ".c", ".h") | planted_model <= names
     assert {"train.py", "constraints.txt", "LICENSE", "README.md", "pyproject.toml"} <= names
 
 

@@ -375,7 +375,7 @@ def test_report_and_json_are_whole(case, tmp_path):
     bundle.save(tmp_path / "model", network, {}, trained.config, "card")
     explanation.write(tmp_path, tmp_path / "model", result, sections(result), scenes)
     stored = json.loads((tmp_path / "explanation.json").read_text(), parse_constant=pytest.fail)
-    assert stored["unit"] == "eV" and len(stored["model_hash"]) == 64
+    assert stored["unit"] == "eV" and len(stored["model_hash"]) == len(stored["data_hash"]) == 64
     graph = stored["structures"][0]["graph"]
     assert np.shape(graph["attention"])[:2] == (2, 2)
     assert np.shape(graph["attention"])[2] == len(graph["length_A"]) <= graph["edges_in_all"]
@@ -389,6 +389,8 @@ def test_report_and_json_are_whole(case, tmp_path):
 def test_what_cannot_be_explained():
     with pytest.raises(ExplanationError, match="no structure"):
         explanation.structures(predictor(coulgat(), "molecules"), [], "files")
+    with pytest.raises(ExplanationError, match="Linear has no attention"):
+        explanation.steps(predictor(nn.Linear(1, 1), "molecules"))
     with pytest.raises(ExplanationError, match="Linear has no attention"):
         list(prepare(predictor(nn.Linear(1, 1), "molecules"), molecules()))
     with pytest.raises(ExplanationError, match="predicts energy, not gap"):

@@ -85,7 +85,7 @@ def test_record_and_report(subject):
         "configurations": 12,
         "attention": {"distance_in_patches": record.length.tolist(),
                       "weight": record.weight.tolist(),
-                      "spread_over_configurations": np.zeros((2, 2, 4)).tolist()},
+                      "spread_over_configurations": np.full((2, 2, 4), 1e-17).tolist()},
         "heads": head_importance.heads([subject], lambda n: None),
         "fidelity_without_head": [[1.0, 0.5], [0.2, 0.9]],
     }  # fmt: skip
