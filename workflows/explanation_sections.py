@@ -276,9 +276,10 @@ def _standard_model(result: Mapping[str, Any]) -> Section:
         rows.append([place, f"{row['initial']:.3f}", f"{row['value']:.3f}", mean, row["verdict"]])
     text = (
         "Constants of the law for each pair of species (target–source) and layer.head. "
-        f"{count} of {len(constants)} are identified: Student's t over {model['networks']} networks "
-        "(at least three are needed) excludes the value they began with at the {LEVEL:.0%} level, so "
-        f"about {LEVEL * len(constants):.0f} would be by chance. The others must not be read as physics."
+        f"{count} of {len(constants)} are identified: Student's t over {model['networks']} "
+        "networks (at least three are needed) excludes the value they began with at the "
+        f"{LEVEL:.0%} level, so about {LEVEL * len(constants):.0f} would be by chance. The others "
+        f"must not be read as physics. The table has {len(rows)} constants, the JSON all."
     )
     species = model["node_features"]["species"]
     table = np.array(model["node_features"]["table"])
