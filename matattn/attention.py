@@ -6,9 +6,10 @@ in every forward pass. Without one it runs its fused kernels as ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,11 @@ class AttentionLayer(NamedTuple):
 
     module: nn.Module
     projection: Tensor
+
+    @classmethod
+    def of(cls, module: nn.Module, weight: Tensor, heads: int) -> AttentionLayer:
+        """From the weight [C, H D] of the linear layer that all heads' outputs go through."""
+        return cls(module, weight.T.unflatten(0, (heads, -1)))
 
 
 @runtime_checkable
@@ -80,6 +86,32 @@ class LayerProbe:
             scores = scores + self.edge_bias[here]
         weights = scores.softmax(-1)
         return weights if self.edge_scale is None else weights * self.edge_scale[here]
+
+    def mix(
+        self, values: Tensor, ptr: Tensor, factors: Callable[[int, slice], list[Tensor]]
+    ) -> Tensor:
+        """Outputs [N, H, D] of attention within meshes, gated; values [N, H, D].
+
+        ``factors(mesh, its points)`` are matrices [H, ., .] whose product is the attention of all
+        points to all points. The row of the mesh in ``rows`` is seen.
+        """
+        out = torch.empty_like(values)
+        seen = None if self.rows is None else values.new_empty(values.shape[:2])
+        for mesh, (begin, end) in enumerate(pairwise(ptr.tolist())):
+            here = slice(begin, end)
+            found = factors(mesh, here)
+            mixed = values[here].transpose(0, 1)
+            for matrix in reversed(found):
+                mixed = matrix @ mixed
+            out[here] = mixed.transpose(0, 1)
+            if seen is not None and self.rows is not None:
+                row = found[0][:, int(self.rows[mesh]) - begin, None]
+                for matrix in found[1:]:
+                    row = row @ matrix
+                seen[here] = row[:, 0].T
+        if seen is not None:
+            self.weigh(seen, values)
+        return self.gate(out)
 
     def gate(self, out: Tensor) -> Tensor:
         """Outputs [N, H, D] of the heads, each times its gate."""

@@ -534,7 +534,7 @@ class CoulGAT(nn.Module):
             weight = torch.eye(width, dtype=conv.att.dtype, device=conv.att.device)
             if block.residual:
                 weight = block.out_proj.weight[:, :width]
-            layers.append(AttentionLayer(conv, weight.T.unflatten(0, (conv.heads, -1))))
+            layers.append(AttentionLayer.of(conv, weight, conv.heads))
         return layers
 
     def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule:

@@ -316,12 +316,8 @@ class Crystalformer(nn.Module):
 
     def attention_layers(self) -> list[AttentionLayer]:
         """The attention of all blocks. Heads in reciprocal space have gates, but no edges."""
-        layers = []
-        for block in cast(Iterable[CrystalformerBlock], self.blocks):
-            attention = block.attention
-            weight = attention.out_proj.weight.T
-            layers.append(AttentionLayer(attention, weight.unflatten(0, (attention.num_heads, -1))))
-        return layers
+        modules = (block.attention for block in cast(Iterable[CrystalformerBlock], self.blocks))
+        return [AttentionLayer.of(m, m.out_proj.weight, m.num_heads) for m in modules]
 
     def cutoff(self, tolerance: float, logit_spread: float = 0.0) -> float:
         """Distance in Å beyond which an image weighs less than ``tolerance`` of the atom itself.

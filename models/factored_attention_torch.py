@@ -64,12 +64,8 @@ class TorchWaveFunction(nn.Module):
 
     def attention_layers(self) -> list[AttentionLayer]:
         """The attention of all blocks."""
-        layers = []
-        for block in cast(Iterable[_Block], self.blocks):
-            attention = block.attention
-            weight = attention.output.weight.T
-            layers.append(AttentionLayer(attention, weight.unflatten(0, (attention.num_heads, -1))))
-        return layers
+        modules = (block.attention for block in cast(Iterable[_Block], self.blocks))
+        return [AttentionLayer.of(m, m.output.weight, m.num_heads) for m in modules]
 
     def _run(self, spins: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.embedding(self._patches(spins))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -151,25 +150,16 @@ class LowRankRouting(nn.Module):
         if self.probe is None:
             y = low_rank_routing(q, k, v, cu_seqlens=ptr, scale=self.scale)
         else:
-            y = self._observed(q, k, v, ptr, self.probe)
+            y = self.probe.mix(v, ptr, partial(self._factors, q, k, self.probe))
         return self.out_proj(y.flatten(1))
 
-    def _observed(self, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, probe: LayerProbe) -> Tensor:
-        """What the kernel gives, in steps between which a probe can look and interfere."""
-        y = torch.empty_like(v)
-        seen = v.new_empty(v.shape[:2]) if probe.rows is not None else None
-        for mesh, (begin, end) in enumerate(pairwise(ptr.tolist())):
-            here = slice(begin, end)
-            queries = q if q.dim() == 3 else q[mesh]
-            scores = self.scale * torch.einsum("hmd,nhd->hmn", queries, k[here])
-            encode, decode = probe.shares(scores, here), scores.softmax(1)
-            y[here] = torch.einsum("hmn,hmd->nhd", decode, encode @ v[here].transpose(0, 1))
-            if seen is not None and probe.rows is not None:
-                row = int(probe.rows[mesh]) - begin
-                seen[here] = torch.einsum("hm,hmn->nh", decode[..., row], encode)
-        if seen is not None:
-            probe.weigh(seen, v)
-        return probe.gate(y)
+    def _factors(
+        self, q: Tensor, k: Tensor, probe: LayerProbe, mesh: int, here: slice
+    ) -> list[Tensor]:
+        """Weights of all points for the latents [H, N, M], and of these for all points."""
+        queries = q if q.dim() == 3 else q[mesh]
+        scores = self.scale * torch.einsum("hmd,nhd->hmn", queries, k[here])
+        return [scores.softmax(1).mT, probe.shares(scores, here)]
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
@@ -201,28 +191,17 @@ class SelfAttention(nn.Module):
         projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         heads = [t.unflatten(-1, (self.num_heads, -1)) for t in projected]
         scale = heads[0].shape[-1] ** -0.5
-        if self.probe is not None:
+        if (probe := self.probe) is not None:
             q, k, v = heads
-            return self.out_proj(self._observed(q, k, v, ptr, scale, self.probe).flatten(1))
+
+            def factors(_: int, here: slice) -> list[Tensor]:
+                scores = scale * torch.einsum("ihd,jhd->hij", q[here], k[here])
+                return [probe.shares(scores, here)]
+
+            return self.out_proj(probe.mix(v, ptr, factors).flatten(1))
         mixed = by_mesh(lambda q, k, v: attend(q, k, v, scale), ptr, *heads)
         rows = [part.transpose(1, 2).flatten(0, 1) for part in mixed]
         return self.out_proj(torch.cat(rows).flatten(1))
-
-    def _observed(
-        self, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float, probe: LayerProbe
-    ) -> Tensor:
-        """The same in steps between which a probe can look and interfere."""
-        y = torch.empty_like(v)
-        seen = v.new_empty(v.shape[:2]) if probe.rows is not None else None
-        for mesh, (begin, end) in enumerate(pairwise(ptr.tolist())):
-            here = slice(begin, end)
-            weights = probe.shares(scale * torch.einsum("ihd,jhd->hij", q[here], k[here]), here)
-            y[here] = torch.einsum("hij,jhd->ihd", weights, v[here])
-            if seen is not None and probe.rows is not None:
-                seen[here] = weights[:, int(probe.rows[mesh]) - begin].T
-        if seen is not None:
-            probe.weigh(seen, v)
-        return probe.gate(y)
 
 
 def by_mesh(run: Callable[..., Tensor], ptr: Tensor, *tokens: Tensor) -> list[Tensor]:
@@ -301,12 +280,9 @@ class _MeshNetwork(nn.Module):
 
     def attention_layers(self) -> list[AttentionLayer]:
         """The mixing operators of all blocks."""
-        layers = []
-        for block in cast(Iterable[Block], self.blocks):
-            mixer = cast(LowRankRouting | SelfAttention, block.att)
-            weight = mixer.out_proj.weight.T
-            layers.append(AttentionLayer(mixer, weight.unflatten(0, (mixer.num_heads, -1))))
-        return layers
+        blocks = cast(Iterable[Block], self.blocks)
+        mixers = [cast(LowRankRouting | SelfAttention, block.att) for block in blocks]
+        return [AttentionLayer.of(m, m.out_proj.weight, m.num_heads) for m in mixers]
 
     def _features(self, inputs: Tensor) -> Tensor:
         """Inputs, and their sines and cosines at 1, 2, 4, ... half waves per unit."""

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
+from torch_geometric.utils import softmax
 
 from matattn.attention import LayerProbe
-from matattn.workflows.explained_structures import ExplainedBatch, over
+from matattn.workflows.explained_structures import ExplainedBatch
 from matattn.workflows.faithfulness import HasSources
 
 MAX_JSD = math.log(2)  # nats, between distributions that share nothing
@@ -37,54 +38,46 @@ def attention_matters(
     network's own weights, in nats, at most ln 2. An adversarial attention that is nearly as far as
     a permuted one says that the weights alone do not determine the prediction.
     """
-    kinds: dict[str, Callable[[ExplainedBatch], Tensor]] = {
-        "uniform": lambda s: _measure(s, [_softmax(s, torch.zeros_like(w)) for w in _weights(s)]),
-        "permuted": lambda s: _measure(s, [_permuted(s, w, seed) for w in _weights(s)]),
-        "adversarial": lambda s: _adversarial(s),
+    kinds: dict[str, Callable[[ExplainedBatch, list[Tensor]], Tensor]] = {
+        "uniform": lambda s, own: _measure(s, own, [_softmax(s, torch.zeros_like(w)) for w in own]),
+        "permuted": lambda s, own: _measure(s, own, [_permuted(s, w, seed) for w in own]),
+        "adversarial": _adversarial,
     }
+    own = [[cast(Tensor, probe.seen) for probe in subject.observe()] for subject in subjects]
     result: dict[str, Any] = {
         "max_jsd": MAX_JSD,
         "tolerance": TOLERANCE * subjects[0].scale,
     }
     for name, kind in kinds.items():
-        change, distance = over(subjects, kind).mean(0)
+        found = torch.cat([kind(s, w) for s, w in zip(subjects, own, strict=True)])
+        change, distance = found.double().mean(0).tolist()
         result[name] = {"change": change, "jsd": distance}
         advance(1)
     return result
 
 
-def _weights(subject: ExplainedBatch) -> list[Tensor]:
-    """The network's own attention [E, H] in every layer."""
-    return [cast(Tensor, probe.seen) for probe in subject.observe()]
-
-
-def _measure(subject: ExplainedBatch, weights: Sequence[Tensor]) -> Tensor:
+def _measure(subject: ExplainedBatch, own: list[Tensor], weights: list[Tensor]) -> Tensor:
     """|Change| and divergence [B, 2] with ``weights`` in place of the network's own."""
     with torch.no_grad():
         other = subject.values([LayerProbe(weights=layer) for layer in weights])
         change = subject.change(subject.values(), other)
-    return torch.stack([change, _divergence(subject, _weights(subject), weights)], 1)
+    return torch.stack([change, _divergence(subject, own, weights)], 1)
 
 
 def _softmax(subject: ExplainedBatch, logits: Tensor) -> Tensor:
     """Weights [E, H] that sum to one at every target."""
-    target = subject.batch.edge_index[1]
-    index = target[:, None].expand_as(logits)
-    zero = logits.new_zeros(len(subject.batch.z), logits.shape[1])
-    most = zero.scatter_reduce(0, index, logits.detach(), "amax", include_self=False)
-    weights = (logits - most[target]).exp()
-    return weights / zero.index_add(0, target, weights)[target]
+    return softmax(logits, subject.batch.edge_index[1], num_nodes=len(subject.batch.z))
 
 
 def _permuted(subject: ExplainedBatch, weights: Tensor, seed: int) -> Tensor:
     """The weights [E, H] of every target and head in another order."""
     generator = torch.Generator().manual_seed(seed)
     target = subject.batch.edge_index[1]
+    place = target.argsort(stable=True)
     columns = []
     for column in weights.unbind(1):
         shuffled = torch.randperm(len(column), generator=generator)
         shuffled = shuffled[target[shuffled].argsort(stable=True)]
-        place = target.argsort(stable=True)
         other = torch.empty_like(column)
         other[place] = column[shuffled]
         columns.append(other)
@@ -108,13 +101,13 @@ def _xlog(a: Tensor, middle: Tensor) -> Tensor:
     return a * (a.clamp(min=tiny).log() - middle.clamp(min=tiny).log())
 
 
-def _adversarial(subject: ExplainedBatch) -> Tensor:
+def _adversarial(subject: ExplainedBatch, own: list[Tensor]) -> Tensor:
     """|Change| and divergence [B, 2] of the farthest attention with nearly the same predictions.
 
     Gradient ascent on the divergence with a penalty for what the prediction changes by; of every
     structure the farthest attention within the tolerance counts.
     """
-    own, tolerance = _weights(subject), TOLERANCE * subject.scale
+    tolerance = TOLERANCE * subject.scale
     with torch.no_grad():
         intact = subject.values()
     generator = torch.Generator().manual_seed(0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matattn.attention import Attends, AttentionLayer, AttentionRecord, LayerProbe, probed
-from matattn.batch import CrystalBatch, Structures, edge_length, join, to_graph
+from matattn.batch import CrystalBatch, CrystalGraph, Structures, edge_length, join, to_graph
 from matattn.batch import geometry as arrays_of
 from matattn.ensemble import members
 from matattn.errors import ExplanationError
@@ -40,7 +40,6 @@ class ExplainedBatch:
     scale: float  # standard deviation of what the network learned
     offset: float
     column: int  # of the property among the network's
-    rows: tuple[int, ...]  # of the structures among all that are explained
     labels: Tensor | None  # [R]
 
     @property
@@ -139,7 +138,6 @@ def prepare(
     predictor: Predictor,
     items: Sequence[Any],
     target: str | None = None,
-    advance: Callable[[int], Any] = lambda structures: None,
 ) -> Iterator[ExplainedBatch]:
     """``items`` (keys z, pos, cell and perhaps y and pair_index) in batches that fit into memory.
 
@@ -156,7 +154,7 @@ def prepare(
     column = 0 if target is None else names.index(target)
     mean, std = (predictor.config["normaliser"][key][column] for key in ("mean", "std"))
     images = cast(HasImageRule, network).image_rule(TOLERANCE)
-    waiting: list[tuple[int, Any]] = []
+    waiting: list[CrystalGraph] = []
     edges = 0
     for row, item in enumerate(items):
         found = images(*arrays_of(item))
@@ -168,19 +166,17 @@ def prepare(
             )
         if waiting and edges + len(found.source) > EDGES_PER_BATCH:
             yield _batch(network, waiting, column, mean, std)
-            advance(len(waiting))
             waiting, edges = [], 0
-        waiting.append((row, to_graph(item, found)))
+        waiting.append(to_graph(item, found))
         edges += len(found.source)
     if waiting:
         yield _batch(network, waiting, column, mean, std)
-        advance(len(waiting))
 
 
 def _batch(
-    network: nn.Module, waiting: list[tuple[int, Any]], column: int, mean: float, std: float
+    network: nn.Module, graphs: list[CrystalGraph], column: int, mean: float, std: float
 ) -> ExplainedBatch:
-    batch = join([graph for _, graph in waiting])
+    batch = join(graphs)
     owner = {
         "structure": torch.arange(batch.num_graphs),
         "atom": batch.batch,
@@ -189,7 +185,7 @@ def _batch(
     labels = batch.y[:, column] if batch.y.shape[1] > column else None
     return ExplainedBatch(
         network, batch, edge_length(cast(Structures, batch)).detach(), owner, std, mean, column,
-        tuple(row for row, _ in waiting), labels,
+        labels,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Explain the predictions of a network by its attention, and check the explanation.
 
-``explain`` fills a folder with ``explanation.json`` and ``report.html``.
+``structures`` measures, and ``write`` fills a folder with ``explanation.json`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matattn.errors import ExplanationError
 from matattn.files import write_json
 from matattn.neighbors import SELF
 from matattn.workflows import attention_checks, faithfulness, head_importance, standard_model
-from matattn.workflows.explained_structures import ExplainedBatch, attending, over, prepare
+from matattn.workflows.explained_structures import ExplainedBatch, attending, prepare
 from matattn.workflows.explanation_report import Section, scene, strongest, write_report
 from matattn.workflows.prediction import Predictor
 
@@ -58,9 +58,9 @@ def structures(
         name: list(prepare(other, items, described["name"]))
         for name, other in (others or {}).items()
     }
-    with torch.no_grad():
-        values = over(subjects, lambda s: s.mean(s.values()))
-        errors = over(subjects, lambda s: s.error(s.values()))
+    intact = head_importance.Prediction(subjects)
+    values = torch.cat([s.mean(v) for s, v in zip(subjects, intact.values, strict=True)])
+    errors = intact.error
     scores = [faithfulness.edge_scores(subject) for subject in subjects]
     advance(1)
     records = [record for subject in subjects for record in subject.records()]
@@ -69,7 +69,6 @@ def structures(
     }
     labelled = not np.isnan(errors).all()
     result: dict[str, Any] = {
-        "format": FORMAT,
         "network": type(network).__name__,
         "target": described["name"],
         "unit": described["unit"],
@@ -114,9 +113,8 @@ def structures(
 def steps(predictor: Predictor) -> int:
     """How many steps ``structures`` advances by."""
     layers = cast(Attends, attending(predictor.network)).attention_layers()
-    orders = 7  # of faithfulness
-    heads = len(layers) * len(layers[0].projection)
-    return 1 + heads * (2 + head_importance.RANDOM_ORDERS) + orders + 3 + len(layers)
+    orders, replaced = 7, 3  # of faithfulness; by another attention
+    return 1 + head_importance.steps(layers) + orders + replaced + len(layers)
 
 
 def _fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
@@ -224,7 +222,8 @@ def write(
     scenes: Sequence[Any] = (),
 ) -> None:
     """Write ``explanation.json`` and ``report.html`` of a model in its folder ``model``."""
-    content = {"model": str(model), "model_hash": bundle.fingerprint(model), **result}
+    origin = {"format": FORMAT, "model": str(model), "model_hash": bundle.fingerprint(model)}
     title = f"How {result['network']} predicts {result['target'].replace('_', ' ')}"
     write_report(folder / "report.html", title, parts, scenes)
-    write_json(folder / "explanation.json", content)  # last: it says that all is there
+    # Last: its presence says that all is there.
+    write_json(folder / "explanation.json", origin | dict(result))

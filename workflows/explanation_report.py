@@ -19,6 +19,7 @@ from pymatgen.core import Element
 
 from matattn.attention import AttentionRecord
 from matattn.files import write_text
+from matattn.neighbors import SELF
 
 TableRows = tuple[Sequence[str], Sequence[Sequence[str]]]  # header, rows
 MOST_EDGES = 400  # of a structure, drawn and stored: the strongest in any head
@@ -97,7 +98,7 @@ def strongest(record: AttentionRecord) -> np.ndarray:
     """The edges of a record that are stored: ``MOST_EDGES`` between different places, by the
     largest weight in any layer and head."""
     weight = record.weight.max((0, 1))
-    weight = np.where(record.length > 1e-6, weight, -1)
+    weight = np.where(record.length >= SELF, weight, -1)
     chosen = np.argsort(-weight, kind="stable")[:MOST_EDGES]
     return np.sort(chosen[weight[chosen] > 0])
 

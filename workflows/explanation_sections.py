@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from matattn.workflows.explanation_report import Section
+from matattn.workflows.explanation_report import Section, TableRows
 from matattn.workflows.standard_model import LEVEL
 
 COMMON_PAIRS = 4  # pairs of species in plots over distance
@@ -94,6 +94,29 @@ def _grid(layers: int, heads: int, height: float = 1.9) -> tuple[Figure, np.ndar
     return figure, figure.subplots(layers, heads, squeeze=False, sharex=True)
 
 
+def _species_maps(
+    table: np.ndarray, species: list[str], limits: tuple[float, float], cmap: str, label: str
+) -> Figure:
+    """A map [S, S] for each layer and head of ``table`` [L, H, S, S]."""
+    figure, places = _grid(*table.shape[:2])
+    for (layer, head), place in np.ndenumerate(places):
+        image = place.imshow(table[layer, head], vmin=limits[0], vmax=limits[1], cmap=cmap)
+        place.set_xticks(range(len(species)), species, fontsize=6)
+        place.set_yticks(range(len(species)), species, fontsize=6)
+        place.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
+    figure.colorbar(image, ax=places.ravel().tolist(), shrink=0.6, label=label)
+    return figure
+
+
+def ranges_table(entropy: Sequence[Any], reach: Sequence[Any], unit: str) -> TableRows:
+    """Entropy and mean length attended to of every head, both [L, H]."""
+    rows = [
+        [f"layer {layer + 1}, head {head + 1}", f"{value:.2f}", f"{reach[layer][head]:.3g}"]
+        for (layer, head), value in np.ndenumerate(np.array(entropy))
+    ]
+    return ["head", "entropy / nats", f"mean length attended to / {unit}"], rows
+
+
 def _distance(result: Mapping[str, Any]) -> Section:
     curves = result["attention"]["by_distance"]
     middle = np.array(curves["middle_A"])
@@ -111,22 +134,9 @@ def _distance(result: Mapping[str, Any]) -> Section:
     axes[0, 0].legend(fontsize=6, title="who attends to whom", title_fontsize=6)
     species = result["attention"]["species"]
     table = np.array(result["attention"]["between_species"])
-    matrix, places = _grid(*shape)
-    for (layer, head), place in np.ndenumerate(places):
-        image = place.imshow(table[layer, head], vmin=0, vmax=1, cmap="viridis")
-        place.set_xticks(range(len(species)), species, fontsize=6)
-        place.set_yticks(range(len(species)), species, fontsize=6)
-        place.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
-    matrix.colorbar(image, ax=places.ravel().tolist(), shrink=0.6, label="share of the attention")
-    rows = [
-        [f"layer {layer + 1}, head {head + 1}", f"{entropy:.2f}", f"{reach:.2f}"]
-        for (layer, head), entropy, reach in zip(
-            np.ndindex(*shape),
-            np.ravel(result["attention"]["entropy_nats"]),
-            np.ravel(result["attention"]["effective_range_A"]),
-            strict=True,
-        )
-    ]
+    matrix = _species_maps(table, species, (0, 1), "viridis", "share of the attention")
+    found = result["attention"]
+    ranges = ranges_table(found["entropy_nats"], found["effective_range_A"], "Å")
     return Section(
         "Attention against distance and species",
         "Means over all explained structures. An atom's attention to itself counts in the shares "
@@ -138,7 +148,7 @@ def _distance(result: Mapping[str, Any]) -> Section:
                 "Share of an atom's attention (row) that goes to atoms of a species (column).",
             ),
         ],
-        [(["head", "entropy / nats", "mean length attended to / Å"], rows)],
+        [ranges],
     )
 
 
@@ -173,7 +183,7 @@ def heads_section(result: Mapping[str, Any], mean: str) -> Section:
     text = (
         "Importance is the derivative of the prediction by a gate on the head; ablation, the "
         "truth it is checked against, sets the head's output to zero. Heads are ranked on one half "
-        f"of the structures and measured on the other ({found['measured_on']})."
+        f"of the samples and measured on the other ({found['measured_on']})."
         + ("" if spearman is None else f" Spearman's correlation of both: {spearman:.2f}.")
     )
     return Section(
@@ -284,13 +294,7 @@ def _standard_model(result: Mapping[str, Any]) -> Section:
     species = model["node_features"]["species"]
     table = np.array(model["node_features"]["table"])
     most = float(np.abs(table).max()) or 1.0
-    figure, places = _grid(*table.shape[:2])
-    for (layer, head), place in np.ndenumerate(places):
-        image = place.imshow(table[layer, head], vmin=-most, vmax=most, cmap="coolwarm")
-        place.set_xticks(range(len(species)), species, fontsize=6)
-        place.set_yticks(range(len(species)), species, fontsize=6)
-        place.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
-    figure.colorbar(image, ax=places.ravel().tolist(), shrink=0.6, label="score")
+    figure = _species_maps(table, species, (-most, most), "coolwarm", "score")
     caption = (
         "Node features: score of a species' query (row) for the mean value of another (column)."
     )

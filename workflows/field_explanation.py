@@ -27,6 +27,7 @@ from matattn.workflows.explanation_sections import (
     agreement_section,
     faithfulness_section,
     heads_section,
+    ranges_table,
     shuffled_section,
 )
 from matattn.workflows.field_prediction import FieldPredictor
@@ -171,7 +172,6 @@ def explain(
     with torch.no_grad():
         errors = whole.error(whole.values())
     return {
-        "format": 1,
         "network": type(whole.network).__name__,
         "target": field.name,
         "unit": field.unit,
@@ -251,20 +251,11 @@ def _distance(result: dict[str, Any]) -> Section:
     axes.set(xlabel=f"distance from the explained point / {found['unit']}", yscale="log",
              ylabel="mean weight of a point")  # fmt: skip
     axes.legend(fontsize=7, ncols=2)
-    rows = [
-        [f"layer {layer + 1}, head {head + 1}", f"{entropy:.2f}", f"{reach:.3g}"]
-        for (layer, head), entropy, reach in zip(
-            np.ndindex(*mean.shape[:2]),
-            np.ravel(found["entropy_nats"]),
-            np.ravel(found["effective_range"]),
-            strict=True,
-        )
-    ]
+    ranges = ranges_table(found["entropy_nats"], found["effective_range"], found["unit"])
     text = (
         "Mean over meshes and heads. A weight that does not fall with distance is global: the mean "
         f"distance of all points is {found['mean_length']:.3g} {found['unit']}."
     )
-    header = ["head", "entropy / nats", f"mean length attended to / {found['unit']}"]
     return Section(
-        "Attention against distance", text, [(figure, "Attention by distance.")], [(header, rows)]
+        "Attention against distance", text, [(figure, "Attention by distance.")], [ranges]
     )

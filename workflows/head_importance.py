@@ -7,7 +7,9 @@ absolute error that is E |df / dxi_h|, in the units of the prediction f, labels 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +38,16 @@ class HasHeads(Protocol):
     def error(self, values: Tensor) -> Tensor: ...
 
 
+def shape_of(layers: Sequence[AttentionLayer]) -> tuple[int, int]:
+    """L and H."""
+    return len(layers), len(layers[0].projection)
+
+
+def steps(layers: Sequence[AttentionLayer]) -> int:
+    """How often ``heads`` advances."""
+    return math.prod(shape_of(layers)) * (2 + RANDOM_ORDERS)
+
+
 def importance(subject: HasHeads, gate: Tensor) -> Tensor:
     """|df / dxi| [B, L, H] of every structure and head, where heads have gates [L, H]."""
     return subject.slopes(gate) * (gate != 0)
@@ -48,8 +60,7 @@ def heads(subjects: Sequence[HasHeads], advance: Advance) -> dict[str, Any]:
     rest: ``ablation`` is the mean |change| of the prediction without one head, ``error_increase``
     that of the mean absolute error (None without labels).
     """
-    first = subjects[0]
-    shape = (len(first.layers), len(first.layers[0].projection))
+    shape = shape_of(subjects[0].layers)
     ones = torch.ones(shape)
     rank_on, measure_on = (np.arange(sum(s.count for s in subjects)) % 2 == k for k in (0, 1))
     if not measure_on.any():
@@ -94,7 +105,7 @@ class Prediction:
                 after = subject.values(subject.gates(gate))
                 changes.append(subject.change(before, after))
                 errors.append(subject.error(after))
-        return tuple(torch.cat(parts).double().numpy() for parts in (changes, errors))  # type: ignore[return-value]
+        return torch.cat(changes).double().numpy(), torch.cat(errors).double().numpy()
 
 
 def prune(
@@ -108,14 +119,13 @@ def prune(
 
     Importance is measured again, with the heads that are left, after each tenth of them.
     """
-    first = subjects[0]
-    shape = (len(first.layers), len(first.layers[0].projection))
+    shape = shape_of(subjects[0].layers)
     total = shape[0] * shape[1]
     again = max(1, round(total / 10))
     gate, removed, order = torch.ones(shape), [], []
     for step in range(total):
         if step % again == 0:
-            slope = over(subjects, lambda s: importance(s, gate))[rank_on].mean(0)  # noqa: B023
+            slope = over(subjects, partial(importance, gate=gate))[rank_on].mean(0)
             slope[gate.numpy() == 0] = np.inf
             order = [int(n) for n in np.argsort(slope, axis=None)]
         number = order.pop(0)
@@ -142,12 +152,6 @@ def prune(
         "error_random": at_random[..., 1].mean(0).tolist() if labelled else None,
         "random_orders": RANDOM_ORDERS,
     }
-
-
-def steps(subjects: Sequence[HasHeads]) -> int:
-    """How often ``heads`` advances."""
-    total = len(subjects[0].layers) * len(subjects[0].layers[0].projection)
-    return total * (2 + RANDOM_ORDERS)
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:

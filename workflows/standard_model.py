@@ -38,15 +38,16 @@ def effective_attention(subjects: Sequence[ExplainedBatch]) -> tuple[list[str], 
     Rows (targets) sum to one. Pairs that do not occur are zero.
     """
     species, targets = _species(subjects)
-    total: np.ndarray | float = 0.0
+    parts = []
     for subject in subjects:
         place = torch.searchsorted(torch.tensor(species), subject.batch.z)
         source, target = place[subject.batch.edge_index]
-        pair = torch.nn.functional.one_hot(target * len(species) + source, len(species) ** 2)
+        pair = target * len(species) + source
         weights = torch.stack([cast(Tensor, p.seen).T for p in subject.observe()]).double()
-        total = total + (weights @ pair.double()).numpy()
-    mean = np.asarray(total).reshape(*np.shape(total)[:2], len(species), len(species))
-    return [Element.from_Z(z).symbol for z in species], mean / targets[:, None]
+        zero = weights.new_zeros(*weights.shape[:2], len(species) ** 2)
+        parts.append(zero.index_add(2, pair, weights))
+    total = torch.stack(parts).sum(0).unflatten(2, (len(species), len(species))).numpy()
+    return [Element.from_Z(z).symbol for z in species], total / targets[:, None]
 
 
 def _species(subjects: Sequence[ExplainedBatch]) -> tuple[list[int], np.ndarray]:

@@ -113,7 +113,6 @@ def explain(
         with torch.no_grad():
             kept[head] = fidelity(intact, subject.values(subject.gates(gate)))
     return {
-        "format": 1,
         "network": type(model).__name__,
         "target": "log_psi",
         "unit": "",

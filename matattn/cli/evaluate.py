@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
+from matattn.cli.arguments import Model
+
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(help="A name of `matattn models`, or the model/ folder of a finished run."),
-    ],
+    model: Model,
     data: Annotated[
         str,
         typer.Argument(help="A data set of `matattn train --help`, or a file as for data=table."),

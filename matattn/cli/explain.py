@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from matattn.cli.arguments import Model
+
 if TYPE_CHECKING:
     from matattn.workflows.prediction import Predictor
 
 
 def explain(
-    model: Annotated[
-        str,
-        typer.Argument(help="A name of `matattn models`, or the model/ folder of a finished run."),
-    ],
+    model: Model,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(

@@ -9,12 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from matattn.cli.arguments import Model
+
 
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(help="A name of `matattn models`, or the model/ folder of a finished run."),
-    ],
+    model: Model,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
