@@ -27,6 +27,7 @@ from matattn.uncertainty import Uncertainty
 
 NETWORKS = {
     "CoulGAT": "matattn.models.coulgat",
+    "CrystalText": "matattn.models.text_encoder",
     "Crystalformer": "matattn.models.crystalformer",
     "FLARE": "matattn.models.flare",
     "FullAttention": "matattn.models.flare",

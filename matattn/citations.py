@@ -110,6 +110,13 @@ _COULGAT = """@misc{coulgat,
   eprint = {1912.08409},
   archivePrefix = {arXiv},
 }"""
+_MATTEXT = """@misc{mattext,
+  title = {{MatText}: Do Language Models Need More than Text & Scale for Materials Modeling?},
+  author = {Alampara, Nawaf and Miret, Santiago and Jablonka, Kevin Maik},
+  year = {2024},
+  eprint = {2406.17295},
+  archivePrefix = {arXiv},
+}"""
 _QM7 = (
     """@article{blum_reymond,
   title = {970 Million Druglike Small Molecules for Virtual Screening in the Chemical Universe
@@ -232,6 +239,7 @@ _FLARE_PLUS_PLUS = """@misc{flare_plus_plus,
 }"""
 NETWORKS = {
     "CoulGAT": (_COULGAT,),
+    "CrystalText": (_MATTEXT,),
     "Crystalformer": (_CRYSTALFORMER,),
     "FLARE": (_FLARE, _FLARE_PLUS_PLUS),
     "FullAttention": (_FLARE,),  # its network, without its attention

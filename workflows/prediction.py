@@ -245,6 +245,13 @@ class Predictor:
         remarks = validate(structure, place)
         self._check_reads(structure, place)
         item = to_tensors(structure)
+        if hasattr(self.network, "check"):
+            try:
+                cast(Any, self.network).check(
+                    item["z"], item["pos"].double(), item["cell"].double()
+                )
+            except StructureError as error:
+                raise StructureError(f"{place}: {error}") from None
         if level(self.network) == "pair":
             item["pair_index"] = torch.triu_indices(len(structure), len(structure), 1)
         return item, remarks

@@ -29,7 +29,7 @@ from matattn.citations import LICENCES
 from matattn.config import build, require
 from matattn.dataset import CALIBRATION, EVALUATED, PropertyDataset
 from matattn.ensemble import Ensemble
-from matattn.errors import ConfigError
+from matattn.errors import ConfigError, StructureError
 from matattn.files import write_json, write_text
 from matattn.metrics import element_constants, evaluate
 from matattn.neighbors import LARGEST_SYMMETRY, SELF, HasImageRule, ImageRule
@@ -191,6 +191,12 @@ def _check_reads(network: nn.Module, dataset: PropertyDataset) -> None:
     name = type(network).__name__
     if dataset.has_molecules and not getattr(network, "reads_molecules", False):
         raise ConfigError(f"{dataset.name} holds molecules, and {name} reads crystals only")
+    if hasattr(network, "check"):
+        for item in dataset.items:
+            try:
+                cast(Any, network).check(item.z, item.pos.double(), item.cell.double())
+            except StructureError as error:
+                raise StructureError(f"{dataset.name}: {item.id}: {error}") from None
     if (given := level(network)) != dataset.level:
         raise ConfigError(
             f"{dataset.name} has a value for every {dataset.level}, and {name} gives one for every "
@@ -292,7 +298,7 @@ def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGra
     )
     graphs = []
     for item, found in zip(items, lists, strict=True):
-        if len(item.z) > 1 and (found.distance < SELF).all():
+        if images.cutoff > SELF and len(item.z) > 1 and (found.distance < SELF).all():
             raise ConfigError(
                 f"{item.id}: no atom has another one within the network's range of "
                 f"{images.cutoff:g} Å; raise model.cutoff"
