@@ -9,6 +9,7 @@ package needs TensorFlow and a neighbour list that pymatgen no longer has.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -155,7 +156,9 @@ def represent(structure: Structure, representation: str, where: str = "structure
             "it first, for example with pymatgen's OrderDisorderedStructureTransformation"
         )
     try:
-        return REPRESENTATIONS[representation](structure)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No Pauling electronegativity")
+            return REPRESENTATIONS[representation](structure)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise StructureError(f"{where}: cannot be written as {representation}: {reason}") from error

@@ -1,0 +1,280 @@
+"""MATTER: a sub-word vocabulary that keeps the words of materials whole.
+
+Words that a detector takes for materials are counted higher before an ordinary WordPiece vocabulary
+is trained ("MATTER", arXiv:2506.11115). Everything here is plain Python and deterministic; encoding
+runs in the Rust library ``tokenizers``.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from matattn.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PREFIX = "##"  # of pieces inside a word
+RULES = ("paper", "first_label")
+ENCODINGS = ("wordpiece", "bpe")
+_SCALE = 2**20  # counts are kept as whole multiples of 1 / _SCALE, so that no order rounds them
+_WIDTH = 2**24  # a pair of ids is one number, left * _WIDTH + right
+
+
+def word_probability(pieces: np.ndarray, rule: str = "paper") -> tuple[int, float]:
+    """Class of a word and its probability, from those of its pieces [n, C].
+
+    "paper" averages: the class is argmax_c (1/n) sum_i P(t_i, c), the probability that average.
+    "first_label" is what the authors' code does: the class of the first piece, and the mean over
+    the pieces of max_c P(t_i, c), whatever class each of them prefers. Raises ConfigError for
+    another rule.
+    """
+    if rule == "paper":
+        mean = pieces.mean(0)
+        return int(mean.argmax()), float(mean.max())
+    if rule == "first_label":
+        return int(pieces[0].argmax()), float(pieces.max(1).mean())
+    raise ConfigError(f"word_probability={rule!r}: expected one of {', '.join(RULES)}")
+
+
+def adjusted_frequency(frequency: float, probability: float, strength: float) -> float:
+    """freq' = freq + lambda p / (1 - p), with lambda = ``strength``.
+
+    p is rounded to two decimals and kept within 0.01 and 0.99, so the second term is at most
+    99 lambda. It does not grow with the frequency: it lifts rare words.
+    """
+    p = min(max(round(probability, 2), 0.01), 0.99)
+    return frequency + strength * p / (1 - p)
+
+
+@dataclass
+class WordCounts:
+    """How often words occur (lower case) as materials and otherwise; one may do both."""
+
+    material: Counter[str] = field(default_factory=Counter)
+    general: Counter[str] = field(default_factory=Counter)
+    _probability: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, word: str, probability: float | None = None, count: int = 1) -> None:
+        """Count a word; with a ``probability``, as a material."""
+        if probability is None:
+            self.general[word] += count
+        else:
+            self.material[word] += count
+            self._probability[word] += count * probability
+
+    def probability(self, word: str) -> float:
+        """Mean probability of the occurrences of ``word`` as a material."""
+        return self._probability[word] / self.material[word]
+
+    def adjusted(self, strength: float) -> dict[str, float]:
+        """Counts that a vocabulary is trained on: a word's two counts are added.
+
+        With ``strength`` 0 these are the plain counts.
+        """
+        counts: dict[str, float] = dict(self.general)
+        for word, frequency in self.material.items():
+            lifted = adjusted_frequency(frequency, self.probability(word), strength)
+            counts[word] = counts.get(word, 0) + lifted
+        return counts
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Pieces in the order of their ids (specials, alphabet, merged), and the merges behind them."""
+
+    pieces: tuple[str, ...]
+    merges: tuple[tuple[str, str], ...]
+    merge_counts: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
+def train_vocabulary(
+    counts: Mapping[str, float],
+    size: int,
+    min_frequency: float = 2,
+    limit_alphabet: int = 1000,
+    advance: Callable[[int], object] = lambda pieces: None,
+) -> Vocabulary:
+    """Merge the most frequent pair of neighbouring pieces until there are ``size`` pieces.
+
+    This is the rule of Hugging Face's WordPiece trainer (byte-pair encoding in which pieces inside a
+    word begin with "##"), with counts that may be fractional. Ids: specials, the ``limit_alphabet``
+    most frequent characters by code point, characters inside words in the order in which the sorted
+    words show them, then merges; of pairs with equal counts, the one with the smaller ids goes
+    first. So the result depends on the counts alone. ``advance`` is told the number of pieces.
+
+    Raises DataError when there is no word, ConfigError when ``size`` has no room for the alphabet.
+    """
+    words = sorted(word for word, count in counts.items() if word and count > 0)
+    if not words:
+        raise DataError("the corpus holds no words: nothing to make a vocabulary of")
+    weights = [round(counts[word] * _SCALE) for word in words]
+    pieces, ids, spelled = _spell(words, weights, limit_alphabet)
+    if len(pieces) > size:
+        raise ConfigError(
+            f"a vocabulary of {size} has no room for the {len(pieces)} characters and special "
+            "tokens of this corpus: ask for a larger one, or limit the alphabet"
+        )
+    pairs: dict[int, int] = defaultdict(int)
+    where: dict[int, list[int]] = defaultdict(list)
+    for word, symbols in enumerate(spelled):
+        for left, right in zip(symbols, symbols[1:], strict=False):
+            pairs[left * _WIDTH + right] += weights[word]
+            where[left * _WIDTH + right].append(word)
+    heap = [(-count, pair) for pair, count in pairs.items()]
+    heapq.heapify(heap)
+    floor = max(1, min_frequency) * _SCALE
+    merges, merge_counts = [], []
+    while heap and len(pieces) < size:
+        stored, pair = heapq.heappop(heap)
+        count = pairs.get(pair, 0)
+        if -stored != count:  # the pair has become rarer since it was put there
+            if count > 0:
+                heapq.heappush(heap, (-count, pair))
+            continue
+        if count < floor:
+            break
+        left, right = divmod(pair, _WIDTH)
+        joined = pieces[left] + pieces[right].removeprefix(PREFIX)
+        new = ids.setdefault(joined, len(pieces))
+        if new == len(pieces):
+            pieces.append(joined)
+            advance(new + 1)
+        merges.append((pieces[left], pieces[right]))
+        merge_counts.append(count / _SCALE)
+        del pairs[pair]
+        for grown in _merge(spelled, weights, where.pop(pair), left, right, new, pairs, where):
+            heapq.heappush(heap, (-pairs[grown], grown))
+    return Vocabulary(tuple(pieces), tuple(merges), tuple(merge_counts))
+
+
+def _spell(
+    words: Sequence[str], weights: Sequence[int], limit: int
+) -> tuple[list[str], dict[str, int], list[list[int]]]:
+    """First pieces, their ids, and every word as a list of ids; rarer characters are left out."""
+    seen: Counter[str] = Counter()
+    for word, weight in zip(words, weights, strict=True):
+        for character in word:
+            seen[character] += weight
+    kept = sorted(seen, key=lambda character: (-seen[character], character))[:limit]
+    pieces = [*SPECIAL, *sorted(kept)]
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    spelled = []
+    for word in words:
+        symbols = []
+        for place, character in enumerate(word):
+            if character in ids:
+                piece = PREFIX + character if place else character
+                if (number := ids.get(piece)) is None:
+                    number = ids[piece] = len(pieces)
+                    pieces.append(piece)
+                symbols.append(number)
+        spelled.append(symbols)
+    return pieces, ids, spelled
+
+
+def _merge(
+    spelled: list[list[int]],
+    weights: Sequence[int],
+    chosen: Iterable[int],
+    left: int,
+    right: int,
+    new: int,
+    pairs: dict[int, int],
+    where: dict[int, list[int]],
+) -> set[int]:
+    """Merge a pair in the ``chosen`` words; keeps the counts, and returns the pairs that grew."""
+    grown: set[int] = set()
+    for word in dict.fromkeys(chosen):
+        symbols, weight = spelled[word], weights[word]
+        place = 0
+        while True:
+            try:
+                place = symbols.index(left, place)
+            except ValueError:
+                break
+            if symbols[place + 1 : place + 2] != [right]:
+                place += 1
+                continue
+            if place:
+                before = symbols[place - 1]
+                pairs[before * _WIDTH + left] -= weight
+                pair = before * _WIDTH + new
+                pairs[pair] += weight
+                where[pair].append(word)
+                grown.add(pair)
+            symbols[place : place + 2] = [new]
+            place += 1
+            if place < len(symbols):
+                after = symbols[place]
+                pairs[right * _WIDTH + after] -= weight
+                pair = new * _WIDTH + after
+                pairs[pair] += weight
+                where[pair].append(word)
+                grown.add(pair)
+    return grown
+
+
+def segment(word: str, pieces: frozenset[str] | set[str]) -> list[str]:
+    """Pieces of a word by greedy longest match from its beginning: [UNK] if there is no way."""
+    found, start = [], 0
+    while start < len(word):
+        prefix = PREFIX if start else ""
+        for end in range(len(word), start, -1):
+            if (piece := prefix + word[start:end]) in pieces:
+                found.append(piece)
+                start = end
+                break
+        else:
+            return ["[UNK]"]
+    return found
+
+
+def normalisation() -> tuple[object, object]:
+    """Normaliser and pre-tokenizer: compatibility forms (₂ is 2), lower case, no accents; words end
+    at white space and at punctuation."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.BertNormalizer(lowercase=True)]
+    )
+    return normalizer, pre_tokenizers.BertPreTokenizer()
+
+
+def make_tokenizer(vocabulary: Vocabulary, encoding: str = "wordpiece") -> Tokenizer:
+    """The vocabulary as a tokenizer of Hugging Face's ``tokenizers``.
+
+    ``encoding``: "wordpiece" takes the longest piece that fits, "bpe" replays the merges. Texts get
+    [CLS] and [SEP]. Its JSON loads in ``tokenizers`` and in ``transformers``'
+    ``PreTrainedTokenizerFast``; ``vocab.txt``, a piece a line, in ``BertTokenizerFast``.
+    """
+    from tokenizers import Tokenizer, decoders, models, processors
+
+    ids = {piece: number for number, piece in enumerate(vocabulary.pieces)}
+    if encoding == "wordpiece":
+        model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=200)
+    elif encoding == "bpe":
+        model = models.BPE(
+            ids, list(vocabulary.merges), unk_token="[UNK]", continuing_subword_prefix=PREFIX
+        )
+    else:
+        raise ConfigError(f"encoding={encoding!r}: expected one of {', '.join(ENCODINGS)}")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalisation()
+    tokenizer.decoder = decoders.WordPiece(prefix=PREFIX)
+    ends = [(token, ids[token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
