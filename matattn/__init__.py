@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matattn.workflows.field_prediction import FieldPredictor
     from matattn.workflows.prediction import Predictor
+    from matattn.workflows.text_prediction import TextModel
     from matattn.workflows.wavefunction_prediction import WaveFunction
 
 __version__ = "0.1.0"
@@ -23,7 +24,9 @@ if not (Path(__file__).parent / "models").is_dir():
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
 
-def load(model: str | Path, device: str = "cpu") -> Predictor | FieldPredictor | WaveFunction:
+def load(
+    model: str | Path, device: str = "cpu"
+) -> Predictor | FieldPredictor | WaveFunction | TextModel:
     """Load a trained model for prediction.
 
     Args:
@@ -35,7 +38,8 @@ def load(model: str | Path, device: str = "cpu") -> Predictor | FieldPredictor |
         A :class:`matattn.workflows.prediction.Predictor`, or for a model of fields on meshes a
         :class:`matattn.workflows.field_prediction.FieldPredictor`, for a wave function a
         :class:`matattn.workflows.wavefunction_prediction.WaveFunction` (on jax's own choice of
-        device). Loading verifies checksums and never unpickles. Raises BundleError, and
+        device), for a model of text a :class:`matattn.workflows.text_prediction.TextModel` (on the
+        CPU). Loading verifies checksums and never unpickles. Raises BundleError, and
         ConfigError for a device that is not there.
     """
     from matattn import pretrained
@@ -46,6 +50,10 @@ def load(model: str | Path, device: str = "cpu") -> Predictor | FieldPredictor |
         from matattn.workflows.wavefunction_prediction import WaveFunction
 
         return WaveFunction.load(folder)
+    if kind == "text":
+        from matattn.workflows.text_prediction import TextModel
+
+        return TextModel.load(folder)
     if kind == "meshes":
         from matattn.workflows.field_prediction import FieldPredictor
 

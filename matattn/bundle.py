@@ -31,6 +31,8 @@ NETWORKS = {
     "Crystalformer": "matattn.models.crystalformer",
     "FLARE": "matattn.models.flare",
     "FullAttention": "matattn.models.flare",
+    "MaterialDetector": "matattn.models.material_detector",
+    "TokenClassifier": "matattn.models.text_encoder",
     "TransformerWaveFunction": "matattn.models.factored_attention",  # flax
 }
 FORMAT = 1
@@ -40,9 +42,11 @@ KINDS = {
     "crystals": ("targets", "normaliser", "elements"),
     "meshes": ("targets", "normaliser", "coordinates", "inputs", "input_scaling"),
     "spins": ("system", "observables"),
+    "text": ("labels", "vocabulary"),
 }
 _FILES = ("model.safetensors", "config.json", "card.md")
 _UNCERTAINTY = "uncertainty.safetensors"  # optional
+_TOKENIZER = "tokenizer.json"  # of models of text
 
 
 def save(
@@ -52,12 +56,13 @@ def save(
     config: dict[str, Any],
     card: str,
     uncertainty: Uncertainty | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Write a bundle; ``folder`` is replaced only when everything is written.
 
     ``arguments`` are the constructor arguments (plain values) of ``network``, or of every member if
     it is an ``Ensemble``; ``config`` describes the model further (targets, units, normaliser,
-    elements seen, metrics, ...).
+    elements seen, metrics, ...). ``files`` are further files of text, for example a tokenizer.
     """
     networks = members(network)
     content = dict(config)
@@ -67,7 +72,7 @@ def save(
     if uncertainty is not None:
         content["uncertainty"] = uncertainty.config()
         tensors[_UNCERTAINTY] = uncertainty.tensors()
-    _write(Path(folder), type(networks[0]).__name__, arguments, content, card, tensors)
+    _write(Path(folder), type(networks[0]).__name__, arguments, content, card, tensors, files)
 
 
 def save_arrays(
@@ -90,6 +95,7 @@ def _write(
     config: dict[str, Any],
     card: str,
     tensors: Mapping[str, Mapping[str, Tensor]],
+    files: Mapping[str, str] | None = None,
 ) -> None:
     if network not in NETWORKS:
         raise BundleError(f"{network} is not in the registry of networks (matattn/bundle.py)")
@@ -101,7 +107,9 @@ def _write(
     described = {"format": FORMAT, "network": network, "arguments": arguments, **config}
     write_json(partial / "config.json", described)
     write_text(partial / "card.md", card)
-    names = dict.fromkeys([*_FILES, *tensors])
+    for name, text in (files or {}).items():
+        write_text(partial / name, text)
+    names = dict.fromkeys([*_FILES, *tensors, *(files or {})])
     sums = "".join(f"{sha256(partial / name)}  {name}\n" for name in names)
     write_text(partial / "SHA256SUMS", sums)
     if folder.exists():
@@ -196,10 +204,11 @@ def _verify(folder: Path) -> None:
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
     parts = (line.partition(" ") for line in lines)
     expected = {name.strip(): digest for digest, _, name in parts}
-    optional = (
-        [_UNCERTAINTY] if _UNCERTAINTY in expected or (folder / _UNCERTAINTY).exists() else []
-    )
-    for name in (*_FILES, *optional):
+    for name in expected:
+        if Path(name).name != name:
+            raise BundleError(f"{sums}: {name!r} is no file name; the file is damaged")
+    optional = [name for name in (_UNCERTAINTY, _TOKENIZER) if (folder / name).exists()]
+    for name in dict.fromkeys([*_FILES, *expected, *optional]):
         if name not in expected or not (folder / name).is_file():
             raise BundleError(f"{folder}/{name}: missing; copy the whole folder again")
         if sha256(folder / name) != expected[name]:

@@ -117,6 +117,36 @@ _MATTEXT = """@misc{mattext,
   eprint = {2406.17295},
   archivePrefix = {arXiv},
 }"""
+_MATTER = """@misc{matter,
+  title = {{MATTER}: tokenization that keeps the words of materials whole},
+  year = {2025},
+  eprint = {2506.11115},
+  archivePrefix = {arXiv},
+}"""
+_MULMS = """@inproceedings{mulms,
+  title = {{MuLMS}: A Multi-Layer Annotated Text Corpus for Information Extraction in the Materials
+           Science Domain},
+  author = {Schrader, Timo Pierre and Finco, Matteo and Gr{\\"u}newald, Stefan and Hildebrand, Felix
+            and Friedrich, Annemarie},
+  booktitle = {Proceedings of the Second Workshop on Information Extraction from Scientific
+               Publications},
+  year = {2023},
+}"""
+_OLIVETTI = """@inproceedings{olivetti,
+  title = {The Materials Science Procedural Text Corpus: Annotating Materials Synthesis Procedures
+           with Shallow Semantic Structures},
+  author = {Mysore, Sheshera and Jensen, Zachary and Kim, Edward and others},
+  booktitle = {Proceedings of the 13th Linguistic Annotation Workshop},
+  year = {2019},
+}"""
+_SOFC = """@inproceedings{sofc,
+  title = {The {SOFC-Exp} Corpus and Neural Approaches to Information Extraction in the Materials
+           Science Domain},
+  author = {Friedrich, Annemarie and Adel, Heike and Tomazic, Federico and others},
+  booktitle = {Proceedings of the 58th Annual Meeting of the Association for Computational
+               Linguistics},
+  year = {2020},
+}"""
 _QM7 = (
     """@article{blum_reymond,
   title = {970 Million Druglike Small Molecules for Virtual Screening in the Chemical Universe
@@ -243,6 +273,8 @@ NETWORKS = {
     "Crystalformer": (_CRYSTALFORMER,),
     "FLARE": (_FLARE, _FLARE_PLUS_PLUS),
     "FullAttention": (_FLARE,),  # its network, without its attention
+    "MaterialDetector": (_MATTER,),
+    "TokenClassifier": (_MATTER,),
     "TransformerWaveFunction": (_FACTORED_ATTENTION, _NETKET, _BLURRED_SAMPLING),
 }
 DATA = {
@@ -269,6 +301,8 @@ DATA = {
     "qm9nmr": (_QM9NMR, _QM9),
     "md17": (_MD17,),
     "champs": (_CHAMPS, _QM9),
+    "materials_text": (_MULMS, _OLIVETTI, _SOFC),
+    "narratives": (_CHGNET,),
     "j1j2": (_VARBENCH,),  # published energies; the Hamiltonian is the data
 } | dict.fromkeys(_DRIVAERML_NAMES, (_DRIVAERML, _FLARE))
 _SCIKIT_FEM = """@article{scikit_fem,
@@ -293,7 +327,8 @@ LICENCES = (
         ("mp2018", "mp2018_subset", "mp_bulk_modulus", "mp_shear_modulus", "materials_project"),
         "CC-BY 4.0",
     )
-    | dict.fromkeys(("prototypes", "lpbf", *_GENERATED), "MIT")
+    | dict.fromkeys(("prototypes", "narratives", "lpbf", *_GENERATED), "MIT")
+    | {"materials_text": "CC BY-SA 4.0"}
     | dict.fromkeys(_DRIVAERML_NAMES, "CC-BY-SA 4.0")
 )
 

@@ -22,7 +22,13 @@ from matattn.workflows.fine_tuning import adopt
 
 WORKFLOWS = {
     name: f"matattn.workflows.{name}"
-    for name in ("property_prediction", "field_surrogate", "variational_monte_carlo")
+    for name in (
+        "property_prediction",
+        "field_surrogate",
+        "variational_monte_carlo",
+        "tokenization",
+        "language_model",
+    )  # fmt: skip
 }
 # What does not change a run's result does not change its folder either.
 _NO_MATTER = ("paths", "overwrite", "logger", "data.download")

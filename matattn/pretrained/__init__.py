@@ -40,7 +40,7 @@ def find(model: str | Path) -> Path:
 
 
 def kind(folder: Path) -> str:
-    """What the network of a bundle reads: "crystals", "meshes" or "spins"."""
+    """What the network of a bundle reads: "crystals", "meshes", "spins" or "text"."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return str(config.get("kind", "crystals"))

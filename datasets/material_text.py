@@ -1,0 +1,131 @@
+"""Materials text: corpora, and sentences in which materials are labelled.
+
+``load_corpora`` reads the public corpora MuLMS, the Olivetti group's synthesis procedures, and a plain
+corpus; ``load_files`` reads your own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from matattn.dataset import group_split
+from matattn.datasets.text_formats import READERS, read_brat, read_corpus, read_mulms
+from matattn.errors import ConfigError, DataError
+from matattn.text import Sentence, TextDataset, split_words
+
+MATERIAL_TYPES = ("MAT", "Material", "MATERIAL", "name", "formula")
+_OVERLAP = 8  # words in a row that a corpus line must not share with a held-out sentence
+
+
+def load_corpora(name: str, path: str) -> TextDataset:
+    """MuLMS (train, dev, test), the Olivetti synthesis procedures (train) and ``clean_corpus.txt``.
+
+    ``path`` is the folder with ``mulms``, ``olivetti_synthesis`` and ``clean_corpus.txt``. Lines of
+    the corpus that share eight words in a row with a sentence of MuLMS's dev and test are left out.
+    Raises DataError when files are missing.
+    """
+    folder = Path(path)
+    sentences: list[Sentence] = []
+    for split, pattern in (("train", "train*"), ("val", "dev"), ("test", "test")):
+        files = sorted(folder.glob(f"mulms/ne_deps_{pattern}.conllu"))
+        if not files:
+            raise DataError(
+                f"{folder}/mulms/ne_deps_{pattern}.conllu: no such file; put the MuLMS corpus "
+                "(github.com/boschresearch/mulms-az-codalab, CC BY-SA 4.0) there, or set "
+                "MATATTN_DATA to the folder that holds text/mulms"
+            )
+        for file in files:
+            sentences += read_mulms(file, split)
+    for file in sorted(folder.glob("olivetti_synthesis/data/*.txt")):
+        sentences += read_brat(file, "train")
+    lines = read_corpus(folder / "clean_corpus.txt")
+    kept = without_held_out(lines, sentences)
+    note = (
+        f"{len(lines) - len(kept)} of {len(lines)} corpus lines share {_OVERLAP} words in a row "
+        "with MuLMS's dev or test sentences and were left out. Detector and encoder are small and "
+        "trained from scratch: their scores are not comparable with those of pretrained BERT models."
+    )
+    return TextDataset(name, kept, sentences, MATERIAL_TYPES, note)
+
+
+def load_files(
+    name: str,
+    corpus: str | Sequence[str],
+    labelled: str | Sequence[str],
+    format: str = "conll",
+    split_seed: int = 0,
+    material_types: Sequence[str] = MATERIAL_TYPES,
+) -> TextDataset:
+    """Your own text: a corpus (files or folders of ``.txt``), and labelled files.
+
+    ``format`` is one of conll (word and BIO label), json, brat, mulms, sofc. A labelled file whose
+    name begins with train, dev, val or test belongs to that split; others are split 80/10/10 by a
+    hash of ``split_seed`` and file name, or of the sentence when there is one file only.
+    ``material_types`` are the span types that name a material.
+    """
+    if format not in READERS:
+        raise ConfigError(f"data.format={format!r}: expected one of {', '.join(READERS)}")
+    reader, pattern = READERS[format]
+    files = [file for place in _listed(labelled) for file in _files(Path(place), pattern)]
+    lines = [line for place in _listed(corpus) for line in read_corpus(Path(place))]
+    sentences, skipped = [], []
+    for file in files:
+        try:
+            sentences += reader(file, _split_of_name(file))
+        except DataError as error:
+            skipped.append(str(error))
+    if not sentences:
+        raise DataError(skipped[0] if skipped else f"{name}: no labelled sentence")
+    sentences = _assign(sentences, split_seed, one_file=len(files) == 1)
+    found = {span[2] for sentence in sentences for span in sentence.spans}
+    if not found & set(material_types):
+        raise DataError(
+            f"{name}: no span of the types {', '.join(material_types)}; the files have "
+            f"{', '.join(sorted(found)) or 'none'}: data.material_types=[...]"
+        )
+    kept = without_held_out(lines, sentences)
+    note = f"{len(lines) - len(kept)} of {len(lines)} corpus lines repeat held-out sentences."
+    return TextDataset(name, kept, sentences, tuple(material_types), note, skipped)
+
+
+def without_held_out(lines: Iterable[str], sentences: Iterable[Sentence]) -> list[str]:
+    """Lines that share no eight words in a row with sentences of validation and test."""
+    held = {gram for s in sentences if s.split in ("val", "test") for gram in _grams(s.words)}
+    kept = []
+    for line in lines:
+        words = [word for word, _, _ in split_words(line)]
+        if held.isdisjoint(_grams(words)):
+            kept.append(line)
+    return kept
+
+
+def _grams(words: Sequence[str]) -> list[int]:
+    lowered = [word.lower() for word in words]
+    last = max(len(lowered) - _OVERLAP, 0)
+    return [hash(tuple(lowered[n : n + _OVERLAP])) for n in range(last + 1)] if lowered else []
+
+
+def _assign(sentences: list[Sentence], seed: int, one_file: bool) -> list[Sentence]:
+    groups = [" ".join(s.words) if one_file else s.source for s in sentences]
+    drawn = group_split(groups, seed)
+    return [
+        Sentence(s.words, s.spans, s.split or str(split), s.source)
+        for s, split in zip(sentences, drawn, strict=True)
+    ]
+
+
+def _split_of_name(file: Path) -> str:
+    begins = {"train": "train", "dev": "val", "val": "val", "test": "test"}
+    return next((split for start, split in begins.items() if file.name.startswith(start)), "")
+
+
+def _files(place: Path, pattern: str) -> list[Path]:
+    files = sorted(place.rglob(pattern)) if place.is_dir() else [place]
+    if not files:
+        raise DataError(f"{place}: no {pattern} in this folder")
+    return files
+
+
+def _listed(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)

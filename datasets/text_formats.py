@@ -1,0 +1,194 @@
+"""Official formats of labelled materials text: each reader gives sentences of one file or folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from matattn.errors import DataError
+from matattn.text import (
+    Sentence,
+    Span,
+    check_encoding,
+    from_labels,
+    read_text,
+    resplit,
+    split_words,
+)
+
+
+def read_mulms(path: Path, split: str) -> list[Sentence]:
+    """MuLMS (Schrader et al. 2023), ``ne_deps_*.conllu``: number, word, ends of entities.
+
+    ``7:MAT|6:MAT`` at word 8 says that an entity of type MAT begins at 7 or 6 and ends here;
+    entities may stand within each other.
+    """
+    sentences = []
+    for line, block in _blocks(path):
+        words, spans = [], []
+        for offset, row in enumerate(block):
+            columns = row.split("\t")
+            if len(columns) != 3:
+                raise DataError(f"{path}:{line + offset}: expected number, word and entities")
+            words.append(columns[1])
+            if columns[2] != "O":
+                for entity in columns[2].split("|"):
+                    start, _, kind = entity.partition(":")
+                    if not start.isdigit() or not 1 <= int(start) <= len(words):
+                        raise DataError(f"{path}:{line + offset}: no entity: {entity!r}")
+                    spans.append((int(start) - 1, len(words), kind))
+        sentences.append(resplit(words, spans, split, path.name))
+    return sentences
+
+
+def read_conll(path: Path, split: str) -> list[Sentence]:
+    """Lines of a word and its BIO label, empty lines between sentences: MatScholar's NER files.
+
+    A line whose last field is no label (MatScholar's dev.txt has some) loses its sentence, and
+    ``DataError`` is raised only if no sentence is left.
+    """
+    sentences, first = [], None
+    for line, block in _blocks(path):
+        rows = [row.split() for row in block]
+        try:
+            if any(len(row) < 2 for row in rows):
+                raise DataError(f"{path}:{line}: a line without a label")
+            words = [row[0] for row in rows]
+            spans = from_labels(words, [row[-1] for row in rows], f"{path}:{line}")
+        except DataError as error:
+            first = first or error
+            continue
+        sentences.append(resplit(words, spans, split, path.name))
+    if not sentences:
+        raise first or DataError(f"{path}: no sentence")
+    return sentences
+
+
+def read_json(path: Path, split: str) -> list[Sentence]:
+    """JSON lines, or one list, of objects with words and BIO labels.
+
+    Words are called ``tokens`` or ``words``, labels ``labels``, ``ner_tags`` or ``tags``.
+    """
+    text = read_text(path)
+    try:
+        listed = json.loads(text)
+        records = listed if isinstance(listed, list) else [listed]
+    except ValueError:
+        try:
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise DataError(f"{path}: neither JSON nor JSON lines: {error}") from None
+    sentences = []
+    for number, record in enumerate(records, 1):
+        where = f"{path}, record {number}"
+        found = [_first(record, names) for names in (("tokens", "words"), _LABELS)]
+        if not all(isinstance(items, list) for items in found):
+            raise DataError(f"{where}: expected lists 'tokens' and 'labels'")
+        words, labels = ([str(item) for item in items] for items in found)
+        sentences.append(resplit(words, from_labels(words, labels, where), split, path.name))
+    return sentences
+
+
+_LABELS = ("labels", "ner_tags", "tags")
+
+
+def _first(record: object, names: tuple[str, ...]) -> list | None:
+    found = record if isinstance(record, dict) else {}
+    return next((found[name] for name in names if name in found), None)
+
+
+def read_brat(path: Path, split: str) -> list[Sentence]:
+    """BRAT standoff: ``x.txt`` with ``x.ann`` beside it, whose T lines are spans of characters.
+
+    The synthesis procedures of Mysore et al. 2019 (annotated-materials-syntheses). A line of the
+    text is a sentence; a span over several lines, or in parts, is left out.
+    """
+    text = read_text(path)
+    marks = []
+    for number, row in enumerate(read_text(path.with_suffix(".ann")).splitlines(), 1):
+        if not row.startswith("T"):
+            continue
+        fields = row.split("\t")[1].split(" ") if row.count("\t") >= 2 else []
+        if len(fields) == 3 and fields[1].isdigit() and fields[2].isdigit():
+            marks.append((int(fields[1]), int(fields[2]), fields[0]))
+        elif ";" not in row:
+            raise DataError(f"{path.with_suffix('.ann')}:{number}: no span: {row!r}")
+    sentences, start = [], 0
+    for line in text.split("\n"):
+        inside = [m for m in marks if start <= m[0] and m[1] <= start + len(line)]
+        if line.strip():
+            shifted = [(s - start, e - start, kind) for s, e, kind in inside]
+            sentences.append(from_characters(line, shifted, split, path.name))
+        start += len(line) + 1
+    return sentences
+
+
+def read_sofc(path: Path, split: str) -> list[Sentence]:
+    """SOFC-Exp (Friedrich et al. 2020): ``texts/x.txt`` and its tables in ``annotations``."""
+    name = path.stem.split("_")[-1]
+    folder = path.parent.parent / "annotations"
+    text = read_text(path)
+    bounds = {row[0]: (int(row[2]), int(row[3])) for row in _rows(folder, "sentences", name)}
+    marks: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for row in _rows(folder, "entity_types_and_slots", name):
+        sentence, start, end, label = row[0], int(row[2]), int(row[3]), row[4]
+        if label.startswith("B-"):
+            marks[sentence].append((start, end, label[2:]))
+        elif label.startswith("I-") and marks[sentence]:
+            marks[sentence][-1] = (marks[sentence][-1][0], end, label[2:])
+    return [
+        from_characters(text[start:end], marks[sentence], split, path.name)
+        for sentence, (start, end) in bounds.items()
+        if text[start:end].strip()
+    ]
+
+
+def _rows(folder: Path, table: str, name: str) -> Iterator[list[str]]:
+    path = folder / table / f"{name}.csv"
+    yield from csv.reader(read_text(path).splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def from_characters(
+    text: str, marks: list[tuple[int, int, str]], split: str, source: str
+) -> Sentence:
+    """A sentence of a text whose spans are given by characters; they grow to whole words."""
+    words = split_words(text)
+    spans: list[Span] = []
+    for start, end, kind in marks:
+        inside = [n for n, (_, s, e) in enumerate(words) if s < end and start < e]
+        if inside:
+            spans.append((inside[0], inside[-1] + 1, kind))
+    return Sentence(tuple(word for word, _, _ in words), tuple(spans), split, source)
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines between empty ones without comments, and the number of the first."""
+    block: list[str] = []
+    for number, row in enumerate([*read_text(path).split("\n"), ""], 1):
+        if row.strip() and not row.startswith("# ") and not row.startswith("-DOCSTART-"):
+            block.append(row.rstrip("\r"))
+        elif block and not row.strip():
+            yield number - len(block), block
+            block = []
+
+
+READERS: Mapping[str, tuple[Callable[[Path, str], list[Sentence]], str]] = {
+    "mulms": (read_mulms, "*.conllu"),
+    "conll": (read_conll, "*.txt"),
+    "json": (read_json, "*.json*"),
+    "brat": (read_brat, "*.txt"),
+    "sofc": (read_sofc, "*.txt"),
+}
+
+
+def read_corpus(path: Path) -> list[str]:
+    """Lines of a text file, or of all ``.txt`` files of a folder, that hold words."""
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path}: no .txt file in this folder")
+    lines = [line.strip() for file in files for line in read_text(file).splitlines()]
+    check_encoding("\n".join(lines), str(path))
+    return [line for line in lines if line]
