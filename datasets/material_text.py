@@ -1,7 +1,7 @@
 """Materials text: corpora, and sentences in which materials are labelled.
 
-``load_corpora`` reads the public corpora MuLMS, the Olivetti group's synthesis procedures, and a plain
-corpus; ``load_files`` reads your own.
+``load_corpora`` reads the public corpora MuLMS, the Olivetti group's synthesis procedures, and
+a plain corpus; ``load_files`` reads your own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ MATERIAL_TYPES = ("MAT", "Material", "MATERIAL", "name", "formula")
 _OVERLAP = 8  # words in a row that a corpus line must not share with a held-out sentence
 
 
-def load_corpora(name: str, path: str) -> TextDataset:
+def load_corpora(name: str, path: str, procedures: bool = True) -> TextDataset:
     """MuLMS (train, dev, test), the Olivetti synthesis procedures (train) and ``clean_corpus.txt``.
 
     ``path`` is the folder with ``mulms``, ``olivetti_synthesis`` and ``clean_corpus.txt``. Lines of
     the corpus that share eight words in a row with a sentence of MuLMS's dev and test are left out.
-    Raises DataError when files are missing.
+    Without ``procedures``, the labelled sentences are those of MuLMS alone. Raises DataError when
+    files are missing.
     """
     folder = Path(path)
     sentences: list[Sentence] = []
@@ -37,14 +38,14 @@ def load_corpora(name: str, path: str) -> TextDataset:
             )
         for file in files:
             sentences += read_mulms(file, split)
-    for file in sorted(folder.glob("olivetti_synthesis/data/*.txt")):
+    for file in sorted(folder.glob("olivetti_synthesis/data/*.txt")) if procedures else ():
         sentences += read_brat(file, "train")
     lines = read_corpus(folder / "clean_corpus.txt")
     kept = without_held_out(lines, sentences)
     note = (
         f"{len(lines) - len(kept)} of {len(lines)} corpus lines share {_OVERLAP} words in a row "
         "with MuLMS's dev or test sentences and were left out. Detector and encoder are small and "
-        "trained from scratch: their scores are not comparable with those of pretrained BERT models."
+        "trained from scratch: their scores do not compare with those of pretrained BERT models."
     )
     return TextDataset(name, kept, sentences, MATERIAL_TYPES, note)
 

@@ -1,4 +1,4 @@
-"""Official formats of labelled materials text: each reader gives sentences of one file or folder."""
+"""Official formats of labelled materials text: each reader gives the sentences of one file."""
 
 from __future__ import annotations
 
@@ -84,10 +84,9 @@ def read_json(path: Path, split: str) -> list[Sentence]:
     sentences = []
     for number, record in enumerate(records, 1):
         where = f"{path}, record {number}"
-        found = [_first(record, names) for names in (("tokens", "words"), _LABELS)]
-        if not all(isinstance(items, list) for items in found):
+        words, labels = (_first(record, names) for names in (("tokens", "words"), _LABELS))
+        if words is None or labels is None:
             raise DataError(f"{where}: expected lists 'tokens' and 'labels'")
-        words, labels = ([str(item) for item in items] for items in found)
         sentences.append(resplit(words, from_labels(words, labels, where), split, path.name))
     return sentences
 
@@ -95,9 +94,10 @@ def read_json(path: Path, split: str) -> list[Sentence]:
 _LABELS = ("labels", "ner_tags", "tags")
 
 
-def _first(record: object, names: tuple[str, ...]) -> list | None:
+def _first(record: object, names: tuple[str, ...]) -> list[str] | None:
     found = record if isinstance(record, dict) else {}
-    return next((found[name] for name in names if name in found), None)
+    lists = (found[name] for name in names if isinstance(found.get(name), list))
+    return next(([str(item) for item in items] for items in lists), None)
 
 
 def read_brat(path: Path, split: str) -> list[Sentence]:

@@ -1,7 +1,7 @@
-"""Misspelt materials: how their names and formulas get damaged between a paper and its plain text.
+"""Misspelt materials: names and formulas as they get damaged between a paper and its plain text.
 
-The cases of MATTER's detector data (arXiv:2506.11115): names lose their closed form or their digits,
-formulas gain or change a character. Words that come out are split anew.
+The cases of MATTER's detector data (arXiv:2506.11115): names lose their closed form or their
+digits, formulas gain or change a character. Words that come out are split anew.
 """
 
 from __future__ import annotations

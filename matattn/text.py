@@ -92,7 +92,7 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise DataError(
-            f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; convert the file, "
+            f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; convert it, "
             f"for example: iconv -f latin1 -t utf-8 {path.name}"
         ) from None
     if not text.strip():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pymatgen.core import Element
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 LABELS = ("O", "B-name", "I-name", "B-formula", "I-formula")
 LONGEST = 40  # characters of a word that the detector sees
@@ -18,6 +17,7 @@ CHARACTERS = 512  # rows of the table of characters: code points, modulo this
 _SYMBOLS = "|".join(sorted((e.symbol for e in Element), key=len, reverse=True))
 _FORMULA = re.compile(rf"(?:(?:{_SYMBOLS})[\d.xyzδ]*|[()\[\]\d.+\-−–xyzδ])+")
 _SHAPES = 4
+_GAP = [0, 0]  # as wide as half the wider convolution
 
 
 def is_formula(text: str) -> bool:
@@ -76,37 +76,46 @@ class MaterialDetector(nn.Module):
 
     def forward(
         self,
-        characters: Int[Tensor, "words characters"],
+        characters: Int[Tensor, " places"],
+        owners: Int[Tensor, " places"],
         shapes: Float[Tensor, "words shapes"],
         lengths: Int[Tensor, " sentences"],
-    ) -> Float[Tensor, "words characters labels"]:
-        """Logits. ``lengths`` counts the words of each sentence, which stand one after another."""
-        embedded = self.embedding(characters).transpose(1, 2)
-        local = torch.cat([conv(embedded).relu() for conv in self.convolutions], 1)
-        real = (characters > 0)[:, None]
-        spelled = torch.cat([local.masked_fill(~real, 0.0).amax(2), shapes], 1)
-        parts = self.dropout(spelled).split(lengths.tolist())
-        padded = nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+    ) -> Float[Tensor, "characters labels"]:
+        """Logits of every character that is no gap; ``encode_words`` gives the arguments."""
+        embedded = self.embedding(characters).T[None]
+        local = torch.cat([conv(embedded).relu() for conv in self.convolutions], 1)[0].T
+        real = owners >= 0
+        local, owner = local[real], owners[real]
+        spelled = local.new_zeros(len(shapes), local.shape[1])
+        spelled = spelled.index_reduce(0, owner, local, "amax")  # after relu, so from 0 on
+        words = self.dropout(torch.cat([spelled, shapes], 1))
+        padded = pad_sequence(list(words.split(lengths.tolist())), batch_first=True)
         packed = pack_padded_sequence(padded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.sentence(packed)[0], batch_first=True)
         place = torch.arange(states.shape[1], device=lengths.device)
         context = self.word(self.dropout(states[place < lengths[:, None]]))
-        hidden = self.character(local.transpose(1, 2)) + context[:, None]
+        hidden = self.character(local) + context[owner]
         return self.output(self.dropout(hidden.relu()))
 
 
-def encode_words(
-    sentences: Sequence[Sequence[str]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``characters``, ``shapes`` and ``lengths`` of sentences (lists of words) for the network."""
+def encode_words(sentences: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+    """Sentences (lists of words) as the network's arguments.
+
+    ``characters`` [P] of all words one after another, with a gap of two zeros behind each;
+    ``owners`` [P] is the word of each place (-1: gap), ``shapes`` [W, 4] the spelling of each word
+    and ``lengths`` [S] the number of words of each sentence.
+    """
     words = [word for sentence in sentences for word in sentence]
-    width = min(max(map(len, words), default=1), LONGEST)
-    characters = np.zeros((len(words), width), dtype=np.int64)
-    for row, word in enumerate(words):
-        for place, character in enumerate(word[:width]):
-            characters[row, place] = ord(character) % (CHARACTERS - 1) + 1
-    return (
-        torch.from_numpy(characters),
-        torch.tensor([shape(word) for word in words]),
-        torch.tensor([len(sentence) for sentence in sentences]),
-    )
+    characters: list[int] = []
+    owners: list[int] = []
+    for number, word in enumerate(words):
+        seen = word[:LONGEST]
+        characters += [ord(character) % (CHARACTERS - 1) + 1 for character in seen]
+        characters += _GAP
+        owners += [number] * len(seen) + [-1] * len(_GAP)
+    return {
+        "characters": torch.tensor(characters),
+        "owners": torch.tensor(owners),
+        "shapes": torch.tensor([shape(word) for word in words]),
+        "lengths": torch.tensor([len(sentence) for sentence in sentences]),
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,13 @@ from matattn.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREFIX = "##"  # of pieces inside a word
 RULES = ("paper", "first_label")
+LONGEST_WORD = 200  # characters; a longer one is [UNK]
 ENCODINGS = ("wordpiece", "bpe")
 _SCALE = 2**20  # counts are kept as whole multiples of 1 / _SCALE, so that no order rounds them
 _WIDTH = 2**24  # a pair of ids is one number, left * _WIDTH + right
@@ -103,15 +106,14 @@ def train_vocabulary(
     size: int,
     min_frequency: float = 2,
     limit_alphabet: int = 1000,
-    advance: Callable[[int], object] = lambda pieces: None,
 ) -> Vocabulary:
     """Merge the most frequent pair of neighbouring pieces until there are ``size`` pieces.
 
-    This is the rule of Hugging Face's WordPiece trainer (byte-pair encoding in which pieces inside a
-    word begin with "##"), with counts that may be fractional. Ids: specials, the ``limit_alphabet``
-    most frequent characters by code point, characters inside words in the order in which the sorted
-    words show them, then merges; of pairs with equal counts, the one with the smaller ids goes
-    first. So the result depends on the counts alone. ``advance`` is told the number of pieces.
+    This is the rule of Hugging Face's WordPiece trainer (byte-pair encoding in which pieces inside
+    a word begin with "##"), with counts that may be fractional. Ids: specials, the
+    ``limit_alphabet`` most frequent characters by code point, characters inside words in the order
+    in which the sorted words show them, then merges; of pairs with equal counts, the one with the
+    smaller ids goes first. So the result depends on the counts alone.
 
     Raises DataError when there is no word, ConfigError when ``size`` has no room for the alphabet.
     """
@@ -149,7 +151,6 @@ def train_vocabulary(
         new = ids.setdefault(joined, len(pieces))
         if new == len(pieces):
             pieces.append(joined)
-            advance(new + 1)
         merges.append((pieces[left], pieces[right]))
         merge_counts.append(count / _SCALE)
         del pairs[pair]
@@ -240,7 +241,7 @@ def segment(word: str, pieces: frozenset[str] | set[str]) -> list[str]:
     return found
 
 
-def normalisation() -> tuple[object, object]:
+def normalisation() -> tuple[Normalizer, PreTokenizer]:
     """Normaliser and pre-tokenizer: compatibility forms (₂ is 2), lower case, no accents; words end
     at white space and at punctuation."""
     from tokenizers import normalizers, pre_tokenizers
@@ -262,7 +263,9 @@ def make_tokenizer(vocabulary: Vocabulary, encoding: str = "wordpiece") -> Token
 
     ids = {piece: number for number, piece in enumerate(vocabulary.pieces)}
     if encoding == "wordpiece":
-        model = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=200)
+        model: models.Model = models.WordPiece(
+            ids, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD
+        )
     elif encoding == "bpe":
         model = models.BPE(
             ids, list(vocabulary.merges), unk_token="[UNK]", continuing_subword_prefix=PREFIX

@@ -1,7 +1,7 @@
 """Encoders of text: BERT-type, from scratch, and what stands on top of them.
 
-``MaskedLanguageModel`` and ``TokenClassifier`` read token ids; ``CrystalText`` reads crystals, which
-it writes as text first, so that text and geometry can be compared on the same rows.
+``MaskedLanguageModel`` and ``TokenClassifier`` read token ids; ``CrystalText`` reads crystals and
+writes them as text first, so that text and geometry can be compared on the same rows.
 """
 
 from __future__ import annotations
@@ -121,16 +121,12 @@ class MaskedLanguageModel(nn.Module):
 
 
 class TokenClassifier(nn.Module):
-    """A label for every token: ids [B, L] -> logits [B, L, labels]. Arguments as ``TextEncoder``'s.
-
-    ``pieces`` names the vocabulary behind the ids, so that they are never read with another one.
-    """
+    """A label for every token: ids [B, L] -> logits [B, L, labels]; arguments of the encoder."""
 
     def __init__(
         self,
         vocab_size: int,
         num_labels: int,
-        pieces: str = "",
         dim: int = 128,
         num_heads: int = 4,
         num_blocks: int = 2,
@@ -139,7 +135,6 @@ class TokenClassifier(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.pieces = pieces
         self.encoder = TextEncoder(
             vocab_size, dim, num_heads, num_blocks, ffn_dim, max_length, dropout
         )
@@ -234,6 +229,6 @@ class CrystalText(nn.Module):
         key = z.tobytes() + pos.tobytes() + cell.tobytes()
         if key not in self._known:
             frac = np.round(pos @ np.linalg.inv(cell), 5) % 1.0  # 0.999999 of float32 is 0
-            structure = Structure(cell, z, frac)
+            structure = Structure(cell, z.tolist(), frac)
             self._known[key] = token_ids(represent(structure, self.representation), self.numbers)
         return self._known[key]

@@ -124,10 +124,11 @@ def _probabilities(model: TextModel, texts: list[Sequence[str]]) -> list[list[np
     """Of every word of every text, the probabilities of its pieces [n, C]."""
     with torch.no_grad():
         if isinstance(model.network, MaterialDetector):
-            characters, shapes, lengths = encode_words(texts)
-            chances = model.network(characters, shapes, lengths).softmax(-1).numpy()
-            sizes = (characters > 0).sum(1).tolist()
-            words = iter([chance[:size] for chance, size in zip(chances, sizes, strict=True)])
+            arguments = encode_words(texts)
+            chances = model.network(**arguments).softmax(-1).numpy()
+            owners = arguments["owners"]
+            ends = np.cumsum(np.bincount(owners[owners >= 0], minlength=sum(map(len, texts))))
+            words = iter(np.split(chances, ends[:-1]))
             return [[next(words) for _ in text] for text in texts]
         return _piece_probabilities(cast(TokenClassifier, model.network), model.tokenizer, texts)
 

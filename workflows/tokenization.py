@@ -1,7 +1,7 @@
 """MATTER in one run: train the detector, find the materials of a corpus, build the vocabulary.
 
-``run(config, folder, prepared)`` writes the run folder: scores of the detector, the vocabulary beside
-plain WordPiece and BPE over a grid of sizes and strengths, frequency tables, report and bundle.
+``run(config, folder, prepared)`` writes the run folder: scores of the detector, the vocabulary
+beside plain WordPiece and BPE for several sizes and strengths, frequency tables, report and bundle.
 """
 
 from __future__ import annotations
@@ -81,13 +81,11 @@ class Detection(L.LightningModule):
         self.ids, self.folder = ids, folder
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
-        characters = batch["characters"]
-        logits = self.network(characters, batch["shapes"], batch["lengths"])
-        real = characters > 0
-        target = batch["labels"][:, None].expand_as(characters)
-        share = 1 / real.sum(1, keepdim=True)
-        losses = cross_entropy(logits[real], target[real], reduction="none")
-        return (losses * share.expand_as(characters)[real]).sum() / len(characters)
+        keys = ("characters", "owners", "shapes", "lengths")
+        logits = self.network(**{key: batch[key] for key in keys})
+        owner = batch["owners"][batch["owners"] >= 0]
+        losses = cross_entropy(logits, batch["labels"][owner], reduction="none")
+        return (losses / owner.bincount()[owner]).sum() / len(batch["labels"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self._loss(batch)
@@ -250,12 +248,9 @@ def _train(
 
 
 def _collate(sentences: Sequence[Sentence], rows: list[int]) -> dict[str, Tensor]:
-    characters, shapes, lengths = encode_words([sentence.words for sentence in sentences])
     labels = [LABELS.index(name) for s in sentences for name in to_labels(len(s.words), s.spans)]
     return {
-        "characters": characters,
-        "shapes": shapes,
-        "lengths": lengths,
+        **encode_words([sentence.words for sentence in sentences]),
         "labels": torch.tensor(labels),
         "rows": torch.tensor(rows),
     }
@@ -284,12 +279,12 @@ def _detector_scores(
         listed.append(from_labels(labels, labels, "labels"))
     scores: dict[str, Any] = {}
     for name, spans in (("", found), ("dictionary_", listed)):
-        word, whole = word_score(spans, wanted), span_score(_any(spans), _any(wanted))
-        scores[f"{name}word_f1"], scores[f"{name}span_f1"] = word.f1, whole.f1
+        single, whole = word_score(spans, wanted), span_score(_any(spans), _any(wanted))
+        scores[f"{name}word_f1"], scores[f"{name}span_f1"] = single.f1, whole.f1
         if not name:
             scores |= {
-                "word_precision": word.precision,
-                "word_recall": word.recall,
+                "word_precision": single.precision,
+                "word_recall": single.recall,
                 "typed_span_f1": span_score(spans, wanted).f1,
                 "materials": whole.wanted,
             }

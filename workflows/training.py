@@ -156,7 +156,7 @@ def _differences(old: Any, new: Any, place: str) -> list[str]:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote, so that nothing of it is mistaken for the new one."""
-    for name in ("checkpoints", "model", "fields"):
+    for name in ("checkpoints", "model", "fields", "pretraining"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for place in folder.glob("member*"):
         shutil.rmtree(place, ignore_errors=True)

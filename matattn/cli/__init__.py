@@ -11,6 +11,7 @@ from matattn.cli.explain import explain
 from matattn.cli.info import info
 from matattn.cli.models import models
 from matattn.cli.predict import predict
+from matattn.cli.tokenize import tokenize
 from matattn.cli.train import train
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(train)
-for command in (predict, evaluate, explain, models, info, cite):
+for command in (predict, evaluate, explain, tokenize, models, info, cite):
     app.command()(command)
 
 

@@ -30,6 +30,8 @@ REQUIRED = {
     "base_url": "https://oqmd.org/optimade",
     "filter": "nsites<=8",
     "fields": {"formation_energy_per_atom": "_oqmd_delta_e"},
+    "corpus": "papers",
+    "labelled": "labelled.txt",
 }
 
 
@@ -61,6 +63,9 @@ def test_composes_and_builds(choice, tmp_path):
         build(model, "model", num_inputs=3)
     elif model["_target_"].startswith("matattn.models.factored_attention."):
         build(model | {"patch": [2, 2]}, "model", extent=[4, 4])
+    elif config["data"]["kind"] == "text":
+        sizes = {"vocab_size": 50, "num_labels": 3} if "vocab_size" in model else {}
+        build(model | sizes, "model")
     else:
         network = build(model, "model", num_targets=len(config["data"].get("targets", ["one"])))
         assert hasattr(network, "image_rule")
@@ -82,7 +87,7 @@ def test_data_keys_are_arguments_of_the_loader(option):
     data = composed(f"data={option}")["data"]
     module, name = data.pop("_target_").rsplit(".", 1)
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
-    assert data.pop("kind") in ("crystals", "molecules", "meshes", "spins")
+    assert data.pop("kind") in ("crystals", "molecules", "meshes", "spins", "text")
     assert set(data) <= set(parameters)
 
 

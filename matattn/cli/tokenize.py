@@ -1,0 +1,114 @@
+"""``matattn tokenize``: pieces of a text, and the materials in it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_CHUNK = 256  # lines at once
+
+
+def tokenize(
+    model: Annotated[
+        str, typer.Argument(help="The model/ folder of a run of model=matter or text_encoder.")
+    ],
+    text: Annotated[str, typer.Argument(help="A text, a UTF-8 file, or - for standard input.")],
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="A JSON object for every line, for programs.")
+    ] = False,
+) -> None:
+    """Show how a text is cut into pieces, and which materials (or other spans) it names.
+
+    Every line is one text. Pieces are separated by a dot in the middle; what is found stands below
+    them, with its type and probability.
+    """
+    from matattn.errors import MatattnError
+
+    try:
+        _run(model, text, json_lines)
+    except MatattnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _run(model: str, text: str, json_lines: bool) -> None:
+    import matattn
+    from matattn.errors import BundleError
+    from matattn.workflows.text_prediction import TextModel
+
+    lines = _lines(text)
+    loaded = matattn.load(model)
+    if not isinstance(loaded, TextModel):
+        raise BundleError(
+            f"{model}: this model reads no text; train one: python train.py model=matter"
+        )
+    for start in range(0, len(lines), _CHUNK):
+        for tagged in loaded.tokenize(lines[start : start + _CHUNK]):
+            if json_lines:
+                print(_json(tagged))
+            else:
+                _show(tagged)
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a file, of the standard input, or the text itself; raises DataError."""
+    from matattn.errors import DataError
+    from matattn.text import check_encoding, read_text
+
+    if text == "-":
+        try:
+            content = sys.stdin.buffer.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"standard input: byte {error.start + 1} is not UTF-8; convert it, for example: "
+                "iconv -f latin1 -t utf-8"
+            ) from None
+        check_encoding(content, "standard input")
+    elif _is_file(text):
+        content = read_text(text)
+    else:
+        content = text
+    lines = [line for line in content.splitlines() if line.strip()]
+    if not lines:
+        raise DataError("no text: give a text, a file, or - for standard input")
+    return lines
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or not one
+        return False
+
+
+def _json(tagged: Any) -> str:
+    import json
+
+    pieces = [{"piece": piece, "start": a, "end": b} for piece, a, b in tagged.pieces]
+    spans = [
+        {"text": tagged.text[a:b], "start": a, "end": b, "type": kind, "probability": round(p, 4)}
+        for a, b, kind, p in tagged.spans
+    ]
+    content = {"text": tagged.text, "pieces": pieces, "spans": spans}
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _show(tagged: Any) -> None:
+    """Pieces with those of spans in colour, and a list of the spans."""
+    from rich.console import Console
+    from rich.text import Text
+
+    shown = Text()
+    for piece, start, end in tagged.pieces:
+        if shown:
+            shown.append("·" if piece.startswith("##") else " ", style="dim")
+        kinds = [kind for a, b, kind, _ in tagged.spans if a <= start and end <= b]
+        shown.append(piece.removeprefix("##"), style="bold green" if kinds else "")
+    console = Console()
+    console.print(shown, soft_wrap=True)
+    for start, end, kind, probability in tagged.spans:
+        line = f"  {tagged.text[start:end]}  {kind}  {probability:.2f}"
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,390 @@
+"""Train an encoder of text from scratch: first on masked words, then on labelled spans.
+
+``run(config, folder, prepared)`` writes the run folder with span F1 beside that of a dictionary, so
+that vocabularies can be compared on a task.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from matattn import bundle, pretrained
+from matattn.citations import LICENCES
+from matattn.config import build, require
+from matattn.errors import BundleError, ConfigError
+from matattn.files import write_json, write_text
+from matattn.models.matter_tokenizer import (
+    SPECIAL,
+    WordCounts,
+    make_tokenizer,
+    normalisation,
+    train_vocabulary,
+)
+from matattn.models.text_encoder import MaskedLanguageModel, TokenClassifier
+from matattn.text import (
+    Sentence,
+    Span,
+    TextDataset,
+    from_labels,
+    span_score,
+    to_labels,
+)
+from matattn.training.run_log import RunLog
+from matattn.training.schedules import Schedule
+from matattn.workflows import text_report
+from matattn.workflows.fitting import (
+    check_settings,
+    fit,
+    make_loaders,
+    optimization,
+    stop_unless_finite,
+)
+from matattn.workflows.text_prediction import (
+    WINDOW,
+    TextModel,
+    encode_pieces,
+    import_extra_tokenizers,
+    load_tokenizer,
+    tag,
+)
+from matattn.workflows.text_report import results_table
+
+__all__ = ["MaskedWords", "SpanLabels", "prepare", "results_table", "run"]
+
+VOCABULARIES = {"matter": "tokenizer.json", "wordpiece": "wordpiece.json"}
+MASKED = 0.15  # of the words
+KEPT, REPLACED = 0.1, 0.1  # of the masked words: left as they are, or a random piece
+_HELD_OUT = 20  # every so many-th line of the corpus tells how well words are guessed
+_IGNORED = -100
+
+
+class MaskedWords(L.LightningModule):
+    """Cross-entropy of the pieces of masked words: a word is masked whole, or not at all.
+
+    Devlin et al., arXiv:1810.04805, with whole words as of 2019. A batch is ids [B, L] and the word
+    that each piece belongs to (-1: none).
+    """
+
+    def __init__(
+        self, network: MaskedLanguageModel, optimizer: dict[str, Any], folder: Path
+    ) -> None:
+        super().__init__()
+        self.network, self.settings, self.folder = network, optimizer, folder
+        self.ids: list[str] = []
+
+    def _loss(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        ids, owners = batch["ids"], batch["owners"]
+        words = int(owners.max()) + 1
+        drawn = torch.rand(len(ids), words + 1, generator=generator).to(ids.device)
+        drawn[:, 0] = 1.0  # padding and special tokens
+        chosen = drawn.gather(1, owners + 1) < MASKED
+        if not chosen.any():
+            chosen[0, 1] = True
+        change = torch.rand(ids.shape, generator=generator).to(ids.device)
+        size = self.network.encoder.embedding.num_embeddings
+        other = torch.randint(len(SPECIAL), size, ids.shape, generator=generator).to(ids.device)
+        shown = torch.where(chosen & (change >= KEPT), SPECIAL.index("[MASK]"), ids)
+        shown = torch.where(chosen & (change >= 1 - REPLACED), other, shown)
+        return cross_entropy(self.network(shown, chosen), ids[chosen])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self._loss(batch)
+        ids = [f"line {row}" for row in batch["rows"].tolist()]
+        stop_unless_finite(loss, self, self.folder, ids, range(len(ids)), "lines")
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["ids"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        same = torch.Generator().manual_seed(batch_idx)  # the same masks in every epoch
+        self.log("val/loss", self._loss(batch, same), batch_size=len(batch["ids"]))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return optimization(self, self.network, self.settings)
+
+
+class SpanLabels(L.LightningModule):
+    """Cross-entropy of the BIO label of every word's first piece."""
+
+    def __init__(
+        self, network: nn.Module, optimizer: dict[str, Any], ids: Sequence[str], folder: Path
+    ) -> None:
+        super().__init__()
+        self.network, self.settings = network, optimizer
+        self.ids, self.folder = ids, folder
+
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        logits = self.network(batch["ids"]).flatten(0, 1)
+        return cross_entropy(logits, batch["labels"].flatten(), ignore_index=_IGNORED)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self._loss(batch)
+        stop_unless_finite(loss, self, self.folder, self.ids, batch["rows"], "sentences")
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["ids"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.log("val/loss", self._loss(batch), batch_size=len(batch["ids"]))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return optimization(self, self.network, self.settings)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a configuration describes, built and checked."""
+
+    dataset: TextDataset
+    types: list[str]  # of the spans that are learned
+    tokenizer: Any
+    network: TokenClassifier
+    schedule: Schedule
+    fingerprint: str  # of the data
+
+
+def prepare(config: dict[str, Any]) -> Prepared:
+    """Read text and tokenizer, build the encoder; raises ConfigError, DataError, BundleError."""
+    task = config["task"]
+    check_settings(config)
+    require("task.pretraining_epochs", task["pretraining_epochs"], int, lambda n: n >= 0,
+            "0 or more")  # fmt: skip
+    require("task.vocabulary", task["vocabulary"], str, VOCABULARIES.__contains__,
+            f"one of {', '.join(VOCABULARIES)}")  # fmt: skip
+    if config["init_from"]:
+        raise ConfigError("init_from starts trainings on crystals only, not on text")
+    import_extra_tokenizers()
+    dataset: TextDataset = build(config["data"], "data")
+    known = dataset.types()
+    types = known if task["types"] is None else list(task["types"])
+    if unknown := sorted(set(types) - set(known)):
+        raise ConfigError(
+            f"task.types: {dataset.name} has no spans of {', '.join(unknown)}; it has "
+            f"{', '.join(known)}"
+        )
+    for split in ("train", "test"):
+        if not any(s.of(types) for s in dataset.of_split(split)):
+            raise ConfigError(f"{dataset.name}: no labelled span in its {split} sentences")
+    tokenizer = _tokenizer(task, dataset)
+    schedule = build(config["optimizer"]["schedule"], "optimizer.schedule")
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    config["model"] |= {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "num_labels": 1 + 2 * len(types),
+    }
+    network = build(config["model"], "model")
+    return Prepared(dataset, types, tokenizer, network, schedule, dataset.fingerprint())
+
+
+def _tokenizer(task: Mapping[str, Any], dataset: TextDataset) -> Any:
+    """That of a tokenization run, or plain WordPiece made from the corpus."""
+    if task["tokenizer"] is not None:
+        folder = pretrained.find(task["tokenizer"])
+        if (network := bundle.describe(folder)["network"]) != "MaterialDetector":
+            raise BundleError(
+                f"{folder}: is a {network}; task.tokenizer takes the model/ folder of a run of "
+                "model=matter"
+            )
+        return load_tokenizer(folder, VOCABULARIES[task["vocabulary"]])
+    if task["vocabulary"] != "wordpiece":
+        raise ConfigError(
+            "task.vocabulary=matter needs task.tokenizer=RUN/model, the model/ folder of a run of "
+            "model=matter"
+        )
+    size = task["vocab_size"]
+    require("task.vocab_size", size, int, lambda n: n > len(SPECIAL), f"above {len(SPECIAL)}")
+    normalizer, splitter = normalisation()
+    chunks = Counter(chunk for line in dataset.corpus for chunk in line.split())
+    counts = WordCounts()
+    for chunk, count in chunks.items():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
+            counts.add(word, count=count)
+    return make_tokenizer(train_vocabulary(counts.adjusted(0), size))
+
+
+def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
+    """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
+    task, dataset, network = config["task"], prepared.dataset, prepared.network
+    masked = _pretrain(config, folder / "pretraining", prepared)
+    splits = {
+        split: [part for s in dataset.of_split(split) for part in _parts(s, prepared.types)]
+        for split in ("train", "val", "test")
+    }
+    log = _label(config, folder, prepared, {key: splits[key] for key in ("train", "val")})
+    described: dict[str, Any] = {
+        "kind": "text",
+        "labels": _labels(prepared.types),
+        "vocabulary": {
+            "name": task["vocabulary"],
+            "pieces": prepared.tokenizer.get_vocab_size(),
+            "from": task["tokenizer"],
+        },
+        "data": {"name": dataset.name, "fingerprint": prepared.fingerprint, "note": dataset.note},
+        "seed": config["seed"],
+        "licence": LICENCES.get(dataset.name, ""),
+    }
+    model = TextModel(network.cpu().eval(), described, prepared.tokenizer)
+    metrics: dict[str, Any] = {
+        split: _scores(model, splits["train"], splits[split], prepared.types)
+        for split in ("test", "val")
+        if splits[split]
+    }
+    metrics["pretraining"] = masked
+    metrics["vocabulary"] = task["vocabulary"]
+    metrics["parameters"] = sum(p.numel() for p in network.parameters())
+    metrics["train_time_s"] = round(log.seconds, 1)
+    metrics["rows"] = {split: len(found) for split, found in splits.items()}
+    described["metrics"] = metrics
+    text_report.loss_plot(folder / "loss.png", log.rows)
+    text = text_report.language_report(config, dataset, metrics)
+    arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
+    bundle.save(folder / "model", network, arguments, described, text_report.card_text(text),
+                files={"tokenizer.json": prepared.tokenizer.to_str()})  # fmt: skip
+    write_text(folder / "report.md", text)
+    write_json(folder / "metrics.json", metrics)  # last: its presence says that the run is finished
+    return metrics
+
+
+def _labels(types: Sequence[str]) -> list[str]:
+    return ["O", *(f"{begin}-{name}" for name in types for begin in "BI")]
+
+
+def _parts(sentence: Sentence, types: Sequence[str]) -> list[Sentence]:
+    """A sentence as the network reads it: outermost spans, at most ``WINDOW`` words."""
+    spans, parts = sentence.of(types), []
+    start = 0
+    while start < len(sentence.words):
+        end = min(start + WINDOW, len(sentence.words))
+        while end > start + 1 and any(s < end < e for s, e, _ in spans):
+            end -= 1  # no span is cut
+        inside = tuple((s - start, e - start, k) for s, e, k in spans if start <= s and e <= end)
+        parts.append(Sentence(sentence.words[start:end], inside, sentence.split, sentence.source))
+        start = end
+    return parts
+
+
+def _pretrain(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
+    """Masked words of the corpus; leaves the encoder with what it learned."""
+    epochs, lines = config["task"]["pretraining_epochs"], prepared.dataset.corpus
+    length = prepared.network.encoder.max_length
+    pieces = _chunks(prepared.tokenizer, lines, length)
+    if not epochs:
+        return {"epochs": 0, "lines": len(lines), "loss": float("nan"), "seconds": 0.0}
+    held = pieces[::_HELD_OUT]
+    splits = {"train": [p for n, p in enumerate(pieces) if n % _HELD_OUT], "val": held}
+    loaders = {
+        split: make_loaders(
+            {split: range(len(items))}, config["task"]["batch_size"], config["seed"],
+            partial(_collate_chunks, items),
+        )[split]
+        for split, items in splits.items()
+    }  # fmt: skip
+    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
+    module = MaskedWords(MaskedLanguageModel(prepared.network.encoder), optimizer, folder)
+    log = RunLog(folder / "metrics.csv", {"train/loss": "masked {:.3f}", "val/loss": "val {:.3f}"})
+    settings = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
+    fit(settings, folder, module, loaders, log)
+    loss = log.rows[-1].get("val/loss", float("nan"))
+    return {"epochs": epochs, "lines": len(lines), "loss": loss, "seconds": round(log.seconds, 1)}
+
+
+def _chunks(tokenizer: Any, lines: Sequence[str], length: int) -> list[tuple[list[int], list[int]]]:
+    """Pieces of all lines in chunks of at most ``length`` with [CLS] and [SEP], and their words."""
+    cls, sep = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+    chunks = []
+    for one in tokenizer.encode_batch(list(lines), add_special_tokens=False):
+        for start in range(0, len(one.ids), length - 2):
+            ids = one.ids[start : start + length - 2]
+            words = one.word_ids[start : start + length - 2]
+            first = words[0] or 0
+            owners = [-1, *(int(word) - first for word in words), -1]
+            chunks.append(([cls, *ids, sep], owners))
+    return chunks
+
+
+def _collate_chunks(chunks: Sequence[Any], rows: list[int]) -> dict[str, Tensor]:
+    length = max(len(chunks[row][0]) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    owners = torch.full((len(rows), length), -1)
+    for n, row in enumerate(rows):
+        count = len(chunks[row][0])
+        ids[n, :count], owners[n, :count] = map(torch.tensor, chunks[row])
+    return {"ids": ids, "owners": owners, "rows": torch.tensor(rows)}
+
+
+def _label(
+    config: dict[str, Any], folder: Path, prepared: Prepared, splits: dict[str, list[Sentence]]
+) -> RunLog:
+    labels = {name: number for number, name in enumerate(_labels(prepared.types))}
+
+    def collate(split: str, rows: list[int]) -> dict[str, Tensor]:
+        chosen = [splits[split][row] for row in rows]
+        length = prepared.network.encoder.max_length
+        ids, owners = encode_pieces(prepared.tokenizer, [s.words for s in chosen], length)
+        target = torch.full_like(ids, _IGNORED)
+        for n, (sentence, words) in enumerate(zip(chosen, owners, strict=True)):
+            names = to_labels(len(sentence.words), sentence.spans)
+            for place, word in enumerate(words):
+                if word >= 0 and word != words[place - 1]:
+                    target[n, place] = labels[names[word]]
+        return {"ids": ids, "labels": target, "rows": torch.tensor(rows)}
+
+    loaders = {
+        split: make_loaders({split: range(len(found))}, config["task"]["batch_size"],
+                            config["seed"], partial(collate, split))[split]
+        for split, found in splits.items() if found
+    }  # fmt: skip
+    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
+    ids = [f"{s.source}: {' '.join(s.words[:12])}" for s in splits["train"]]
+    module = SpanLabels(prepared.network, optimizer, ids, folder)
+    log = RunLog(folder / "metrics.csv", {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"})
+    fit(config, folder, module, loaders, log)
+    return log
+
+
+def _scores(
+    model: TextModel, train: Sequence[Sentence], held_out: Sequence[Sentence], types: list[str]
+) -> dict[str, Any]:
+    """Scores of all types together, of each, and of a dictionary of the training words."""
+    wanted = [list(s.spans) for s in held_out]
+    tagged = tag(model, [s.words for s in held_out])
+    found = [from_labels(labels, labels, "labels") for labels, _ in tagged]
+    usual: dict[str, Counter[str]] = defaultdict(Counter)
+    for sentence in train:
+        for word, label in zip(
+            sentence.words, to_labels(len(sentence.words), sentence.spans), strict=True
+        ):
+            usual[word.lower()][label.replace("B-", "I-")] += 1
+    best = {word: counts.most_common(1)[0][0] for word, counts in usual.items()}
+    listed = []
+    for sentence in held_out:
+        labels = [best.get(word.lower(), "O") for word in sentence.words]
+        listed.append(from_labels(labels, labels, "labels"))
+    scores = {"all types": _score(found, wanted), "all, by a dictionary": _score(listed, wanted)}
+    for name in types:
+        ours, theirs = (
+            [[span for span in spans if span[2] == name] for spans in sentences]
+            for sentences in (found, wanted)
+        )
+        if any(theirs):
+            scores[name] = _score(ours, theirs)
+    return scores
+
+
+def _score(found: list[list[Span]], wanted: list[list[Span]]) -> dict[str, Any]:
+    score = span_score(found, wanted)
+    return {
+        "span_f1": score.f1,
+        "precision": score.precision,
+        "recall": score.recall,
+        "n": score.wanted,
+    }
