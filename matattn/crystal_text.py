@@ -158,6 +158,7 @@ def represent(structure: Structure, representation: str, where: str = "structure
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No Pauling electronegativity")
+            warnings.filterwarnings("ignore", message="Set OLD_ERROR_HANDLING")  # spglib, of itself
             return REPRESENTATIONS[representation](structure)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())

@@ -76,6 +76,21 @@ class TextDataset:
         return digest.hexdigest()
 
 
+def parts(sentence: Sentence, longest: int, types: Collection[str] | None = None) -> list[Sentence]:
+    """A sentence in parts of at most ``longest`` words, with its outermost spans; none is cut
+    unless it is longer than a part."""
+    spans, found = sentence.of(types), []
+    start = 0
+    while start < len(sentence.words):
+        end = min(start + longest, len(sentence.words))
+        cutting = [s for s, e, _ in spans if s < end < e and s > start]
+        end = min([end, *cutting])
+        inside = tuple((s - start, e - start, k) for s, e, k in spans if start <= s and e <= end)
+        found.append(Sentence(sentence.words[start:end], inside, sentence.split, sentence.source))
+        start = end
+    return found
+
+
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file.
 

@@ -87,7 +87,8 @@ class MaterialDetector(nn.Module):
         real = owners >= 0
         local, owner = local[real], owners[real]
         spelled = local.new_zeros(len(shapes), local.shape[1])
-        spelled = spelled.index_reduce(0, owner, local, "amax")  # after relu, so from 0 on
+        index = owner[:, None].expand_as(local)
+        spelled = spelled.scatter_reduce(0, index, local, "amax")  # after relu, so from 0 on
         words = self.dropout(torch.cat([spelled, shapes], 1))
         padded = pad_sequence(list(words.split(lengths.tolist())), batch_first=True)
         packed = pack_padded_sequence(padded, lengths.cpu(), batch_first=True, enforce_sorted=False)

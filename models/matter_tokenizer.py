@@ -26,6 +26,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREFIX = "##"  # of pieces inside a word
 RULES = ("paper", "first_label")
 LONGEST_WORD = 200  # characters; a longer one is [UNK]
+Number = int | float
 ENCODINGS = ("wordpiece", "bpe")
 _SCALE = 2**20  # counts are kept as whole multiples of 1 / _SCALE, so that no order rounds them
 _WIDTH = 2**24  # a pair of ids is one number, left * _WIDTH + right
@@ -47,7 +48,7 @@ def word_probability(pieces: np.ndarray, rule: str = "paper") -> tuple[int, floa
     raise ConfigError(f"word_probability={rule!r}: expected one of {', '.join(RULES)}")
 
 
-def adjusted_frequency(frequency: float, probability: float, strength: float) -> float:
+def adjusted_frequency(frequency: Number, probability: Number, strength: Number) -> float:
     """freq' = freq + lambda p / (1 - p), with lambda = ``strength``.
 
     p is rounded to two decimals and kept within 0.01 and 0.99, so the second term is at most
@@ -65,7 +66,7 @@ class WordCounts:
     general: Counter[str] = field(default_factory=Counter)
     _probability: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, word: str, probability: float | None = None, count: int = 1) -> None:
+    def add(self, word: str, probability: Number | None = None, count: int = 1) -> None:
         """Count a word; with a ``probability``, as a material."""
         if probability is None:
             self.general[word] += count
@@ -77,12 +78,12 @@ class WordCounts:
         """Mean probability of the occurrences of ``word`` as a material."""
         return self._probability[word] / self.material[word]
 
-    def adjusted(self, strength: float) -> dict[str, float]:
+    def adjusted(self, strength: Number) -> dict[str, Number]:
         """Counts that a vocabulary is trained on: a word's two counts are added.
 
         With ``strength`` 0 these are the plain counts.
         """
-        counts: dict[str, float] = dict(self.general)
+        counts: dict[str, Number] = dict(self.general)
         for word, frequency in self.material.items():
             lifted = adjusted_frequency(frequency, self.probability(word), strength)
             counts[word] = counts.get(word, 0) + lifted
@@ -102,9 +103,9 @@ class Vocabulary:
 
 
 def train_vocabulary(
-    counts: Mapping[str, float],
+    counts: Mapping[str, Number],
     size: int,
-    min_frequency: float = 2,
+    min_frequency: Number = 2,
     limit_alphabet: int = 1000,
 ) -> Vocabulary:
     """Merge the most frequent pair of neighbouring pieces until there are ``size`` pieces.
@@ -250,6 +251,23 @@ def normalisation() -> tuple[Normalizer, PreTokenizer]:
         [normalizers.NFKC(), normalizers.BertNormalizer(lowercase=True)]
     )
     return normalizer, pre_tokenizers.BertPreTokenizer()
+
+
+def count_plain(lines: Iterable[str]) -> Counter[str]:
+    """Words of a corpus as a tokenizer will see them, each with its number of occurrences."""
+    normalizer, splitter = normalisation()
+    chunks = Counter(chunk for line in lines for chunk in line.split())
+    counts: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
+            counts[word] += count
+    return counts
+
+
+def smallest_size(counts: Mapping[str, Number], limit_alphabet: int = 1000) -> int:
+    """Special tokens and characters: what a vocabulary must have room for."""
+    words = sorted(counts)
+    return len(_spell(words, [round(counts[w] * _SCALE) for w in words], limit_alphabet)[0])
 
 
 def make_tokenizer(vocabulary: Vocabulary, encoding: str = "wordpiece") -> Tokenizer:

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from matattn.config import build, require
 from matattn.errors import TrainingError
 from matattn.files import write_json
-from matattn.training.epoch_seed import EpochSeed
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
 from matattn.training.sampler import EpochShuffle
+from matattn.training.step_seed import StepSeed
 
 # Remarks of Lightning that tell a user nothing.
 _LIGHTNING_REMARKS = (
@@ -47,7 +47,7 @@ def fit(
     Leaves it with the weights that ``task.select`` asks for. Raises KeyboardInterrupt on SIGINT,
     and SystemExit with status 143 on SIGTERM.
     """
-    watching: list[L.Callback] = [log, EpochSeed(config["seed"]), _checkpoint(folder, "last", None)]
+    watching: list[L.Callback] = [log, StepSeed(config["seed"]), _checkpoint(folder, "last", None)]
     if "val" in loaders:
         watching.append(_checkpoint(folder, "best", "val/loss"))
     logger = build(config["logger"], "logger", save_dir=folder) if config["logger"] else False

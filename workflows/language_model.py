@@ -26,9 +26,8 @@ from matattn.errors import BundleError, ConfigError
 from matattn.files import write_json, write_text
 from matattn.models.matter_tokenizer import (
     SPECIAL,
-    WordCounts,
+    count_plain,
     make_tokenizer,
-    normalisation,
     train_vocabulary,
 )
 from matattn.models.text_encoder import MaskedLanguageModel, TokenClassifier
@@ -37,6 +36,7 @@ from matattn.text import (
     Span,
     TextDataset,
     from_labels,
+    parts,
     span_score,
     to_labels,
 )
@@ -202,13 +202,7 @@ def _tokenizer(task: Mapping[str, Any], dataset: TextDataset) -> Any:
         )
     size = task["vocab_size"]
     require("task.vocab_size", size, int, lambda n: n > len(SPECIAL), f"above {len(SPECIAL)}")
-    normalizer, splitter = normalisation()
-    chunks = Counter(chunk for line in dataset.corpus for chunk in line.split())
-    counts = WordCounts()
-    for chunk, count in chunks.items():
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
-            counts.add(word, count=count)
-    return make_tokenizer(train_vocabulary(counts.adjusted(0), size))
+    return make_tokenizer(train_vocabulary(count_plain(dataset.corpus), size))
 
 
 def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
@@ -216,7 +210,7 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     task, dataset, network = config["task"], prepared.dataset, prepared.network
     masked = _pretrain(config, folder / "pretraining", prepared)
     splits = {
-        split: [part for s in dataset.of_split(split) for part in _parts(s, prepared.types)]
+        split: [part for s in dataset.of_split(split) for part in parts(s, WINDOW, prepared.types)]
         for split in ("train", "val", "test")
     }
     log = _label(config, folder, prepared, {key: splits[key] for key in ("train", "val")})
@@ -256,20 +250,6 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
 
 def _labels(types: Sequence[str]) -> list[str]:
     return ["O", *(f"{begin}-{name}" for name in types for begin in "BI")]
-
-
-def _parts(sentence: Sentence, types: Sequence[str]) -> list[Sentence]:
-    """A sentence as the network reads it: outermost spans, at most ``WINDOW`` words."""
-    spans, parts = sentence.of(types), []
-    start = 0
-    while start < len(sentence.words):
-        end = min(start + WINDOW, len(sentence.words))
-        while end > start + 1 and any(s < end < e for s, e, _ in spans):
-            end -= 1  # no span is cut
-        inside = tuple((s - start, e - start, k) for s, e, k in spans if start <= s and e <= end)
-        parts.append(Sentence(sentence.words[start:end], inside, sentence.split, sentence.source))
-        start = end
-    return parts
 
 
 def _pretrain(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:

@@ -33,8 +33,10 @@ from matattn.models.matter_tokenizer import (
     SPECIAL,
     Vocabulary,
     WordCounts,
+    count_plain,
     make_tokenizer,
     normalisation,
+    smallest_size,
     train_vocabulary,
 )
 from matattn.text import (
@@ -42,6 +44,7 @@ from matattn.text import (
     Span,
     TextDataset,
     from_labels,
+    parts,
     span_score,
     split_words,
     to_labels,
@@ -62,6 +65,7 @@ from matattn.workflows.text_report import results_table
 
 __all__ = ["Detection", "prepare", "results_table", "run"]
 
+LONGEST_TRAINED = 64  # words; longer sentences are trained on in parts
 GENERAL_WORDS = 20_000  # the most frequent of them are what a vocabulary is charged for
 EXAMPLES = ("germanium", "GaAs", "perovskite", "hydroxyapatite", "LiNi0.8Co0.15Al0.05O2")
 
@@ -135,6 +139,12 @@ def prepare(config: dict[str, Any]) -> Prepared:
     for split in ("train", "test"):
         if not any(s.spans for s in sentences if s.split == split):
             raise ConfigError(f"{dataset.name}: no labelled material in its {split} sentences")
+    least = smallest_size(count_plain(dataset.corpus))
+    if (size := min([task["vocab_size"], *task["sizes"]])) < least:
+        raise ConfigError(
+            f"a vocabulary of {size} has no room for the {least} characters and special tokens of "
+            f"{dataset.name}: task.vocab_size and task.sizes must be larger"
+        )
     schedule = build(config["optimizer"]["schedule"], "optimizer.schedule")
     L.seed_everything(config["seed"], workers=True, verbose=False)
     network = build(config["model"], "model")
@@ -160,8 +170,9 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
         for split in ("train", "val", "test")
     }
     generator = np.random.default_rng(config["seed"])
-    copies = [noisy(s, generator) for _ in range(task["noise_copies"]) for s in by_split["train"]]
-    trained = [s for s in [*by_split["train"], *copies] if s.words]
+    train = [part for s in by_split["train"] for part in parts(s, LONGEST_TRAINED)]
+    copies = [noisy(s, generator) for _ in range(task["noise_copies"]) for s in train]
+    trained = [s for s in [*train, *copies] if s.words]
     log = _train(config, folder, prepared, {"train": trained, "val": by_split["val"]})
     described: dict[str, Any] = {
         "kind": "text",
@@ -299,15 +310,15 @@ def _any(sentences: Sequence[Sequence[Span]]) -> list[list[Span]]:
 def count_words(model: TextModel, lines: Sequence[str]) -> WordCounts:
     """Words of a corpus, as the vocabulary will see them, with what the detector says of them."""
     normalizer, splitter = normalisation()
-    parts: dict[str, list[str]] = {}
+    spelled: dict[str, list[str]] = {}
     counts = WordCounts()
     texts = [[word for word, _, _ in split_words(line)] for line in lines]
     for text, (labels, chances) in zip(texts, tag(model, texts), strict=True):
         for word, label, chance in zip(text, labels, chances, strict=True):
-            if word not in parts:
+            if word not in spelled:
                 normal = normalizer.normalize_str(word)
-                parts[word] = [part for part, _ in splitter.pre_tokenize_str(normal)]
-            for part in parts[word]:
+                spelled[word] = [part for part, _ in splitter.pre_tokenize_str(normal)]
+            for part in spelled[word]:
                 counts.add(part, None if label == "O" else chance)
     return counts
 
