@@ -41,6 +41,7 @@ _PROPERTIES = (
     ),
     Property("volume_per_atom", "Å^3/atom", minimum=0.0),
     Property("last_phdos_peak", "1/cm", minimum=0.0),
+    Property("hypothetical_energy", "standard deviations"),  # of datasets/geometry_probe.py
     # Of molecules
     Property("heat_of_formation", "kcal/mol", ("heat_of_formation_kcal_mol",), extensive=True),
     Property("atomization_energy", "kcal/mol", extensive=True),

@@ -1,0 +1,68 @@
+"""A hypothetical energy that is partly composition and partly geometry, in a known proportion.
+
+MatText's probe of what a model learns from a representation (Alampara et al., arXiv:2406.17295):
+the crystals of ``prototypes``, each with its cell stretched or compressed by chance, and
+
+    E = share z(E_composition) + (1 - share) z(E_geometry)
+
+with z the standard score over the training crystals. ``E_composition`` is the mean over atoms of a
+random number for each element. ``E_geometry`` is the mean over atoms of a Morse potential summed
+over all neighbours within 6 Å, the same for all elements (bond 2.5 Å, 1 / Å wide): it depends on
+distances alone, and because of the stretching no composition gives it away.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from matattn.config import require
+from matattn.dataset import PropertyDataset
+from matattn.datasets.prototypes import read_table
+from matattn.neighbors import SELF, periodic_neighbors
+from matattn.structure import to_data, to_tensors
+from matattn.units import find_properties
+
+BOND, WIDTH, CUTOFF = 2.5, 1.0, 6.0  # Å
+
+
+def load(name: str, share: float, strain: float = 0.1, seed: int = 0) -> PropertyDataset:
+    """5,464 crystals, split by composition as ``prototypes`` are.
+
+    ``share`` of the composition in the energy, 0 to 1; lengths of each cell are multiplied by a
+    random factor within 1 - ``strain`` to 1 + ``strain``. Raises ConfigError for other values.
+    """
+    number = (int, float)
+    require("data.share", share, number, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+    require("data.strain", strain, number, lambda x: 0 <= x < 0.5, "a number from 0 to below 0.5")
+    rows, generator = read_table(), np.random.default_rng(seed)
+    of_element = generator.standard_normal(119)
+    factors = 1 + strain * generator.uniform(-1, 1, len(rows))
+    structures = [row.structure for row in rows]
+    for structure, factor in zip(structures, factors, strict=True):
+        structure.scale_lattice(structure.volume * factor**3)
+    split = np.array([row.split for row in rows])
+    energy = np.zeros(len(rows))
+    parts = (
+        (share, [of_element[list(s.atomic_numbers)].mean() for s in structures]),
+        (1 - share, [morse(s.cart_coords, s.lattice.matrix) for s in structures]),
+    )
+    for weight, values in parts:
+        found = np.array(values)
+        train = found[split == "train"]
+        energy += weight * (found - train.mean()) / train.std()
+    items = [
+        to_data(to_tensors(structure), (value,), row.id)
+        for structure, value, row in zip(structures, energy, rows, strict=True)
+    ]
+    note = (
+        f"the energy is made up: {share:.0%} composition, {1 - share:.0%} geometry, in standard "
+        "deviations of the training crystals. It compares with nothing outside this probe."
+    )
+    return PropertyDataset(name, find_properties(["hypothetical_energy"]), items, split, note)
+
+
+def morse(pos: np.ndarray, cell: np.ndarray) -> float:
+    """Mean over atoms of the sum over neighbours of (1 - exp(-(d - bond) / width))^2 - 1."""
+    _, _, _, distance = periodic_neighbors(pos, cell, CUTOFF)
+    distance = distance[distance > SELF]
+    return float((((1 - np.exp((BOND - distance) / WIDTH)) ** 2) - 1).sum() / len(pos))

@@ -1,0 +1,36 @@
+"""The made-up energy: its two parts, and that one does not give the other away."""
+
+import numpy as np
+import pytest
+
+from matattn.datasets.geometry_probe import load, morse
+from matattn.errors import ConfigError
+from matattn.metrics import baselines
+
+
+def test_dimer_in_a_large_cell():
+    pos = np.array([[0.0, 0, 0], [2.5, 0, 0]])
+    assert morse(pos, 40 * np.eye(3)) == pytest.approx(-1)  # two atoms, each with one bond
+    assert morse(pos + 7, 40 * np.eye(3)) == pytest.approx(-1)
+
+
+def test_parts_have_their_shares():
+    composition, geometry, both = (load("probe", share) for share in (1.0, 0.0, 0.5))
+    labels = [data.labels()[:, 0] for data in (composition, geometry, both)]
+    assert np.allclose(labels[2], (labels[0] + labels[1]) / 2, atol=1e-5)
+    train = both.rows("train")
+    for values in labels[:2]:
+        assert values[train].mean() == pytest.approx(0, abs=1e-5)
+        assert values[train].std() == pytest.approx(1, abs=1e-5)
+    test = both.rows("test")
+    errors = [
+        np.abs(baselines(data)["linear_composition"] - data.labels())[test].mean()
+        for data in (composition, geometry)
+    ]
+    assert errors[0] < 0.05 and errors[1] > 0.3
+
+
+@pytest.mark.parametrize("wrong", [{"share": 1.2}, {"share": 0.5, "strain": 0.7}])
+def test_wrong_values_are_named(wrong):
+    with pytest.raises(ConfigError, match="expected a number from 0 to"):
+        load("probe", **wrong)
