@@ -15,8 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from matattn import bundle, pretrained
@@ -40,16 +39,9 @@ from matattn.text import (
     span_score,
     to_labels,
 )
-from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
 from matattn.workflows import text_report
-from matattn.workflows.fitting import (
-    check_settings,
-    fit,
-    make_loaders,
-    optimization,
-    stop_unless_finite,
-)
+from matattn.workflows.fitting import check_settings
 from matattn.workflows.text_prediction import (
     WINDOW,
     TextModel,
@@ -59,6 +51,8 @@ from matattn.workflows.text_prediction import (
     tag,
 )
 from matattn.workflows.text_report import results_table
+from matattn.workflows.text_training import Batch, TextTraining, opening
+from matattn.workflows.text_training import train as fit_texts
 
 __all__ = ["MaskedWords", "SpanLabels", "prepare", "results_table", "run"]
 
@@ -69,21 +63,16 @@ _HELD_OUT = 20  # every so many-th line of the corpus tells how well words are g
 _IGNORED = -100
 
 
-class MaskedWords(L.LightningModule):
+class MaskedWords(TextTraining):
     """Cross-entropy of the pieces of masked words: a word is masked whole, or not at all.
 
     Devlin et al., arXiv:1810.04805, with whole words as of 2019. A batch is ids [B, L] and the word
     that each piece belongs to (-1: none).
     """
 
-    def __init__(
-        self, network: MaskedLanguageModel, optimizer: dict[str, Any], folder: Path
-    ) -> None:
-        super().__init__()
-        self.network, self.settings, self.folder = network, optimizer, folder
-        self.ids: list[str] = []
+    network: MaskedLanguageModel
 
-    def _loss(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         ids, owners = batch["ids"], batch["owners"]
         words = int(owners.max()) + 1
         drawn = torch.rand(len(ids), words + 1, generator=generator).to(ids.device)
@@ -98,46 +87,13 @@ class MaskedWords(L.LightningModule):
         shown = torch.where(chosen & (change >= 1 - REPLACED), other, shown)
         return cross_entropy(self.network(shown, chosen), ids[chosen])
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
-        ids = [f"line {row}" for row in batch["rows"].tolist()]
-        stop_unless_finite(loss, self, self.folder, ids, range(len(ids)), "lines")
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["ids"]))
-        return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        same = torch.Generator().manual_seed(batch_idx)  # the same masks in every epoch
-        self.log("val/loss", self._loss(batch, same), batch_size=len(batch["ids"]))
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return optimization(self, self.network, self.settings)
-
-
-class SpanLabels(L.LightningModule):
+class SpanLabels(TextTraining):
     """Cross-entropy of the BIO label of every word's first piece."""
 
-    def __init__(
-        self, network: nn.Module, optimizer: dict[str, Any], ids: Sequence[str], folder: Path
-    ) -> None:
-        super().__init__()
-        self.network, self.settings = network, optimizer
-        self.ids, self.folder = ids, folder
-
-    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         logits = self.network(batch["ids"]).flatten(0, 1)
         return cross_entropy(logits, batch["labels"].flatten(), ignore_index=_IGNORED)
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
-        stop_unless_finite(loss, self, self.folder, self.ids, batch["rows"], "sentences")
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["ids"]))
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self._loss(batch), batch_size=len(batch["ids"]))
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return optimization(self, self.network, self.settings)
 
 
 @dataclass(frozen=True)
@@ -213,7 +169,12 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
         split: [part for s in dataset.of_split(split) for part in parts(s, WINDOW, prepared.types)]
         for split in ("train", "val", "test")
     }
-    log = _label(config, folder, prepared, {key: splits[key] for key in ("train", "val")})
+    labels = {name: number for number, name in enumerate(_labels(prepared.types))}
+    collate = partial(_collate_sentences, prepared.tokenizer, network.encoder.max_length, labels)
+    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
+    module = SpanLabels(network, optimizer, [opening(s) for s in splits["train"]], folder)
+    trained = {split: splits[split] for split in ("train", "val")}
+    log = fit_texts(config, folder, module, trained, collate)
     described: dict[str, Any] = {
         "kind": "text",
         "labels": _labels(prepared.types),
@@ -255,24 +216,19 @@ def _labels(types: Sequence[str]) -> list[str]:
 def _pretrain(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Masked words of the corpus; leaves the encoder with what it learned."""
     epochs, lines = config["task"]["pretraining_epochs"], prepared.dataset.corpus
-    length = prepared.network.encoder.max_length
-    pieces = _chunks(prepared.tokenizer, lines, length)
     if not epochs:
         return {"epochs": 0, "lines": len(lines), "loss": float("nan"), "seconds": 0.0}
-    held = pieces[::_HELD_OUT]
-    splits = {"train": [p for n, p in enumerate(pieces) if n % _HELD_OUT], "val": held}
-    loaders = {
-        split: make_loaders(
-            {split: range(len(items))}, config["task"]["batch_size"], config["seed"],
-            partial(_collate_chunks, items),
-        )[split]
-        for split, items in splits.items()
-    }  # fmt: skip
+    chunks = _chunks(prepared.tokenizer, lines, prepared.network.encoder.max_length)
+    splits = {
+        "train": [chunk for n, chunk in enumerate(chunks) if n % _HELD_OUT],
+        "val": chunks[::_HELD_OUT],
+    }
+    ids = [f"chunk {number} of the corpus" for number in range(len(chunks))]
     optimizer = {**config["optimizer"], "schedule": prepared.schedule}
-    module = MaskedWords(MaskedLanguageModel(prepared.network.encoder), optimizer, folder)
-    log = RunLog(folder / "metrics.csv", {"train/loss": "masked {:.3f}", "val/loss": "val {:.3f}"})
+    model = MaskedLanguageModel(prepared.network.encoder)
+    module = MaskedWords(model, optimizer, ids, folder)
     settings = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
-    fit(settings, folder, module, loaders, log)
+    log = fit_texts(settings, folder, module, splits, _collate_chunks)
     loss = log.rows[-1].get("val/loss", float("nan"))
     return {"epochs": epochs, "lines": len(lines), "loss": loss, "seconds": round(log.seconds, 1)}
 
@@ -291,44 +247,27 @@ def _chunks(tokenizer: Any, lines: Sequence[str], length: int) -> list[tuple[lis
     return chunks
 
 
-def _collate_chunks(chunks: Sequence[Any], rows: list[int]) -> dict[str, Tensor]:
-    length = max(len(chunks[row][0]) for row in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    owners = torch.full((len(rows), length), -1)
-    for n, row in enumerate(rows):
-        count = len(chunks[row][0])
-        ids[n, :count], owners[n, :count] = map(torch.tensor, chunks[row])
-    return {"ids": ids, "owners": owners, "rows": torch.tensor(rows)}
+def _collate_chunks(chunks: Sequence[tuple[list[int], list[int]]]) -> Batch:
+    length = max(len(ids) for ids, _ in chunks)
+    ids = torch.zeros(len(chunks), length, dtype=torch.long)
+    owners = torch.full((len(chunks), length), -1)
+    for row, chunk in enumerate(chunks):
+        count = len(chunk[0])
+        ids[row, :count], owners[row, :count] = map(torch.tensor, chunk)
+    return {"ids": ids, "owners": owners}
 
 
-def _label(
-    config: dict[str, Any], folder: Path, prepared: Prepared, splits: dict[str, list[Sentence]]
-) -> RunLog:
-    labels = {name: number for number, name in enumerate(_labels(prepared.types))}
-
-    def collate(split: str, rows: list[int]) -> dict[str, Tensor]:
-        chosen = [splits[split][row] for row in rows]
-        length = prepared.network.encoder.max_length
-        ids, owners = encode_pieces(prepared.tokenizer, [s.words for s in chosen], length)
-        target = torch.full_like(ids, _IGNORED)
-        for n, (sentence, words) in enumerate(zip(chosen, owners, strict=True)):
-            names = to_labels(len(sentence.words), sentence.spans)
-            for place, word in enumerate(words):
-                if word >= 0 and word != words[place - 1]:
-                    target[n, place] = labels[names[word]]
-        return {"ids": ids, "labels": target, "rows": torch.tensor(rows)}
-
-    loaders = {
-        split: make_loaders({split: range(len(found))}, config["task"]["batch_size"],
-                            config["seed"], partial(collate, split))[split]
-        for split, found in splits.items() if found
-    }  # fmt: skip
-    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
-    ids = [f"{s.source}: {' '.join(s.words[:12])}" for s in splits["train"]]
-    module = SpanLabels(prepared.network, optimizer, ids, folder)
-    log = RunLog(folder / "metrics.csv", {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"})
-    fit(config, folder, module, loaders, log)
-    return log
+def _collate_sentences(
+    tokenizer: Any, length: int, labels: Mapping[str, int], sentences: Sequence[Sentence]
+) -> Batch:
+    ids, owners = encode_pieces(tokenizer, [s.words for s in sentences], length)
+    target = torch.full_like(ids, _IGNORED)
+    for row, (sentence, words) in enumerate(zip(sentences, owners, strict=True)):
+        names = to_labels(len(sentence.words), sentence.spans)
+        for place, word in enumerate(words):
+            if word >= 0 and word != words[place - 1]:
+                target[row, place] = labels[names[word]]
+    return {"ids": ids, "labels": target}
 
 
 def _scores(

@@ -17,7 +17,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -50,18 +49,13 @@ from matattn.text import (
     to_labels,
     word_score,
 )
-from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
 from matattn.workflows import text_report
-from matattn.workflows.fitting import (
-    check_settings,
-    fit,
-    make_loaders,
-    optimization,
-    stop_unless_finite,
-)
+from matattn.workflows.fitting import check_settings
 from matattn.workflows.text_prediction import TextModel, import_extra_tokenizers, tag
 from matattn.workflows.text_report import results_table
+from matattn.workflows.text_training import Batch, TextTraining, opening
+from matattn.workflows.text_training import train as fit_texts
 
 __all__ = ["Detection", "prepare", "results_table", "run"]
 
@@ -70,39 +64,15 @@ GENERAL_WORDS = 20_000  # the most frequent of them are what a vocabulary is cha
 EXAMPLES = ("germanium", "GaAs", "perovskite", "hydroxyapatite", "LiNi0.8Co0.15Al0.05O2")
 
 
-class Detection(L.LightningModule):
+class Detection(TextTraining):
     """Cross-entropy of the label of every character, each word counting once."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        optimizer: dict[str, Any],
-        ids: Sequence[str],
-        folder: Path,
-    ) -> None:
-        super().__init__()
-        self.network, self.settings = network, optimizer
-        self.ids, self.folder = ids, folder
-
-    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         keys = ("characters", "owners", "shapes", "lengths")
         logits = self.network(**{key: batch[key] for key in keys})
         owner = batch["owners"][batch["owners"] >= 0]
         losses = cross_entropy(logits, batch["labels"][owner], reduction="none")
         return (losses / owner.bincount()[owner]).sum() / len(batch["labels"])
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
-        stop_unless_finite(loss, self, self.folder, self.ids, batch["rows"], "sentences")
-        words = len(batch["labels"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=words)
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self._loss(batch), batch_size=len(batch["labels"]))
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return optimization(self, self.network, self.settings)
 
 
 @dataclass(frozen=True)
@@ -173,7 +143,9 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     train = [part for s in by_split["train"] for part in parts(s, LONGEST_TRAINED)]
     copies = [noisy(s, generator) for _ in range(task["noise_copies"]) for s in train]
     trained = [s for s in [*train, *copies] if s.words]
-    log = _train(config, folder, prepared, {"train": trained, "val": by_split["val"]})
+    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
+    module = Detection(prepared.network, optimizer, [opening(s) for s in trained], folder)
+    log = fit_texts(config, folder, module, {"train": trained, "val": by_split["val"]}, _collate)
     described: dict[str, Any] = {
         "kind": "text",
         "labels": list(LABELS),
@@ -234,37 +206,10 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     return metrics
 
 
-def _train(
-    config: dict[str, Any], folder: Path, prepared: Prepared, splits: dict[str, list[Sentence]]
-) -> RunLog:
-    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
-    ids = [f"{s.source}: {' '.join(s.words[:12])}" for s in splits["train"]]
-    rows = {"train": range(len(ids)), "val": range(len(splits["val"]))}
-
-    def collated(split: str) -> Any:
-        def collate(chosen: list[int]) -> dict[str, Tensor]:
-            return _collate([splits[split][row] for row in chosen], chosen)
-
-        return collate
-
-    loaders = {
-        split: make_loaders({split: rows[split]}, config["task"]["batch_size"], config["seed"],
-                            collated(split))[split]
-        for split in rows if splits[split]
-    }  # fmt: skip
-    module = Detection(prepared.network, optimizer, ids, folder)
-    log = RunLog(folder / "metrics.csv", {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"})
-    fit(config, folder, module, loaders, log)
-    return log
-
-
-def _collate(sentences: Sequence[Sentence], rows: list[int]) -> dict[str, Tensor]:
+def _collate(sentences: Sequence[Sentence]) -> Batch:
     labels = [LABELS.index(name) for s in sentences for name in to_labels(len(s.words), s.spans)]
-    return {
-        **encode_words([sentence.words for sentence in sentences]),
-        "labels": torch.tensor(labels),
-        "rows": torch.tensor(rows),
-    }
+    words = encode_words([sentence.words for sentence in sentences])
+    return {**words, "labels": torch.tensor(labels)}
 
 
 def _detector_scores(

@@ -1,0 +1,86 @@
+"""What trainings on text have in common: one network, one loss, one schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from matattn.text import Sentence
+from matattn.training.run_log import RunLog
+from matattn.workflows.fitting import fit, make_loaders, optimization, stop_unless_finite
+
+Batch = dict[str, Tensor]
+
+
+class TextTraining(L.LightningModule):
+    """Minimises ``loss`` of batches, which subclasses define; ``rows`` of a batch are its texts.
+
+    Args:
+        network: what is trained.
+        optimizer: lr, betas, weight_decay, and ``schedule``.
+        ids: of the training texts, to name those of a batch with a loss that is not finite.
+        folder: where these are written.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimizer: Mapping[str, Any], ids: Sequence[str], folder: Path
+    ) -> None:
+        super().__init__()
+        self.network, self.settings = network, dict(optimizer)
+        self.ids, self.folder = ids, folder
+
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """The loss of a batch; random choices come from ``generator`` if there is one."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        stop_unless_finite(loss, self, self.folder, self.ids, batch["rows"], "texts")
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["rows"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        generator = torch.Generator().manual_seed(batch_idx)  # the same choices in every epoch
+        self.log("val/loss", self.loss(batch, generator), batch_size=len(batch["rows"]))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return optimization(self, self.network, self.settings)
+
+
+def opening(sentence: Sentence) -> str:
+    """Where a sentence stands, and how it begins: to name it in messages."""
+    return f"{sentence.source}: {' '.join(sentence.words[:12])}"
+
+
+def train(
+    config: dict[str, Any],
+    folder: Path,
+    module: TextTraining,
+    splits: Mapping[str, Sequence[Any]],
+    collate: Callable[[list[Any]], Batch],
+) -> RunLog:
+    """Train on the texts of ``splits`` (train and perhaps val); the log of the epochs."""
+
+    def collated(texts: Sequence[Any], rows: list[int]) -> Batch:
+        return collate([texts[row] for row in rows]) | {"rows": torch.tensor(rows)}
+
+    loaders = {
+        split: make_loaders(
+            {split: range(len(texts))},
+            config["task"]["batch_size"],
+            config["seed"],
+            partial(collated, texts),
+        )[split]
+        for split, texts in splits.items()
+        if texts
+    }
+    log = RunLog(folder / "metrics.csv", {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"})
+    fit(config, folder, module, loaders, log)
+    return log
