@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from matattn.config import build, require
 from matattn.errors import TrainingError
 from matattn.files import write_json
+from matattn.training.checkpoint_files import AtomicCheckpoints
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
 from matattn.training.sampler import EpochShuffle
@@ -28,6 +30,7 @@ from matattn.training.step_seed import StepSeed
 # Remarks of Lightning that tell a user nothing.
 _LIGHTNING_REMARKS = (
     ".*does not have many workers.*",
+    ".*`srun` command is available.*",  # runs need one process, on a cluster as elsewhere
     ".*is smaller than the logging interval.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     ".*Checkpoint directory .* exists and is not empty.*",
@@ -59,6 +62,8 @@ def fit(
             "trainer",
             callbacks=[*watching, *callbacks],
             logger=logger,
+            # Not Slurm's: one process a run, and submitit puts runs back into the queue.
+            plugins=[AtomicCheckpoints(), LightningEnvironment()],
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -171,5 +176,7 @@ def _fit(
     except SIGTERMException:
         print("terminated; the same command resumes from the last epoch", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
-    except SystemExit:  # Lightning's answer to SIGINT
-        raise KeyboardInterrupt from None
+    except SystemExit as ended:
+        if ended.code != 1:  # submitit's, which has put the job back into the queue
+            raise
+        raise KeyboardInterrupt from None  # Lightning's answer to SIGINT

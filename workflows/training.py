@@ -19,6 +19,7 @@ from matattn.errors import ConfigError
 from matattn.files import write_text
 from matattn.runtime import tune_malloc
 from matattn.workflows.fine_tuning import adopt
+from matattn.workflows.run_state import working_on
 
 WORKFLOWS = {
     name: f"matattn.workflows.{name}"
@@ -53,6 +54,20 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     tune_malloc()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     prepared = workflow.prepare(config)  # a mistake ends the run before anything is written
+    with working_on(folder):
+        metrics = _run_in(folder, config, names, workflow, prepared)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(workflow.results_table(metrics))
+    console.print(f"report: {folder / 'report.md'}   model: {folder / 'model'}", soft_wrap=True)
+    return metrics
+
+
+def _run_in(
+    folder: Path, config: dict[str, Any], names: dict[str, str], workflow: Any, prepared: Any
+) -> dict[str, Any]:
+    """The metrics of the run in a folder that no other process uses."""
     earlier = _earlier_run(folder)
     if earlier and config["overwrite"]:
         _clear(folder)
@@ -61,18 +76,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     finished = folder / "metrics.json"
     if finished.exists():
         print(f"{folder} holds this run, finished; overwrite=true trains again")
-        metrics = json.loads(finished.read_text(encoding="utf-8"))
-    else:
-        record = {**config, "data_fingerprint": prepared.fingerprint}
-        write_text(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False))
-        print(f"{names['model']} on {names['data']}, seed {config['seed']} -> {folder}", flush=True)
-        metrics = workflow.run(config, folder, prepared)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print(workflow.results_table(metrics))
-    console.print(f"report: {folder / 'report.md'}   model: {folder / 'model'}", soft_wrap=True)
-    return metrics
+        return json.loads(finished.read_text(encoding="utf-8"))
+    record = {**config, "data_fingerprint": prepared.fingerprint}
+    write_text(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False))
+    print(f"{names['model']} on {names['data']}, seed {config['seed']} -> {folder}", flush=True)
+    return workflow.run(config, folder, prepared)
 
 
 def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:
@@ -161,7 +169,7 @@ def _clear(folder: Path) -> None:
     for place in folder.glob("member*"):
         shutil.rmtree(place, ignore_errors=True)
     for name in (
-        "config.yaml", "metrics.json", "metrics.csv", "predictions.csv", "report.md",
+        "config.yaml", "error.txt", "metrics.json", "metrics.csv", "predictions.csv", "report.md",
         "observables.json",
     ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from matattn.cli.explain import explain
 from matattn.cli.info import info
 from matattn.cli.models import models
 from matattn.cli.predict import predict
+from matattn.cli.sweep import sweep
 from matattn.cli.tokenize import tokenize
 from matattn.cli.train import train
 
@@ -27,6 +28,7 @@ app.command(
 )(train)
 for command in (predict, evaluate, explain, tokenize, models, info, cite):
     app.command()(command)
+app.add_typer(sweep, name="sweep")
 
 
 def _version(show: bool) -> None:

@@ -40,13 +40,20 @@ def main() -> None:
         sys.exit(2)
 
     @hydra.main(version_base="1.3", config_path="pkg://matattn.conf", config_name="train")
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> float:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
         from matattn.kernels.dispatch import BackendError
+        from matattn.workflows.sweep_report import objective
         from matattn.workflows.training import run
 
         try:
-            run(cfg)
+            return objective(cfg.task.workflow, run(cfg))[1]
         except (MatattnError, BackendError, OmegaConfBaseException, OSError) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                print(f"error: {one_line(error)}", file=sys.stderr)
+                raise  # the sweep goes on with its other runs, and then ends with this error
             stop(error)
         except KeyboardInterrupt:
             print("interrupted; the same command resumes from the last epoch", file=sys.stderr)
@@ -54,7 +61,9 @@ def main() -> None:
 
     try:
         job()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (MatattnError, RuntimeError, HydraException, OmegaConfBaseException, OSError) as error:
+        if type(error) is RuntimeError:  # kernels' BackendError is one, and is a user's mistake
+            raise
         stop(error)
 
 
