@@ -36,6 +36,7 @@ NETWORKS = {
     "TransformerWaveFunction": "matattn.models.factored_attention",  # flax
 }
 FORMAT = 1
+MOST_MEMBERS = 100  # networks of an ensemble
 REQUIRED = ("format", "network", "arguments")
 # What else a config.json says, by what the network reads.
 KINDS = {
@@ -140,13 +141,18 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
     uncertainty = None
     try:
         count = config.get("members", 1)
+        if not isinstance(count, int) or not 1 <= count <= MOST_MEMBERS:
+            raise ValueError(f"members={count!r}: expected 1 to {MOST_MEMBERS}")
         networks = [network_class(**config["arguments"]) for _ in range(count)]
         network = Ensemble(networks) if "members" in config else networks[0]
-        network.load_state_dict(load_file(folder / "model.safetensors"))
+        weights = load_file(folder / "model.safetensors")
+        if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{wrong[0]} holds numbers that are not finite")
+        network.load_state_dict(weights)
         if "uncertainty" in config:
             tensors = load_file(folder / _UNCERTAINTY)
             uncertainty = Uncertainty.from_parts(config["uncertainty"], tensors)
-    except (TypeError, ValueError, KeyError, RuntimeError, OSError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise BundleError(f"{folder}: config.json and weights do not fit: {reason}") from error
     return network.eval(), config, uncertainty
@@ -173,7 +179,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
     _verify(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{folder}/config.json: cannot be read: {error}") from error
     described = config if isinstance(config, dict) else {}
     required = (*REQUIRED, *KINDS.get(str(described.get("kind", "crystals")), ()))

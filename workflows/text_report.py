@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,9 +129,9 @@ def _run_lines(config: dict[str, Any], dataset: TextDataset, metrics: dict[str, 
 
 
 def tokenization_report(
-    config: dict[str, Any], dataset: TextDataset, metrics: dict[str, Any]
+    config: dict[str, Any], dataset: TextDataset, metrics: dict[str, Any], model: str
 ) -> str:
-    """report.md of a tokenization run."""
+    """report.md of a tokenization run, whose bundle is ``model``."""
     detector = [
         [split, *(f"{metrics[split]['detector'][key]:.3f}" for key in _DETECTOR)]
         for split in ("test", "val")
@@ -183,13 +182,13 @@ def tokenization_report(
         "## Use",
         "",
         "```",
-        'matattn tokenize PATH/model "LiNi0.8Co0.15Al0.05O2 and germanium"',
+        f'matattn tokenize {model} "LiNi0.8Co0.15Al0.05O2 and germanium"',
         "```",
         "",
         "`model/tokenizer.json` loads in tokenizers and in transformers' PreTrainedTokenizerFast; "
         "`model/wordpiece.json` is the plain vocabulary of the same size.",
         "",
-    ]).replace("PATH", os.fspath(config["paths"]["output_root"]))  # fmt: skip
+    ])  # fmt: skip
 
 
 def language_report(config: dict[str, Any], dataset: TextDataset, metrics: dict[str, Any]) -> str:

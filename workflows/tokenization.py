@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,14 +194,17 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     text_report.vocabulary_plot(folder / "vocabularies.png", rows)
     text_report.loss_plot(folder / "loss.png", log.rows)
     arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
-    text = text_report.tokenization_report(config, dataset, metrics)
+    card, text = (
+        text_report.tokenization_report(config, dataset, metrics, model)
+        for model in ("PATH/TO/THIS/FOLDER", os.path.relpath(folder / "model"))
+    )
     files = {
         "tokenizer.json": make_tokenizer(chosen).to_str(),
         "wordpiece.json": make_tokenizer(plain).to_str(),
         "vocab.txt": "".join(f"{piece}\n" for piece in chosen.pieces),
     }
     bundle.save(folder / "model", prepared.network, arguments, described,
-                text_report.card_text(text), files=files)  # fmt: skip
+                text_report.card_text(card), files=files)  # fmt: skip
     write_text(folder / "report.md", text)
     write_json(folder / "metrics.json", metrics)  # last: its presence says that the run is finished
     return metrics
