@@ -245,11 +245,9 @@ class Predictor:
         remarks = validate(structure, place)
         self._check_reads(structure, place)
         item = to_tensors(structure)
-        if hasattr(self.network, "check"):
+        if hasattr(network := members(self.network)[0], "check"):
             try:
-                cast(Any, self.network).check(
-                    item["z"], item["pos"].double(), item["cell"].double()
-                )
+                cast(Any, network).check(item["z"], item["pos"].double(), item["cell"].double())
             except StructureError as error:
                 raise StructureError(f"{place}: {error}") from None
         if level(self.network) == "pair":

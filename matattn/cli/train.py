@@ -62,8 +62,8 @@ def main() -> None:
     try:
         job()
     except (MatattnError, RuntimeError, HydraException, OmegaConfBaseException, OSError) as error:
-        if type(error) is RuntimeError:  # kernels' BackendError is one, and is a user's mistake
-            raise
+        if isinstance(error, RuntimeError) and type(error).__name__ != "BackendError":
+            raise  # a defect; the kernels' BackendError is a user's mistake
         stop(error)
 
 

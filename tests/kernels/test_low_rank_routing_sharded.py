@@ -24,7 +24,7 @@ from matattn.kernels.low_rank_routing import (
 GOLDEN = Path(__file__).parents[1] / "golden" / "flare"
 HERE = (torch.device("cpu"), torch.float64)
 NAMES = [name for name, backend in BACKENDS.items() if not backend.refuses(*HERE)]
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 TAKEN = [
     (name, dtype)
     for name in NAMES

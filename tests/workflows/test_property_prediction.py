@@ -264,7 +264,7 @@ def test_overwriting_checks_first_and_leaves_nothing_old(finished, table, tmp_pa
         patch.setattr(run_log.RunLog, "on_train_epoch_start", fail, raising=False)
         with pytest.raises(Stopped):
             training.run(config(table, folder, "overwrite=true"))
-    assert {path.name for path in folder.iterdir()} <= {"config.yaml", "checkpoints"}
+    assert {path.name for path in folder.iterdir()} <= {"config.yaml", "checkpoints", "error.txt"}
 
 
 def test_best_checkpoint_can_be_selected(finished, table, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
+from pymatgen.core import Structure
 from typer.testing import CliRunner
 
 import matattn
@@ -19,6 +20,7 @@ from matattn.models.matter_tokenizer import WordCounts
 from matattn.workflows import language_model, text_prediction, tokenization, training
 from matattn.workflows.text_prediction import MARGIN, TextModel, cut
 
+NACL = Path(__file__).parents[2] / "docs" / "examples" / "NaCl.cif"
 MATERIALS = ["ZnO", "TiO2", "GaAs", "germanium", "hydroxyapatite", "perovskite oxide", "CdTe"]
 
 
@@ -276,7 +278,7 @@ def test_command_names_bad_input(tokenized, given, message):
 def test_other_models_read_no_text(tokenized):
     assert run("tokenize", "mp-band-gap", "TiO2").exit_code == 2
     for command in ("predict", "explain"):
-        result = run(command, tokenized[0] / "model", "docs/examples/NaCl.cif")
+        result = run(command, tokenized[0] / "model", NACL)
         assert result.exit_code == 2
 
 
@@ -290,10 +292,11 @@ def test_a_crystal_as_text_is_predicted_like_any_other(tmp_path):
             f"paths.output_dir={tmp_path / 'run'}",
         ])  # fmt: skip
     training.run(cfg)
-    result = run("predict", tmp_path / "run" / "model", "docs/examples/NaCl.cif", "-o",
-                 tmp_path / "out.csv")  # fmt: skip
-    assert result.exit_code == 0
-    assert "ok" in (tmp_path / "out.csv").read_text()
+    crystal = Structure.from_file(NACL)
+    model = matattn.load(tmp_path / "run" / "model")
+    good, long = model.predict([crystal, crystal * (2, 2, 2)])
+    assert good["status"] == "ok" and good["formation_energy_per_atom"] is not None
+    assert long["status"] == "StructureError" and "tokens as cif_p1" in long["message"]
 
 
 def test_masks_hide_whole_words():
