@@ -303,6 +303,7 @@ DATA = {
     "champs": (_CHAMPS, _QM9),
     "materials_text": (_MULMS, _OLIVETTI, _SOFC),
     "narratives": (_CHGNET,),
+    "geometry_probe": (_MATTEXT,),
     "j1j2": (_VARBENCH,),  # published energies; the Hamiltonian is the data
 } | dict.fromkeys(_DRIVAERML_NAMES, (_DRIVAERML, _FLARE))
 _SCIKIT_FEM = """@article{scikit_fem,
