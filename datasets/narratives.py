@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from pymatgen.core import Composition, Element
 
-from matattn.datasets.prototypes import PROTOTYPES, Row, composition_split, read_table
+from matattn.datasets.prototypes import Row, composition_split, read_table
 from matattn.text import Sentence, Span, TextDataset, split_words
 
 NOTE = (
@@ -64,10 +64,8 @@ def material_name(formula: str) -> str:
 
 
 def _formula(row: Row) -> str:
-    counts: dict[str, int] = {}
-    for element, count in zip(row.elements, PROTOTYPES[row.prototype].counts, strict=True):
-        counts[element] = counts.get(element, 0) + count
-    return Composition(counts).get_reduced_formula_and_factor()[0]
+    """As it is usually written: SrTiO3, where ``reduced_formula`` has O3Sr1Ti1."""
+    return Composition(row.reduced_formula).reduced_formula
 
 
 def _tell(template: str, row: Row, rows: list[Row], generator: np.random.Generator) -> Sentence:

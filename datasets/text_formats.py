@@ -131,10 +131,10 @@ def read_sofc(path: Path, split: str) -> list[Sentence]:
     name = path.stem.split("_")[-1]
     folder = path.parent.parent / "annotations"
     text = read_text(path)
-    bounds = {row[0]: (int(row[2]), int(row[3])) for row in _rows(folder, "sentences", name)}
+    bounds = {row[0]: ends for row, ends in _rows(folder, "sentences", name, 4)}
     marks: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    for row in _rows(folder, "entity_types_and_slots", name):
-        sentence, start, end, label = row[0], int(row[2]), int(row[3]), row[4]
+    for row, (start, end) in _rows(folder, "entity_types_and_slots", name, 5):
+        sentence, label = row[0], row[4]
         if label.startswith("B-"):
             marks[sentence].append((start, end, label[2:]))
         elif label.startswith("I-") and marks[sentence]:
@@ -146,9 +146,16 @@ def read_sofc(path: Path, split: str) -> list[Sentence]:
     ]
 
 
-def _rows(folder: Path, table: str, name: str) -> Iterator[list[str]]:
+def _rows(
+    folder: Path, table: str, name: str, columns: int
+) -> Iterator[tuple[list[str], tuple[int, int]]]:
+    """Rows of a table, and the characters in columns 3 and 4 where each begins and ends."""
     path = folder / table / f"{name}.csv"
-    yield from csv.reader(read_text(path).splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    lines = read_text(path).splitlines()
+    for number, row in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+        if len(row) < columns or not (row[2].isdigit() and row[3].isdigit()):
+            raise DataError(f"{path}:{number}: expected {columns} columns, numbers in 3 and 4")
+        yield row, (int(row[2]), int(row[3]))
 
 
 def from_characters(

@@ -146,8 +146,7 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
         networks = [network_class(**config["arguments"]) for _ in range(count)]
         network = Ensemble(networks) if "members" in config else networks[0]
         weights = load_file(folder / "model.safetensors")
-        if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-            raise ValueError(f"{wrong[0]} holds numbers that are not finite")
+        _check_finite(weights)
         network.load_state_dict(weights)
         if "uncertainty" in config:
             tensors = load_file(folder / _UNCERTAINTY)
@@ -168,9 +167,17 @@ def load_arrays(folder: str | Path) -> tuple[str, dict[str, Any], dict[str, np.n
     folder = Path(folder)
     config = describe(folder)
     try:
-        return config["network"], config, load_file(folder / "model.safetensors")
+        weights = load_file(folder / "model.safetensors")
+        _check_finite({name: torch.from_numpy(array) for name, array in weights.items()})
+        return config["network"], config, weights
     except (ValueError, OSError, SafetensorError) as error:
         raise BundleError(f"{folder}/model.safetensors: cannot be read: {error}") from error
+
+
+def _check_finite(weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def describe(folder: str | Path) -> dict[str, Any]:

@@ -211,8 +211,9 @@ PAD, UNKNOWN = "[PAD]", "[UNK]"
 VOCABULARY = (PAD, UNKNOWN, "[CLS]", *_CIF_WORDS, *dict.fromkeys((*_ELEMENTS, *_SINGLE)), "_._",
               *_PLACE_VALUES)  # fmt: skip
 _TOKEN_IDS = {token: number for number, token in enumerate(VOCABULARY)}
+SYMBOLS = "|".join(sorted(_ELEMENTS, key=len, reverse=True))  # a regular expression
 # An element symbol is no part of a word: "Co" of "Co3O4", not of "Corner".
-_SYMBOL = "(?:" + "|".join(sorted(_ELEMENTS, key=len, reverse=True)) + ")(?![a-z])"
+_SYMBOL = f"(?:{SYMBOLS})(?![a-z])"
 _TOKEN = re.compile("|".join([*map(re.escape, _CIF_WORDS), _SYMBOL, r"\n", r"\S"]))
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 

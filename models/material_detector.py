@@ -7,27 +7,27 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from pymatgen.core import Element
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+from matattn.crystal_text import SYMBOLS
 
 LABELS = ("O", "B-name", "I-name", "B-formula", "I-formula")
 LONGEST = 40  # characters of a word that the detector sees
 CHARACTERS = 512  # rows of the table of characters: code points, modulo this
-_SYMBOLS = "|".join(sorted((e.symbol for e in Element), key=len, reverse=True))
-_FORMULA = re.compile(rf"(?:(?:{_SYMBOLS})[\d.xyzδ]*|[()\[\]\d.+\-−–xyzδ])+")
+_FORMULA = re.compile(rf"(?:(?:{SYMBOLS})[\d.xyzδ]*|[()\[\]\d.+\-−–xyzδ])+")
 _SHAPES = 4
 _GAP = [0, 0]  # as wide as half the wider convolution
 
 
 def is_formula(text: str) -> bool:
-    """Whether a text is made of element symbols and numbers, with a digit or two elements at least.
+    """Whether a text is made of element symbols, numbers and brackets, with one symbol at least.
 
     So "GaAs" and "Ti" are formulas; "I", "In" and "As", which are words as well, are not.
     """
     if not _FORMULA.fullmatch(text) or text in ("I", "In", "As", "At", "No", "He", "Be"):
         return False
-    return bool(re.search(_SYMBOLS, text))
+    return bool(re.search(SYMBOLS, text))
 
 
 def shape(word: str) -> list[float]:

@@ -193,12 +193,14 @@ class CrystalText(nn.Module):
         """No neighbours: every atom and its own place only."""
         return ImageRule(cutoff=SELF / 2)
 
-    def check(self, z: Tensor, pos: Tensor, cell: Tensor) -> None:
-        """Raise StructureError for a crystal whose text the network cannot read whole."""
-        count = len(self._tokens(z.numpy(), pos.numpy(), cell.reshape(3, 3).numpy()))
+    def check(self, z: Tensor, pos: Tensor, cell: Tensor, where: str = "structure") -> None:
+        """Raise StructureError, beginning with ``where``, for a crystal whose text the network
+        cannot read whole."""
+        arrays = z.numpy(), pos.double().numpy(), cell.reshape(3, 3).double().numpy()
+        count = len(self._tokens(*arrays, where))
         if count > self.encoder.max_length:
             raise StructureError(
-                f"{count} tokens as {self.representation}, and the network reads at most "
+                f"{where}: {count} tokens as {self.representation}, and the network reads at most "
                 f"{self.encoder.max_length}: train with a larger model.max_length, or leave it out"
             )
 
@@ -225,10 +227,13 @@ class CrystalText(nn.Module):
     def forward(self, batch: Structures) -> Float[Tensor, "crystals targets"]:
         return self.readout(self.features(batch))
 
-    def _tokens(self, z: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> list[int]:
+    def _tokens(
+        self, z: np.ndarray, pos: np.ndarray, cell: np.ndarray, where: str = "structure"
+    ) -> list[int]:
         key = z.tobytes() + pos.tobytes() + cell.tobytes()
         if key not in self._known:
             frac = np.round(pos @ np.linalg.inv(cell), 5) % 1.0  # 0.999999 of float32 is 0
             structure = Structure(cell, z.tolist(), frac)
-            self._known[key] = token_ids(represent(structure, self.representation), self.numbers)
+            text = represent(structure, self.representation, where)
+            self._known[key] = token_ids(text, self.numbers)
         return self._known[key]

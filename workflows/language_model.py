@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from matattn import bundle, pretrained
 from matattn.citations import LICENCES
-from matattn.config import build, require
+from matattn.config import build, import_extra, require
 from matattn.errors import BundleError, ConfigError
 from matattn.files import write_json, write_text
 from matattn.models.matter_tokenizer import (
@@ -34,9 +34,9 @@ from matattn.text import (
     Sentence,
     Span,
     TextDataset,
-    from_labels,
     parts,
     span_score,
+    spans_of,
     to_labels,
 )
 from matattn.training.schedules import Schedule
@@ -46,9 +46,8 @@ from matattn.workflows.text_prediction import (
     WINDOW,
     TextModel,
     encode_pieces,
-    import_extra_tokenizers,
+    find_spans,
     load_tokenizer,
-    tag,
 )
 from matattn.workflows.text_report import results_table
 from matattn.workflows.text_training import Batch, TextTraining, opening
@@ -118,7 +117,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
             f"one of {', '.join(VOCABULARIES)}")  # fmt: skip
     if config["init_from"]:
         raise ConfigError("init_from starts trainings on crystals only, not on text")
-    import_extra_tokenizers()
+    import_extra("tokenizers")
     dataset: TextDataset = build(config["data"], "data")
     known = dataset.types()
     types = known if task["types"] is None else list(task["types"])
@@ -217,7 +216,7 @@ def _pretrain(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[
     """Masked words of the corpus; leaves the encoder with what it learned."""
     epochs, lines = config["task"]["pretraining_epochs"], prepared.dataset.corpus
     if not epochs:
-        return {"epochs": 0, "lines": len(lines), "loss": float("nan"), "seconds": 0.0}
+        return {"epochs": 0, "lines": len(lines), "loss": None, "seconds": 0.0}
     chunks = _chunks(prepared.tokenizer, lines, prepared.network.encoder.max_length)
     splits = {
         "train": [chunk for n, chunk in enumerate(chunks) if n % _HELD_OUT],
@@ -229,7 +228,7 @@ def _pretrain(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[
     module = MaskedWords(model, optimizer, ids, folder)
     settings = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
     log = fit_texts(settings, folder, module, splits, _collate_chunks)
-    loss = log.rows[-1].get("val/loss", float("nan"))
+    loss = log.rows[-1]["val/loss"]
     return {"epochs": epochs, "lines": len(lines), "loss": loss, "seconds": round(log.seconds, 1)}
 
 
@@ -275,8 +274,7 @@ def _scores(
 ) -> dict[str, Any]:
     """Scores of all types together, of each, and of a dictionary of the training words."""
     wanted = [list(s.spans) for s in held_out]
-    tagged = tag(model, [s.words for s in held_out])
-    found = [from_labels(labels, labels, "labels") for labels, _ in tagged]
+    found = find_spans(model, held_out)
     usual: dict[str, Counter[str]] = defaultdict(Counter)
     for sentence in train:
         for word, label in zip(
@@ -287,7 +285,7 @@ def _scores(
     listed = []
     for sentence in held_out:
         labels = [best.get(word.lower(), "O") for word in sentence.words]
-        listed.append(from_labels(labels, labels, "labels"))
+        listed.append(spans_of(labels))
     scores = {"all types": _score(found, wanted), "all, by a dictionary": _score(listed, wanted)}
     for name in types:
         ours, theirs = (

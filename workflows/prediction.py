@@ -246,10 +246,7 @@ class Predictor:
         self._check_reads(structure, place)
         item = to_tensors(structure)
         if hasattr(network := members(self.network)[0], "check"):
-            try:
-                cast(Any, network).check(item["z"], item["pos"].double(), item["cell"].double())
-            except StructureError as error:
-                raise StructureError(f"{place}: {error}") from None
+            cast(Any, network).check(item["z"], item["pos"], item["cell"], place)
         if level(self.network) == "pair":
             item["pair_index"] = torch.triu_indices(len(structure), len(structure), 1)
         return item, remarks

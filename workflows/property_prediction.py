@@ -29,7 +29,7 @@ from matattn.citations import LICENCES
 from matattn.config import build, require
 from matattn.dataset import CALIBRATION, EVALUATED, PropertyDataset
 from matattn.ensemble import Ensemble
-from matattn.errors import ConfigError, StructureError
+from matattn.errors import ConfigError
 from matattn.files import write_json, write_text
 from matattn.metrics import element_constants, evaluate
 from matattn.neighbors import LARGEST_SYMMETRY, SELF, HasImageRule, ImageRule
@@ -193,10 +193,7 @@ def _check_reads(network: nn.Module, dataset: PropertyDataset) -> None:
         raise ConfigError(f"{dataset.name} holds molecules, and {name} reads crystals only")
     if hasattr(network, "check"):
         for item in dataset.items:
-            try:
-                cast(Any, network).check(item.z, item.pos.double(), item.cell.double())
-            except StructureError as error:
-                raise StructureError(f"{dataset.name}: {item.id}: {error}") from None
+            cast(Any, network).check(item.z, item.pos, item.cell, f"{dataset.name}: {item.id}")
     if (given := level(network)) != dataset.level:
         raise ConfigError(
             f"{dataset.name} has a value for every {dataset.level}, and {name} gives one for every "

@@ -20,21 +20,14 @@ def _lock(folder: Path) -> FileLock:
 
 @contextmanager
 def working_on(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run folder; an error is written to ``error.txt``.
+    """Keep other processes out of a run folder.
 
     Raises ConfigError when another process works there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _lock(folder).acquire(blocking=False):
-            try:
-                (folder / FAILED).unlink(missing_ok=True)
-                yield
-            except Exception as error:
-                if (folder / "config.yaml").exists():
-                    text = " ".join(str(error).split()) or type(error).__name__
-                    write_text(folder / FAILED, f"{type(error).__name__}: {text}\n")
-                raise
+            yield
     except Timeout:
         raise ConfigError(
             f"{folder}: another process is working on this run; wait for it, or choose another "
@@ -42,16 +35,30 @@ def working_on(folder: Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def keeping_errors(folder: Path) -> Iterator[None]:
+    """Write what ends a run to ``error.txt`` in its folder; that of an earlier try goes."""
+    (folder / FAILED).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        write_text(folder / FAILED, f"{type(error).__name__}: {text}\n")
+        raise
+
+
 def state(folder: Path) -> tuple[str, str]:
     """finished, running, failed or stopped, and the error of a failed run."""
     if (folder / FINISHED).exists():
         return "finished", ""
-    try:
-        with _lock(folder).acquire(blocking=False):
-            pass
-    except (Timeout, OSError):
-        return "running", ""
     failed = folder / FAILED
     if failed.exists():
         return "failed", failed.read_text(encoding="utf-8", errors="replace").strip()
-    return "stopped", ""
+    lock = _lock(folder)
+    if not Path(lock.lock_file).exists():  # looking leaves nothing behind
+        return "stopped", ""
+    try:
+        with lock.acquire(blocking=False):
+            return "stopped", ""
+    except (Timeout, OSError):
+        return "running", ""

@@ -27,13 +27,17 @@ class Run:
     """One run folder."""
 
     folder: Path
-    name: str  # <model>-<data>
     seed: int
     state: str  # finished, running, stopped or failed
     settings: dict[str, Any]  # flat: "optimizer.lr" -> 0.002
     objective: float | None
     what: str  # the objective's name
     message: str
+
+    @property
+    def name(self) -> str:
+        """Network and data."""
+        return f"{self.settings['model']} on {self.settings['data']}"
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -63,17 +67,16 @@ def _read(folder: Path) -> Run | None:
                 if key.split(".")[0] not in _HIDDEN}  # fmt: skip
     settings["model"] = str(config["model"].get("_target_", "")).rsplit(".", 1)[-1]
     settings["data"] = str(config["data"].get("name", ""))
-    name = f"{settings['model']} on {settings['data']}"
-    return Run(folder, name, seed, found, settings, value, what, message)
+    return Run(folder, seed, found, settings, value, what, message)
 
 
 def objective(workflow: str, metrics: Mapping[str, Any]) -> tuple[str, float]:
     """The number by which runs of a workflow are compared: its name, and its value; less is better.
 
-    That of the validation rows where there are any, else of the test rows. Errors of several
-    targets are averaged in units of the mean predictor's.
+    That of the validation rows where there are any, else of test or training rows. Errors of
+    several targets are averaged in units of the mean predictor's.
     """
-    split = "val" if "val" in metrics else "test"
+    split = next((name for name in ("val", "test") if name in metrics), "train")
     found: Any = metrics.get(split, {})
     if workflow == "property_prediction":
         results = list(found.values())

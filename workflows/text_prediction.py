@@ -17,7 +17,7 @@ from matattn.errors import BundleError
 from matattn.models.material_detector import MaterialDetector, encode_words
 from matattn.models.matter_tokenizer import word_probability
 from matattn.models.text_encoder import TokenClassifier
-from matattn.text import from_labels, split_words
+from matattn.text import Sentence, Span, spans_of, split_words
 
 WINDOW = 128  # words that a network sees at once
 MARGIN = 16  # words at the inner ends of a window, which the next window sees better
@@ -67,7 +67,7 @@ class TextModel:
                       zip(encoding.tokens, encoding.offsets, strict=True)]  # fmt: skip
             spans = [
                 (words[a][1], words[b - 1][2], kind, float(np.mean(chances[a:b])))
-                for a, b, kind in from_labels(labels, labels, "labels")
+                for a, b, kind in spans_of(labels)
             ]
             result.append(Tagged(text, pieces, spans))
         return result
@@ -75,16 +75,17 @@ class TextModel:
 
 def load_tokenizer(folder: Path, name: str = "tokenizer.json") -> Any:
     """The tokenizer of a bundle whose sums were checked; BundleError when there is none."""
-    tokenizers = import_extra_tokenizers()
+    tokenizers = import_extra("tokenizers")
     try:
         return tokenizers.Tokenizer.from_file(str(folder / name))
     except Exception as error:  # the library raises bare Exceptions
         raise BundleError(f"{folder}/{name}: cannot be read: {error}") from None
 
 
-def import_extra_tokenizers() -> Any:
-    """The package ``tokenizers``; raises ConfigError when it is not installed."""
-    return import_extra("tokenizers")
+def find_spans(model: TextModel, sentences: Iterable[Sentence]) -> list[list[Span]]:
+    """The spans that a model finds in every sentence."""
+    tagged = tag(model, [sentence.words for sentence in sentences])
+    return [spans_of(labels) for labels, _ in tagged]
 
 
 def tag(model: TextModel, texts: Sequence[Sequence[str]]) -> list[tuple[list[str], list[float]]]:
@@ -93,9 +94,7 @@ def tag(model: TextModel, texts: Sequence[Sequence[str]]) -> list[tuple[list[str
     rule = model.config.get("word_probability", "paper")
     windows = [(row, *window) for row, text in enumerate(texts) for window in cut(len(text))]
     found = [([""] * len(text), [0.0] * len(text)) for text in texts]
-    order = sorted(
-        windows, key=lambda window: window[2] - window[1]
-    )  # alike in length: less padding
+    order = sorted(windows, key=lambda window: window[2] - window[1])  # so less is padding
     for first in range(0, len(order), _BATCH):
         batch = order[first : first + _BATCH]
         chances = _probabilities(model, [texts[row][start:end] for row, start, end, *_ in batch])

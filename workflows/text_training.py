@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +67,12 @@ def train(
 ) -> RunLog:
     """Train on the texts of ``splits`` (train and perhaps val); the log of the epochs."""
 
-    def collated(texts: Sequence[Any], rows: list[int]) -> Batch:
-        return collate([texts[row] for row in rows]) | {"rows": torch.tensor(rows)}
+    def collated(items: list[tuple[int, Any]]) -> Batch:
+        rows, texts = zip(*items, strict=True)
+        return collate(list(texts)) | {"rows": torch.tensor(rows)}
 
-    loaders = {
-        split: make_loaders(
-            {split: range(len(texts))},
-            config["task"]["batch_size"],
-            config["seed"],
-            partial(collated, texts),
-        )[split]
-        for split, texts in splits.items()
-        if texts
-    }
+    numbered = {split: list(enumerate(texts)) for split, texts in splits.items() if texts}
+    loaders = make_loaders(numbered, config["task"]["batch_size"], config["seed"], collated)
     log = RunLog(folder / "metrics.csv", {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"})
     fit(config, folder, module, loaders, log)
     return log

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from matattn import bundle
 from matattn.citations import LICENCES
-from matattn.config import build, require
+from matattn.config import build, import_extra, require
 from matattn.datasets.text_noise import noisy
 from matattn.errors import ConfigError
 from matattn.files import write_json, write_text
@@ -43,9 +43,9 @@ from matattn.text import (
     Sentence,
     Span,
     TextDataset,
-    from_labels,
     parts,
     span_score,
+    spans_of,
     split_words,
     to_labels,
     word_score,
@@ -53,7 +53,7 @@ from matattn.text import (
 from matattn.training.schedules import Schedule
 from matattn.workflows import text_report
 from matattn.workflows.fitting import check_settings
-from matattn.workflows.text_prediction import TextModel, import_extra_tokenizers, tag
+from matattn.workflows.text_prediction import TextModel, find_spans, tag
 from matattn.workflows.text_report import results_table
 from matattn.workflows.text_training import Batch, TextTraining, opening
 from matattn.workflows.text_training import train as fit_texts
@@ -104,7 +104,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
             "a list of numbers from 0 on")  # fmt: skip
     if config["init_from"]:
         raise ConfigError("init_from starts trainings on crystals only, not on text")
-    import_extra_tokenizers()
+    import_extra("tokenizers")
     dataset: TextDataset = build(config["data"], "data")
     sentences = [as_materials(sentence, dataset.material_types) for sentence in dataset.sentences]
     for split in ("train", "test"):
@@ -174,11 +174,11 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
         for split, score in scores.items()
     }
     metrics["vocabularies"] = rows
+    tokenizers = {"wordpiece": make_tokenizer(plain), "matter": make_tokenizer(chosen)}
     metrics["examples"] = {
-        name: {word: make_tokenizer(v).encode(word, add_special_tokens=False).tokens
-               for word in EXAMPLES}
-        for name, v in (("wordpiece", plain), ("matter", chosen))
-    }  # fmt: skip
+        name: {word: made.encode(word, add_special_tokens=False).tokens for word in EXAMPLES}
+        for name, made in tokenizers.items()
+    }
     metrics["corpus"] = {
         "lines": len(dataset.corpus),
         "words": sum(counts.general.values()) + sum(counts.material.values()),
@@ -199,8 +199,8 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
         for model in ("PATH/TO/THIS/FOLDER", os.path.relpath(folder / "model"))
     )
     files = {
-        "tokenizer.json": make_tokenizer(chosen).to_str(),
-        "wordpiece.json": make_tokenizer(plain).to_str(),
+        "tokenizer.json": tokenizers["matter"].to_str(),
+        "wordpiece.json": tokenizers["wordpiece"].to_str(),
         "vocab.txt": "".join(f"{piece}\n" for piece in chosen.pieces),
     }
     bundle.save(folder / "model", prepared.network, arguments, described,
@@ -221,10 +221,7 @@ def _detector_scores(
 ) -> dict[str, Any]:
     """Word and span scores beside a dictionary: words that are mostly materials in training."""
     wanted = [list(sentence.spans) for sentence in held_out]
-    found = [
-        from_labels(labels, labels, "labels")
-        for labels, _ in tag(model, [s.words for s in held_out])
-    ]
+    found = find_spans(model, held_out)
     known, inside = Counter[str](), Counter[str]()
     for sentence in train:
         labels = to_labels(len(sentence.words), sentence.spans)
@@ -236,7 +233,7 @@ def _detector_scores(
         lowered = [word.lower() for word in sentence.words]
         materials = [2 * inside[word] > known[word] for word in lowered]
         labels = ["I-name" if one else "O" for one in materials]
-        listed.append(from_labels(labels, labels, "labels"))
+        listed.append(spans_of(labels))
     scores: dict[str, Any] = {}
     for name, spans in (("", found), ("dictionary_", listed)):
         single, whole = word_score(spans, wanted), span_score(_any(spans), _any(wanted))

@@ -19,7 +19,7 @@ from matattn.errors import ConfigError
 from matattn.files import write_text
 from matattn.runtime import tune_malloc
 from matattn.workflows.fine_tuning import adopt
-from matattn.workflows.run_state import working_on
+from matattn.workflows.run_state import keeping_errors, working_on
 
 WORKFLOWS = {
     name: f"matattn.workflows.{name}"
@@ -80,7 +80,8 @@ def _run_in(
     record = {**config, "data_fingerprint": prepared.fingerprint}
     write_text(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False))
     print(f"{names['model']} on {names['data']}, seed {config['seed']} -> {folder}", flush=True)
-    return workflow.run(config, folder, prepared)
+    with keeping_errors(folder):
+        return workflow.run(config, folder, prepared)
 
 
 def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:

@@ -104,6 +104,9 @@ def test_sofc(tmp_path):
     )
     first, second = read_sofc(tmp_path / "texts/01_PMC1.txt", "train")
     assert not first.spans and spans(second) == [("Ni anodes", "MATERIAL")]
+    (tmp_path / "annotations/sentences/PMC1.csv").write_text("1\t0\t0\n")
+    with pytest.raises(DataError, match="PMC1.csv:1: expected 4 columns, numbers in 3 and 4"):
+        read_sofc(tmp_path / "texts/01_PMC1.txt", "train")
 
 
 LABELLED = "\n".join(f"Film{n} O\nof O\nZnO B-MAT\n" for n in range(40))

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from matattn.cli import app
 from matattn.errors import ConfigError, DataError
 from matattn.training.checkpoint_files import AtomicCheckpoints
-from matattn.workflows.run_state import state, working_on
+from matattn.workflows.run_state import keeping_errors, state, working_on
 from matattn.workflows.sweep_report import differing, find_runs, groups, objective, tables, write
 
 ROOT = Path(__file__).parents[2]
@@ -92,10 +92,10 @@ def test_a_running_run_is_seen(outputs):
 def test_an_error_is_kept_until_the_next_try(tmp_path):
     folder = tmp_path / "run"
     make_run(folder, 0, 1e-3)
-    with pytest.raises(ConfigError), working_on(folder):
+    with pytest.raises(ConfigError), keeping_errors(folder):
         raise ConfigError("wrong\n value")
     assert state(folder) == ("failed", "ConfigError: wrong value")
-    with pytest.raises(KeyboardInterrupt), working_on(folder):
+    with pytest.raises(KeyboardInterrupt), keeping_errors(folder):
         raise KeyboardInterrupt
     assert state(folder) == ("stopped", "")
 
@@ -122,6 +122,7 @@ def test_settings_of_one_network_only_are_not_compared(outputs):
                      "b": {"mae": 3.0, "baselines": {"mean": 4.0}}}},
             0.625,
         ),
+        ("property_prediction", {"train": {"a": {"mae": 0.5, "unit": "eV"}}}, 0.5),
         ("field_surrogate", {"val": {"p": {"relative_l2": 0.2}, "q": {"relative_l2": 0.4}}}, 0.3),
         ("variational_monte_carlo", {"energies": {"fresh samples": {"mean": -0.5}}}, -0.5),
         ("tokenization", {"val": {"detector": {"span_f1": 0.7}}}, 0.3),

@@ -188,6 +188,7 @@ def test_encoder_makes_a_vocabulary_of_its_own(files, tmp_path):
     cfg = config(files, tmp_path / "run", *ENCODER, *given)
     training.run(cfg)
     saved = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert saved["metrics"]["pretraining"]["loss"] is None
     assert saved["arguments"]["vocab_size"] == 90 and saved["vocabulary"]["from"] is None
 
 
