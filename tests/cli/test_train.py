@@ -97,7 +97,7 @@ def test_sweep_over_seeds(tmp_path):
     """``-m`` runs both; every seed has a run folder of its own."""
     result = train(tmp_path, "-m", "seed=0,1", "trainer.max_epochs=1", *SMALL)
     assert result.returncode == 0, result.stderr
-    runs = sorted((tmp_path / "outputs" / "crystalformer-prototypes").iterdir())
+    runs = sorted((tmp_path / "outputs" / "crystalformer-prototypes").glob("seed*"))
     assert [run.name[:6] for run in runs] == ["seed0-", "seed1-"]
     for run in runs:
         assert (run / "metrics.json").is_file()
