@@ -67,11 +67,17 @@ class InputScaling:
 
 
 def collate_meshes(
-    samples: Sequence[MeshSample], scaling: InputScaling, rows: Sequence[int] = ()
+    samples: Sequence[MeshSample],
+    scaling: InputScaling,
+    rows: Sequence[int] = (),
+    share: tuple[int, int] = (0, 1),
 ) -> MeshBatch:
-    """A batch of meshes, in float32."""
-    ends = np.cumsum([0, *(len(sample.pos) for sample in samples)])
-    inputs = scaling(np.concatenate([sample.inputs for sample in samples]))
-    y = np.concatenate([sample.y for sample in samples]).astype(np.float32)
+    """A batch of meshes, in float32; with ``share`` (k, n) only the k-th of n parts of each."""
+    part, parts = share
+    here = [slice(len(s.pos) * part // parts, len(s.pos) * (part + 1) // parts) for s in samples]
+    ends = np.cumsum([0, *(nodes.stop - nodes.start for nodes in here)])
+    pairs = list(zip(samples, here, strict=True))
+    inputs = scaling(np.concatenate([sample.inputs[nodes] for sample, nodes in pairs]))
+    y = np.concatenate([sample.y[nodes] for sample, nodes in pairs]).astype(np.float32)
     as_tensor = torch.from_numpy
     return MeshBatch(as_tensor(inputs), as_tensor(ends), as_tensor(y), list(rows))

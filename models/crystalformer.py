@@ -31,6 +31,7 @@ from matattn.kernels.periodic_attention.reference import (
 )
 from matattn.models.element_features import element_features as element_table
 from matattn.neighbors import ImageRule
+from matattn.training.processes import summed
 
 SUMMATIONS = ("converged", "published_adaptive", "published_r2")
 RECIPROCAL = ("none", *SUMS)
@@ -188,12 +189,13 @@ class InfinitelyConnectedAttention(nn.Module):
 def _mean_and_std(values: Tensor, orbit_size: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation of values [N, H] over all atoms that the rows stand for.
 
-    The deviation of a single value, or of equal ones, is taken as 1.
+    Of all processes, where several share a batch. The deviation of a single value, or of equal
+    ones, is taken as 1.
     """
     size = values.new_ones(len(values)) if orbit_size is None else orbit_size
-    number = size.sum() * values.shape[1]
-    mean = (size @ values).sum() / number
-    variance = (size @ (values - mean).square()).sum() / (number - 1)
+    number = summed(size.sum()) * values.shape[1]
+    mean = summed((size @ values).sum()) / number
+    variance = summed((size @ (values - mean).square()).sum()) / (number - 1)
     return mean, torch.where((number > 1) & (variance > 0), variance, 1.0).sqrt()
 
 

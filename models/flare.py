@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matattn.attention import AttentionLayer, LayerProbe
-from matattn.kernels.low_rank_routing import low_rank_routing
+from matattn.kernels.low_rank_routing import low_rank_routing, sharded_low_rank_routing
 from matattn.kernels.low_rank_routing.spectrum import mixing_spectrum
 from matattn.mesh_batch import MeshBatch
 
@@ -97,6 +97,7 @@ class LowRankRouting(nn.Module):
     """
 
     probe: LayerProbe | None = None
+    nodes_shared = False  # whether every process has a part of each mesh's nodes
 
     def __init__(
         self,
@@ -147,7 +148,9 @@ class LowRankRouting(nn.Module):
     ) -> Float[Tensor, "nodes dim"]:
         q, k = self.queries_and_keys(x, ptr)
         v = self._heads(self.v_proj(x))
-        if self.probe is None:
+        if self.nodes_shared:
+            y = sharded_low_rank_routing(q, k, v, cu_seqlens=ptr, scale=self.scale)
+        elif self.probe is None:
             y = low_rank_routing(q, k, v, cu_seqlens=ptr, scale=self.scale)
         else:
             y = self.probe.mix(v, ptr, partial(self._factors, q, k, self.probe))
@@ -363,6 +366,16 @@ class FLARE(_MeshNetwork):
             mixers, num_inputs, num_targets, dim, num_octaves, norm, ffn_ratio, ffn_depth,
             activation, init,
         )  # fmt: skip
+
+    @property
+    def can_share_nodes(self) -> bool:
+        """Whether ``share_nodes`` works: dynamic queries would need an exchange of their own."""
+        return not any(cast(LowRankRouting, block.att).dynamic for block in self.blocks)
+
+    def share_nodes(self) -> None:
+        """From now on every process of the default group gives its own part of each mesh."""
+        for block in self.blocks:
+            cast(LowRankRouting, block.att).nodes_shared = True
 
     @torch.no_grad()
     def spectrum(

@@ -10,11 +10,11 @@ import copy
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -33,6 +33,7 @@ from matattn.files import write_json, write_text
 from matattn.mesh_batch import InputScaling, MeshBatch, collate_meshes
 from matattn.mesh_files import write_vtu
 from matattn.training.averaging import ExponentialAverage
+from matattn.training.processes import number_and_count, share_of_mean, summed
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
 from matattn.workflows import field_report
@@ -41,6 +42,7 @@ from matattn.workflows.field_report import results_table
 from matattn.workflows.fitting import (
     check_settings,
     fit,
+    log_loss,
     make_loaders,
     optimization,
     stop_unless_finite,
@@ -70,6 +72,7 @@ class FieldSurrogate(L.LightningModule):
         folder: where the ids of a batch with a non-finite loss are written.
         gradient: the term G, or None.
         gradient_weight: w.
+        share_nodes: processes share the nodes of every mesh, not the meshes of a batch.
     """
 
     mean: Tensor
@@ -86,6 +89,7 @@ class FieldSurrogate(L.LightningModule):
         folder: Path,
         gradient: GridGradient | None = None,
         gradient_weight: float = 0.0,
+        share_nodes: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -94,6 +98,11 @@ class FieldSurrogate(L.LightningModule):
         self.targets, self.settings = targets, dict(optimizer)
         self.ids, self.folder = ids, folder
         self.gradient, self.gradient_weight = gradient, gradient_weight
+        self.share_nodes = share_nodes
+
+    def on_fit_start(self) -> None:
+        if self.share_nodes:
+            cast(Any, self.network).share_nodes()
 
     def transfer_batch_to_device(
         self, batch: MeshBatch, device: torch.device, dataloader_idx: int
@@ -103,7 +112,8 @@ class FieldSurrogate(L.LightningModule):
     def errors(self, batch: MeshBatch) -> tuple[Tensor, Tensor]:
         """Relative L2 errors [B, T], and the predicted fields."""
         predicted = self.network(batch) * self.std + self.mean
-        return relative_errors(predicted, batch.y, batch.ptr), predicted
+        total = summed if self.share_nodes else None
+        return relative_errors(predicted, batch.y, batch.ptr, total), predicted
 
     def training_step(self, batch: MeshBatch, batch_idx: int) -> Tensor:
         errors, predicted = self.errors(batch)
@@ -111,25 +121,37 @@ class FieldSurrogate(L.LightningModule):
         if self.gradient is not None:
             loss = loss + self.gradient_weight * self.gradient(predicted, batch.y)
         stop_unless_finite(loss, self, self.folder, self.ids, batch.row, "meshes")
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
-        return loss
+        log_loss(self, loss, len(batch))
+        if self.share_nodes:  # every process has the whole loss, and the gradient of its nodes
+            return loss * number_and_count()[1]
+        return share_of_mean(loss, torch.tensor(len(batch)))
 
     def validation_step(self, batch: MeshBatch, batch_idx: int) -> None:
         errors = self.errors(batch)[0].mean(0)
-        self.log("val/loss", errors.mean(), batch_size=len(batch))
+        self.log("val/loss", errors.mean(), batch_size=len(batch), sync_dist=True)
         for name, error in zip(self.targets, errors, strict=True):
-            self.log(f"val/relative_l2/{name}", error, batch_size=len(batch))
+            self.log(f"val/relative_l2/{name}", error, batch_size=len(batch), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return optimization(self, self.network, self.settings, decay_norms=False)
 
 
-def relative_errors(predicted: Tensor, true: Tensor, ptr: Tensor) -> Tensor:
-    """|predicted - true| / |true| of each mesh and field [B, T], with norms over the nodes."""
+def relative_errors(
+    predicted: Tensor,
+    true: Tensor,
+    ptr: Tensor,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """|predicted - true| / |true| of each mesh and field [B, T], with norms over the nodes.
+
+    ``total`` adds to the sums over nodes what other processes have.
+    """
     sizes = ptr.diff().to(true.device)
     mesh = torch.repeat_interleave(sizes, output_size=len(true))
     zeros = true.new_zeros(len(sizes), true.shape[1])
     error, size = (zeros.index_add(0, mesh, x.square()) for x in (predicted - true, true))
+    if total is not None:
+        error, size = total(error), total(size)
     return ((error + 1e-30) / (size + 1e-30)).sqrt()
 
 
@@ -196,6 +218,11 @@ def prepare(config: dict[str, Any]) -> Prepared:
     schedule = build(optimizer["schedule"], "optimizer.schedule")
     L.seed_everything(config["seed"], workers=True, verbose=False)
     network = build(config["model"], "model", **_widths(dataset))
+    if task["share_nodes"] and (weight or not getattr(network, "can_share_nodes", False)):
+        raise ConfigError(
+            "task.share_nodes=true needs model=flare with model.queries=fixed and "
+            "task.gradient_weight=0"
+        )
     return Prepared(dataset, network, schedule, dataset.fingerprint())
 
 
@@ -218,11 +245,12 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
         folder,
         gradient,
         task["gradient_weight"],
+        task["share_nodes"],
     )
     shown = {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"}
     log = RunLog(folder / "metrics.csv", shown)
     average = ExponentialAverage(task["ema"]) if task["ema"] else None
-    loaders = _loaders(dataset, scaling, task["batch_size"], config["seed"])
+    loaders = _loaders(dataset, scaling, task, config["seed"])
     fit(config, folder, module, loaders, log, [average] if average else [])
     return _write_results(config, folder, prepared, scaling, normaliser, log, average)
 
@@ -235,14 +263,16 @@ def _normaliser(dataset: FieldDataset) -> tuple[Tensor, Tensor]:
 
 
 def _loaders(
-    dataset: FieldDataset, scaling: InputScaling, batch_size: int, seed: int
+    dataset: FieldDataset, scaling: InputScaling, task: Mapping[str, Any], seed: int
 ) -> dict[str, DataLoader]:
     def collate(rows: list[int]) -> MeshBatch:
-        return collate_meshes([dataset.items[row] for row in rows], scaling, rows)
+        share = number_and_count() if task["share_nodes"] else (0, 1)
+        return collate_meshes([dataset.items[row] for row in rows], scaling, rows, share)
 
     rows = {split: dataset.rows(split).tolist() for split in ("train", "val")}
     filled = {split: found for split, found in rows.items() if found}
-    return make_loaders(filled, batch_size, seed, collate)
+    size = None if task["share_nodes"] else lambda row: len(dataset.items[row].pos)
+    return make_loaders(filled, task["batch_size"], seed, collate, size)
 
 
 def _write_results(

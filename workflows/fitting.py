@@ -22,9 +22,10 @@ from matattn.config import build, require
 from matattn.errors import TrainingError
 from matattn.files import write_json
 from matattn.training.checkpoint_files import AtomicCheckpoints
+from matattn.training.forked import answering_for
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
-from matattn.training.sampler import EpochShuffle
+from matattn.training.sampler import EpochShuffle, SharedBatches
 from matattn.training.step_seed import StepSeed
 
 # Remarks of Lightning that tell a user nothing.
@@ -50,7 +51,9 @@ def fit(
     Leaves it with the weights that ``task.select`` asks for. Raises KeyboardInterrupt on SIGINT,
     and SystemExit with status 143 on SIGTERM.
     """
-    watching: list[L.Callback] = [log, StepSeed(config["seed"]), _checkpoint(folder, "last", None)]
+    watching: list[L.Callback] = [
+        log, StepSeed(config["seed"]), *callbacks, _checkpoint(folder, "last", None)
+    ]  # fmt: skip
     if "val" in loaders:
         watching.append(_checkpoint(folder, "best", "val/loss"))
     logger = build(config["logger"], "logger", save_dir=folder) if config["logger"] else False
@@ -60,7 +63,7 @@ def fit(
         trainer = build(
             config["trainer"],
             "trainer",
-            callbacks=[*watching, *callbacks],
+            callbacks=watching,
             logger=logger,
             # Not Slurm's: one process a run, and submitit puts runs back into the queue.
             plugins=[AtomicCheckpoints(), LightningEnvironment()],
@@ -68,11 +71,16 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            use_distributed_sampler=False,
         )
         _fit(trainer, module, loaders, folder / "checkpoints" / "last.ckpt")
     # From the file: averaged weights are there, and the last epoch may be that of an earlier call.
-    chosen = "best" if config["task"]["select"] == "best" else "last"
-    checkpoint = torch.load(folder / "checkpoints" / f"{chosen}.ckpt", weights_only=True)
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    if trainer.num_devices > 1:  # it was other processes that trained
+        for callback in (log, *callbacks):
+            callback.load_state_dict(checkpoint["callbacks"].get(callback.state_key, {}))
+    if config["task"]["select"] == "best":
+        checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
 
 
@@ -84,7 +92,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
     require("optimizer.weight_decay", optimizer["weight_decay"], number, lambda x: x >= 0,
             "0 or more")  # fmt: skip
     require("optimizer.betas", optimizer["betas"], list, lambda b: len(b) == 2, "two numbers")
-    require("task.batch_size", task["batch_size"], int, lambda n: n >= 1, "at least 1")
+    processes = config["trainer"]["devices"]
+    enough = f"at least 1, and trainer.devices ({processes})"
+    require("task.batch_size", task["batch_size"], int, lambda n: n >= processes, enough)
     require("task.select", task["select"], str, ("final", "best").__contains__, "final or best")
 
 
@@ -93,18 +103,23 @@ def make_loaders(
     batch_size: int,
     seed: int,
     collate: Callable[[list[Any]], Any],
+    size: Callable[[Any], int] | None = None,
 ) -> dict[str, DataLoader]:
-    """Loaders of the splits; training items come in the order of seed and epoch."""
-    return {
-        split: DataLoader(
-            cast(Dataset, items),  # any sequence will do
-            batch_size=min(batch_size, len(items)),
-            sampler=EpochShuffle(len(items), seed) if split == "train" else None,
-            drop_last=split == "train",
-            collate_fn=collate,
-        )
-        for split, items in splits.items()
-    }
+    """Loaders of the splits; training items come in the order of seed and epoch.
+
+    Where several processes train, they share every training batch so that the sums of ``size`` of
+    items are about the same; without it each gets whole batches. All see all validation items.
+    """
+    loaders = {}
+    for split, items in splits.items():
+        rows, most = cast(Dataset, items), min(batch_size, len(items))  # any sequence will do
+        if split == "train":
+            order, sizes = EpochShuffle(len(items), seed), [*map(size, items)] if size else None
+            batches = SharedBatches(order, most, sizes)
+            loaders[split] = DataLoader(rows, batch_sampler=batches, collate_fn=collate)
+        else:
+            loaders[split] = DataLoader(rows, batch_size=most, collate_fn=collate)
+    return loaders
 
 
 def optimization(
@@ -126,6 +141,11 @@ def optimization(
     frozen_from = total * (epochs - averaging_epochs) // epochs
     schedule = per_step(optimizer, settings["schedule"], total, frozen_from)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def log_loss(module: L.LightningModule, loss: torch.Tensor, rows: int) -> None:
+    """Log the loss of a training batch of so many rows: its mean over epoch and processes."""
+    module.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=rows, sync_dist=True)
 
 
 def stop_unless_finite(
@@ -166,13 +186,14 @@ def _fit(
     trainer: L.Trainer, module: L.LightningModule, loaders: dict[str, DataLoader], last: Path
 ) -> None:
     try:
-        trainer.fit(
-            module,
-            loaders["train"],
-            loaders.get("val"),
-            ckpt_path=last if last.exists() else None,
-            weights_only=True,
-        )
+        with answering_for(trainer):
+            trainer.fit(
+                module,
+                loaders["train"],
+                loaders.get("val"),
+                ckpt_path=last if last.exists() else None,
+                weights_only=True,
+            )
     except SIGTERMException:
         print("terminated; the same command resumes from the last epoch", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None

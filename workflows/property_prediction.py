@@ -35,6 +35,7 @@ from matattn.metrics import element_constants, evaluate
 from matattn.neighbors import LARGEST_SYMMETRY, SELF, HasImageRule, ImageRule
 from matattn.parallel import parallel_map
 from matattn.training.averaging import LastEpochsAveraging
+from matattn.training.processes import share_of_mean
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
 from matattn.uncertainty import FEWEST_ROWS, SPREADS, Uncertainty
@@ -43,6 +44,7 @@ from matattn.workflows.fine_tuning import start_from
 from matattn.workflows.fitting import (
     check_settings,
     fit,
+    log_loss,
     make_loaders,
     optimization,
     stop_unless_finite,
@@ -96,8 +98,8 @@ class PropertyPrediction(L.LightningModule):
         error = (self.network(batch) - target).abs()
         loss = error[known].sum() / known.sum().clamp(min=1)
         stop_unless_finite(loss, self, self.folder, self.ids, batch.row, "structures")
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.y))
-        return loss
+        log_loss(self, loss, len(batch.y))
+        return share_of_mean(loss, known.sum())
 
     def on_validation_epoch_start(self) -> None:
         self._error = torch.zeros_like(self.mean)
@@ -112,9 +114,9 @@ class PropertyPrediction(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         mae = self._error / self._count
         seen = self._count > 0
-        self.log("val/loss", (mae / self.std)[seen].mean())
+        self.log("val/loss", (mae / self.std)[seen].mean(), sync_dist=True)
         for name, value in zip(self.targets, mae, strict=True):
-            self.log(f"val/mae/{name}", value)
+            self.log(f"val/mae/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return optimization(self, self.network, self.settings, self.averaging_epochs)
@@ -280,7 +282,12 @@ def _loaders(
             crystals[split] = items if images.box else _graphs(items, images, split)
     make: Callable[[Any], CrystalBatch] = partial(collate, images=images) if images.box else join
 
-    return lambda seed: make_loaders(crystals, task["batch_size"], seed, make)
+    return lambda seed: make_loaders(crystals, task["batch_size"], seed, make, _size)
+
+
+def _size(item: Data | CrystalGraph) -> int:
+    """What the time for a structure grows with: its neighbours, or atoms."""
+    return len(item.neighbors.source) if isinstance(item, CrystalGraph) else len(item.z)
 
 
 def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGraph]:

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from matattn.text import Sentence
 from matattn.training.run_log import RunLog
-from matattn.workflows.fitting import fit, make_loaders, optimization, stop_unless_finite
+from matattn.workflows.fitting import (
+    fit,
+    log_loss,
+    make_loaders,
+    optimization,
+    stop_unless_finite,
+)
 
 Batch = dict[str, Tensor]
 
@@ -42,7 +48,7 @@ class TextTraining(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
         stop_unless_finite(loss, self, self.folder, self.ids, batch["rows"], "texts")
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["rows"]))
+        log_loss(self, loss, len(batch["rows"]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

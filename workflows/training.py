@@ -31,6 +31,7 @@ WORKFLOWS = {
         "language_model",
     )  # fmt: skip
 }
+SHARED = ("property_prediction", "field_surrogate")  # whose batches processes can share
 # What does not change a run's result does not change its folder either.
 _NO_MATTER = ("paths", "overwrite", "logger", "data.download")
 
@@ -111,11 +112,15 @@ def _check(config: dict[str, Any], names: dict[str, str]) -> None:
         )
     require("seed", config["seed"], int, lambda seed: seed >= 0, "a number from 0 on")
     require("trainer.max_epochs", trainer["max_epochs"], int, lambda n: n >= 1, "at least 1")
-    require("trainer.devices", trainer["devices"], int, lambda n: n == 1,
-            "1 (wave functions use all devices that jax sees)")  # fmt: skip
     require("trainer.precision", trainer["precision"], str, lambda p: p == "32-true", "32-true")
     workflow = config["task"]["workflow"]
     require("task.workflow", workflow, str, WORKFLOWS.__contains__, f"one of {[*WORKFLOWS]}")
+    if "strategy" in trainer and workflow in SHARED:
+        require("trainer.devices", trainer["devices"], int, lambda n: n >= 1, "at least 1")
+    else:
+        require("trainer.devices", trainer["devices"], int, lambda n: n == 1,
+                "1 (trainer=ddp_cpu shares the batches of property and field networks; wave "
+                "functions use all devices that jax sees)")  # fmt: skip
 
 
 def _earlier_run(folder: Path) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ class RunLog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._resumed_from = self.seconds
         self._start = time.perf_counter()
-        if not self._console.is_terminal:
+        if not (self._console.is_terminal and trainer.is_global_zero):
             return
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
@@ -70,6 +70,8 @@ class RunLog(L.Callback):
         epoch = trainer.current_epoch + 1
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
         self.rows.append({"epoch": epoch, "seconds": round(self.seconds, 2), **metrics})
+        if not trainer.is_global_zero:
+            return
         write_text(self.path, self._csv())
         shown = "  ".join(
             text.format(metrics[name]) for name, text in self.show.items() if name in metrics

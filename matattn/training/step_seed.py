@@ -16,4 +16,5 @@ class StepSeed(L.Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        torch.manual_seed(10_000_019 * self.seed + trainer.global_step)
+        step = 10_000_019 * self.seed + trainer.global_step
+        torch.manual_seed(step + 1_000_003 * trainer.global_rank)
