@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ NETWORKS = {
     "TransformerWaveFunction": "matattn.models.factored_attention",  # flax
 }
 FORMAT = 1
+ROOM = 2**30  # bytes: tables that a network makes, libraries that it loads
 MOST_MEMBERS = 100  # networks of an ensemble
 REQUIRED = ("format", "network", "arguments")
 # What else a config.json says, by what the network reads.
@@ -143,10 +146,11 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
         count = config.get("members", 1)
         if not isinstance(count, int) or not 1 <= count <= MOST_MEMBERS:
             raise ValueError(f"members={count!r}: expected 1 to {MOST_MEMBERS}")
-        networks = [network_class(**config["arguments"]) for _ in range(count)]
-        network = Ensemble(networks) if "members" in config else networks[0]
         weights = load_file(folder / "model.safetensors")
         _check_finite(weights)
+        with _memory_for(sum(tensor.nbytes for tensor in weights.values())):
+            networks = [network_class(**config["arguments"]) for _ in range(count)]
+        network = Ensemble(networks) if "members" in config else networks[0]
         network.load_state_dict(weights)
         if "uncertainty" in config:
             tensors = load_file(folder / _UNCERTAINTY)
@@ -172,6 +176,30 @@ def load_arrays(folder: str | Path) -> tuple[str, dict[str, Any], dict[str, np.n
         return config["network"], config, weights
     except (ValueError, OSError, SafetensorError) as error:
         raise BundleError(f"{folder}/model.safetensors: cannot be read: {error}") from error
+
+
+@contextmanager
+def _memory_for(needed: int) -> Iterator[None]:
+    """A block that may take twice as many bytes, and ``ROOM``; then it raises an error.
+
+    The network that a hostile config.json describes would take what there is. Linux only.
+    """
+    if platform.system() != "Linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + 2 * needed + ROOM
+    if soft == resource.RLIM_INFINITY or most < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    except MemoryError:
+        raise ValueError("the network would be much larger than its weights") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _check_finite(weights: Mapping[str, Tensor]) -> None:

@@ -31,6 +31,7 @@ class Neighbors:
     image: np.ndarray | None = None  # [E, 3] int16
 
 
+MOST_BINS = 1e7
 SELF = 1e-3  # Å: a neighbour nearer than that is the atom's own place, with whatever rounding
 LARGEST_SYMMETRY = 0.01  # Å: beyond it, shells of one crystal would run into each other
 
@@ -98,6 +99,11 @@ def periodic_neighbors(
 
     A cell of zeros has no images but the atoms themselves. Shapes [E], [E], [E, 3] and [E] (Å).
     """
+    width = _bin_width(pos, cell)
+    if width > cutoff:  # pymatgen's bins are as wide as the cutoff, and empty ones cost as others
+        found = periodic_neighbors(pos, cell, width)
+        near = found[3] <= cutoff
+        return found[0][near], found[1][near], found[2][near], found[3][near]
     pos, cell = np.ascontiguousarray(pos), np.ascontiguousarray(cell)
     periodic = np.full(3, cell.any(), dtype=np.int64)
     if not cell.any():
@@ -106,6 +112,12 @@ def periodic_neighbors(
         pos, pos, r=float(cutoff), pbc=periodic, lattice=cell, tol=1e-8
     )
     return target, source, np.rint(image).astype(np.int64), distance
+
+
+def _bin_width(pos: np.ndarray, cell: np.ndarray) -> float:
+    """Smallest width of bins, Å, with which the place of all atoms has at most ``MOST_BINS``."""
+    sides = np.linalg.norm(cell, axis=1) if cell.any() else np.ptp(pos, axis=0)
+    return float(np.cbrt(np.prod(sides / np.cbrt(MOST_BINS)))) * (1 - 1e-9)
 
 
 def _box(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MAX_ATOMIC_NUMBER = 98
 _OVERLAP = 0.01  # Å: two atoms on one place, an error
 _CLOSE = 0.5  # Å: suspicious, a warning
+_LONGEST = 1e4  # Å: a lattice vector, or the distance of an atom of a molecule from the origin
+_FARTHEST = 1e6  # cells: beyond, the place in the cell has lost its digits
 _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
 
 
@@ -81,6 +83,17 @@ def validate_arrays(z: Sequence[int], coords: Any, cell: Any, where: str) -> lis
         raise StructureError(f"{where}: a lattice vector is NaN or infinite")
     if (bad := np.flatnonzero(~np.isfinite(coords).all(axis=1))).size:
         raise StructureError(f"{where}: site {bad[0] + 1} has a NaN or infinite coordinate")
+    vectors = coords if cell is None else cell
+    if (longest := np.abs(vectors).max()) > _LONGEST:
+        what = "an atom" if cell is None else "a lattice vector"
+        raise StructureError(
+            f"{where}: {what} reaches {longest:.3g} Å, expected at most {_LONGEST:g}; is it in Å?"
+        )
+    if cell is not None and (bad := np.flatnonzero((np.abs(coords) > _FARTHEST).any(axis=1))).size:
+        raise StructureError(
+            f"{where}: site {bad[0] + 1} lies {_FARTHEST:g} cells away or more; are the "
+            "coordinates fractional?"
+        )
     volume = np.inf if cell is None else abs(float(np.linalg.det(cell)))
     if volume < _DENSEST * numbers.size:
         raise StructureError(
@@ -92,9 +105,11 @@ def validate_arrays(z: Sequence[int], coords: Any, cell: Any, where: str) -> lis
             f"{where}: site {bad[0] + 1} has atomic number {numbers[bad[0]]}; the networks know 1 "
             f"to {MAX_ATOMIC_NUMBER}"
         )
-    if cell is None:
-        return _check_distances(coords, np.zeros((3, 3)), where)
-    return _check_distances(coords @ cell, cell, where)
+    pos, cell = (coords, np.zeros((3, 3))) if cell is None else (coords @ cell, cell)
+    try:
+        return _check_distances(pos, cell, where)
+    except MemoryError:
+        raise StructureError(f"{where}: too little memory for {numbers.size} atoms") from None
 
 
 def _check_distances(pos: np.ndarray, cell: np.ndarray, where: str) -> list[str]:

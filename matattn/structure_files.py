@@ -16,13 +16,19 @@ from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
 
 import numpy as np
 from pymatgen.core import Molecule, Structure
 
 from matattn.errors import StructureError
 
+MOST_PLACES = 10_000  # sites times operations of a CIF, which pymatgen expands one by one
+CIF_OPERATIONS = (
+    "_symmetry_equiv_pos_as_xyz", "_symmetry_equiv_pos_as_xyz_",
+    "_space_group_symop_operation_xyz", "_space_group_symop_operation_xyz_",
+)  # fmt: skip
+LONGEST_LINE = 2**26  # characters: a structure with a million atoms has about as many
 AnyStructure = Structure | Molecule
 # What a parser gives of each structure: its own name or "", its place, and itself or its error.
 Found = Iterator[tuple[str, str, AnyStructure | StructureError]]
@@ -144,11 +150,30 @@ def _cif(path: Path) -> Iterable[Structure]:
 
     # An occupancy a little over 1 is rounding; one below 1 is kept, for validate().
     parser = CifParser(path, occupancy_tolerance=1.01)
+    for block in cast(Any, parser)._cif.data.values():
+        sites = len(block.data.get("_atom_site_fract_x", ()))
+        written = [block.data.get(key, ()) for key in CIF_OPERATIONS]
+        if (places := sites * max(1, *map(len, written))) > MOST_PLACES:
+            raise ValueError(
+                f"{places} places of atoms, more than {MOST_PLACES}; write so large a cell as "
+                "POSCAR or extended XYZ"
+            )
     return parser.parse_structures(primitive=False, check_occu=True)
 
 
 def _poscar(path: Path) -> Iterable[Structure]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for line in lines[5:7]:  # the numbers of atoms, below the symbols or (VASP 4) the cell
+        if re.fullmatch(r"(\s*\d+)+\s*", line):
+            _check_count(sum(map(int, line.split())), len(lines))
+            break
     return [Structure.from_file(path)]
+
+
+def _check_count(atoms: int, lines: int) -> None:
+    """Parsers make room for as many atoms as a file says."""
+    if atoms > lines:
+        raise ValueError(f"declares {atoms} atoms, and has {lines} lines")
 
 
 def _json(path: Path) -> Found:
@@ -162,8 +187,16 @@ def _json(path: Path) -> Found:
 
 def _json_lines_file(path: Path) -> Found:
     opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as lines:
-        yield from _json_lines(lines, str(path))
+    with opener(path, "rt", encoding="utf-8-sig") as file:
+        yield from _json_lines(_bounded(cast(TextIO, file)), str(path))
+
+
+def _bounded(file: TextIO) -> Iterator[str]:
+    """Lines of a file, which may be compressed a thousandfold; ValueError at one too long."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise ValueError(f"a line has more than {LONGEST_LINE} characters")
+        yield line
 
 
 def _json_lines(lines: Iterable[str], where: str) -> Found:
@@ -206,6 +239,12 @@ def parse_extxyz(text: str, where: str) -> Iterator[Any]:
         from ase.io import iread
     except ModuleNotFoundError as error:
         raise _missing(error, where) from None
+    lines = text.split("\n")
+    place = 0
+    while place < len(lines) and lines[place].strip().isdecimal():
+        atoms = int(lines[place])
+        _check_count(atoms, len(lines) - place)
+        place += atoms + 2
     return iread(io.StringIO(text), index=":", format="extxyz")
 
 

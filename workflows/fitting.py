@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from matattn.config import build, require
 from matattn.errors import TrainingError
 from matattn.files import write_json
+from matattn.training import checkpoint_files
 from matattn.training.checkpoint_files import AtomicCheckpoints
 from matattn.training.forked import answering_for
 from matattn.training.optimizers import adamw, per_step
@@ -75,12 +76,12 @@ def fit(
         )
         _fit(trainer, module, loaders, folder / "checkpoints" / "last.ckpt")
     # From the file: averaged weights are there, and the last epoch may be that of an earlier call.
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = checkpoint_files.read(folder / "checkpoints" / "last.ckpt")
     if trainer.num_devices > 1:  # it was other processes that trained
         for callback in (log, *callbacks):
             callback.load_state_dict(checkpoint["callbacks"].get(callback.state_key, {}))
     if config["task"]["select"] == "best":
-        checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+        checkpoint = checkpoint_files.read(folder / "checkpoints" / "best.ckpt")
     module.load_state_dict(checkpoint["state_dict"])
 
 

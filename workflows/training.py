@@ -128,7 +128,13 @@ def _earlier_run(folder: Path) -> dict[str, Any] | None:
     if not folder.exists() or not any(folder.iterdir()):
         return None
     recorded = folder / "config.yaml"
-    earlier = yaml.safe_load(recorded.read_text(encoding="utf-8")) if recorded.exists() else None
+    try:
+        earlier = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        earlier = None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{recorded}: cannot be read: {reason}") from None
     if not isinstance(earlier, dict) or "data_fingerprint" not in earlier:
         raise ConfigError(f"{folder} is not empty and holds no run; choose another folder")
     return earlier

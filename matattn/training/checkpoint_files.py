@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from matattn.errors import TrainingError
 from matattn.files import atomic_path
 
 
@@ -20,3 +23,31 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> None:
         with atomic_path(path) as partial:
             torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        return read(path)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint: tensors, numbers and texts, never other objects.
+
+    Raises TrainingError when the file is damaged. PyTorch does not look at the checksums of its
+    archive, so that one wrong bit would be a wrong weight.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {part} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+    ) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"{path}: cannot be read: {reason}; restore it from a copy, or delete it and "
+            "overwrite=true trains again"
+        ) from None

@@ -78,7 +78,7 @@ def state(folder, name="last"):
 
 
 def largest_difference(one, other):
-    """Of all weights. The scores' softmax does not see a bias of the keys: its gradient is noise."""
+    """Of all weights but the keys' bias, which a softmax does not see: its gradient is noise."""
     one, other = (state(folder)["state_dict"] for folder in (one, other))
     assert one.keys() == other.keys()
     return max(

@@ -15,8 +15,8 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from matattn.cli import app
-from matattn.errors import ConfigError, DataError
-from matattn.training.checkpoint_files import AtomicCheckpoints
+from matattn.errors import ConfigError, DataError, TrainingError
+from matattn.training.checkpoint_files import AtomicCheckpoints, read
 from matattn.workflows.run_state import keeping_errors, state, working_on
 from matattn.workflows.sweep_report import differing, find_runs, groups, objective, tables, write
 
@@ -179,7 +179,7 @@ def test_checkpoint_is_whole_or_the_old_one(tmp_path, monkeypatch):
 
 WRITER = """
 import sys, torch
-from matattn.training.checkpoint_files import AtomicCheckpoints
+from matattn.training.checkpoint_files import AtomicCheckpoints, read
 step = 0
 while True:
     step += 1
@@ -205,3 +205,20 @@ def test_killed_while_it_writes(tmp_path):
         saved = torch.load(path, weights_only=True)
         assert saved["step"] - said[-1] in (0, 1)
         assert (saved["weights"] == saved["step"]).all()
+
+
+def test_a_wrong_bit_in_a_checkpoint_is_refused(tmp_path):
+    """PyTorch alone would read most of these files, with a wrong weight."""
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpoints().save_checkpoint({"weights": torch.ones(10_000)}, path)
+    assert read(path)["weights"].sum() == 10_000
+    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(20):
+        damaged = bytearray(whole)
+        damaged[int(generator.integers(2000, 40_000))] ^= 1 << int(generator.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(TrainingError, match="last.ckpt: cannot be read"):
+            read(path)
+    path.write_bytes(whole[:20_000])
+    with pytest.raises(TrainingError, match="last.ckpt: cannot be read"):
+        read(path)
