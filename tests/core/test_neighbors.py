@@ -76,3 +76,13 @@ def test_atom_budget_keeps_everything_in_order(sizes, budget):
     assert [index for part in parts for index in part] == list(range(len(sizes)))
     for part in parts:
         assert len(part) == 1 or sum(sizes[index] for index in part) <= budget
+
+
+@pytest.mark.parametrize("side", [30.0, 400.0, 9000.0])
+def test_large_empty_cells_take_little_memory(side):
+    """The same neighbours as in a cell of any size; bins of 0.5 Å in all of it would take 47 TB."""
+    pos = np.array([[1.0, 1, 1], [1.3, 1, 1], [side / 2, 5, 5], [side / 2, 5, 5.6]])
+    target, source, image, distance = periodic_neighbors(pos, side * np.eye(3), 0.5)
+    pairs = {(int(t), int(s)): float(d) for t, s, d in zip(target, source, distance, strict=True)}
+    assert pairs == pytest.approx({**{(i, i): 0.0 for i in range(4)}, (0, 1): 0.3, (1, 0): 0.3})
+    assert not image.any()
