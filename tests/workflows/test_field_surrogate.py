@@ -184,7 +184,7 @@ def test_crystals_do_not_fit_a_mesh_network(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_meshes(meshes, tmp_path, monkeypatch):
-    def infinite(predicted, true, ptr):
+    def infinite(predicted, true, ptr, *_):
         return torch.full((len(ptr) - 1, 1), torch.inf, requires_grad=True)
 
     monkeypatch.setattr(field_surrogate, "relative_errors", infinite)
