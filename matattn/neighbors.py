@@ -31,7 +31,7 @@ class Neighbors:
     image: np.ndarray | None = None  # [E, 3] int16
 
 
-MOST_BINS = 1e7
+MOST_BINS = 1e6  # pymatgen takes about 240 bytes for each
 SELF = 1e-3  # Å: a neighbour nearer than that is the atom's own place, with whatever rounding
 LARGEST_SYMMETRY = 0.01  # Å: beyond it, shells of one crystal would run into each other
 
@@ -99,7 +99,7 @@ def periodic_neighbors(
 
     A cell of zeros has no images but the atoms themselves. Shapes [E], [E], [E, 3] and [E] (Å).
     """
-    width = _bin_width(pos, cell)
+    width = _bin_width(pos, cell, cutoff)
     if width > cutoff:  # pymatgen's bins are as wide as the cutoff, and empty ones cost as others
         found = periodic_neighbors(pos, cell, width)
         near = found[3] <= cutoff
@@ -114,10 +114,13 @@ def periodic_neighbors(
     return target, source, np.rint(image).astype(np.int64), distance
 
 
-def _bin_width(pos: np.ndarray, cell: np.ndarray) -> float:
-    """Smallest width of bins, Å, with which the place of all atoms has at most ``MOST_BINS``."""
+def _bin_width(pos: np.ndarray, cell: np.ndarray, cutoff: float) -> float:
+    """``cutoff``, Å, doubled until bins of this width are at most ``MOST_BINS``."""
     sides = np.linalg.norm(cell, axis=1) if cell.any() else np.ptp(pos, axis=0)
-    return float(np.cbrt(np.prod(sides / np.cbrt(MOST_BINS)))) * (1 - 1e-9)
+    width = max(cutoff, 0.1)  # pymatgen's smallest
+    while np.prod(sides / width + 2) > MOST_BINS:  # with a layer around, also of a flat molecule
+        width *= 2
+    return width
 
 
 def _box(

@@ -24,6 +24,7 @@ from pymatgen.core import Molecule, Structure
 from matattn.errors import StructureError
 
 MOST_PLACES = 10_000  # sites times operations of a CIF, which pymatgen expands one by one
+MOST_OPERATIONS = 192  # of a space group in its conventional cell
 CIF_OPERATIONS = (
     "_symmetry_equiv_pos_as_xyz", "_symmetry_equiv_pos_as_xyz_",
     "_space_group_symop_operation_xyz", "_space_group_symop_operation_xyz_",
@@ -152,8 +153,10 @@ def _cif(path: Path) -> Iterable[Structure]:
     parser = CifParser(path, occupancy_tolerance=1.01)
     for block in cast(Any, parser)._cif.data.values():
         sites = len(block.data.get("_atom_site_fract_x", ()))
-        written = [block.data.get(key, ()) for key in CIF_OPERATIONS]
-        if (places := sites * max(1, *map(len, written))) > MOST_PLACES:
+        operations = max(len(block.data.get(key, ())) for key in CIF_OPERATIONS)
+        if not operations and sites * MOST_OPERATIONS > MOST_PLACES:  # the group has a name only
+            operations = len(parser.get_symops(block))
+        if (places := sites * max(1, operations)) > MOST_PLACES:
             raise ValueError(
                 f"{places} places of atoms, more than {MOST_PLACES}; write so large a cell as "
                 "POSCAR or extended XYZ"

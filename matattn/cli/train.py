@@ -75,6 +75,12 @@ def one_line(error: Exception) -> str:
     )
     if missing := re.search(r"Missing mandatory value: \w+ full_key: (\S+)", text):
         return f"{missing.group(1)}: has no value; give {missing.group(1)}=..."
+    plugin = re.search(r"find 'hydra/(launcher|sweeper)/(\w+)' (.*) Config search path", text)
+    if plugin:
+        kind, name, known = plugin.groups()
+        extra = "cluster" if kind == "launcher" else "optuna"
+        install = f"not installed (pip install 'matattn[{extra}]'), or misspelt"
+        return f"hydra/{kind}={name}: {install}. {known}"
     if misspelt is None:
         return text
     key, place = misspelt.groups()

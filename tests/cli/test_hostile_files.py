@@ -93,7 +93,6 @@ def pickle_as_model(folder):
 
 
 def huge_network(folder):
-    sys.path.insert(0, str(ROOT))
     from matattn import pretrained
     from matattn.files import sha256
 
@@ -212,6 +211,9 @@ CASES = {
     "CIF, 1,000,000 atoms": structure("a.cif", lambda: cif(1000, random_sites(10**6))),
     "CIF, 20,000 sites x 192 operations": structure("a.cif", lambda: cif(
         1000, random_sites(20_000), [f"x+{n}/193, y, z" for n in range(192)])),
+    "CIF, 9,000 sites in space group 225 by name": structure("a.cif", lambda: cif(
+        1000, random_sites(9_000), ()).replace(
+            "loop_\n_symmetry_equiv_pos_as_xyz\n", "_symmetry_space_group_name_H-M 'F m -3 m'\n")),
     "CIF, 9,000 atoms in one place": structure("a.cif", lambda: cif(
         1000, [f"Na {x:.6f} {y:.6f} {z:.6f}"
                for x, y, z in 0.02 * np.random.default_rng(0).random((9_000, 3))])),
@@ -221,6 +223,8 @@ CASES = {
     "CIF, cell of nan": structure("a.cif", cif("nan", ["Na 0 0 0"])),
     "POSCAR, coordinate 1e300": structure(
         "POSCAR", "x\n1\n4 0 0\n0 4 0\n0 0 4\nNa\n1\nDirect\n1e300 0 0\n"),
+    "extended XYZ, flat molecule of 9,999 Å": structure(
+        "a.extxyz", "3\n\nNa 0 0 0\nNa 9999 0 0\nNa 0 9999 0\n"),
     "extended XYZ, molecule of 1e200 Å": structure(
         "a.extxyz", "2\n\nNa 0 0 0\nNa 1e200 0 0\n"),
     "CIF, coordinate 1e300": structure("a.cif", cif(4, ["Na 0 0 0", "Cl 1e300 0 0"])),

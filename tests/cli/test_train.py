@@ -32,6 +32,14 @@ def train(folder, *arguments, entry=("train.py",)):
         (["trainer.max_epoch=3"], ["trainer.max_epoch: there is no such key", "'max_epochs'"]),
         (["sede=1"], ["sede: there is no such key", "did you mean 'seed'?"]),
         (["model=crystalfromer"], ["Could not find 'model/crystalfromer'", "crystalformer"]),
+        (
+            ["-m", "hydra/sweeper=absent"],
+            ["hydra/sweeper=absent: not ", "'matattn[optuna]'", "basic"],
+        ),
+        (
+            ["-m", "hydra/launcher=absent"],
+            ["hydra/launcher=absent: not ", "'matattn[cluster]'", "slurm"],
+        ),
         (["data=crystals"], ["data.path: has no value; give data.path=..."]),
         (["data=crystals", "data.path=my.jsonl", "data.targets=[gap]"], ["my.jsonl: no such file"]),
         (["data=mp2018_subset"], ["mp2018.jsonl.gz: no such file", "MATATTN_DATA"]),

@@ -86,3 +86,12 @@ def test_large_empty_cells_take_little_memory(side):
     pairs = {(int(t), int(s)): float(d) for t, s, d in zip(target, source, distance, strict=True)}
     assert pairs == pytest.approx({**{(i, i): 0.0 for i in range(4)}, (0, 1): 0.3, (1, 0): 0.3})
     assert not image.any()
+
+
+def test_flat_and_empty_structures():
+    flat = np.array([[0.0, 0, 0], [9999, 0, 0], [0, 9999, 0], [0, 9999.2, 0]])
+    target, source, _, distance = periodic_neighbors(flat, np.zeros((3, 3)), 0.5)
+    assert sorted(zip(target.tolist(), source.tolist(), strict=True)) == [
+        (0, 0), (1, 1), (2, 2), (2, 3), (3, 2), (3, 3),
+    ]  # fmt: skip
+    assert distance.max() == pytest.approx(0.2)
