@@ -5,11 +5,9 @@ Run as a script, this file prints the table: what was tried, how it ended, time 
 
 import gzip
 import json
-import os
 import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -259,34 +257,34 @@ CASES = {
 }  # fmt: skip
 
 
+# A small program that starts the command and measures it: a child's peak memory includes that of
+# its parent at the start, and a test process may be a large one, with threads that forbid a fork.
+MEASURED = f"""
+import json, resource, subprocess, sys
+program = [sys.executable, "-c", "from matattn.cli import main; main()", *sys.argv[1:]]
+with open("stdout", "w") as stdout, open("stderr", "w") as stderr:
+    status = subprocess.call(program, stdout=stdout, stderr=stderr, timeout={3 * MOST_SECONDS})
+memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+print(json.dumps({{"status": status, "memory": memory}}))
+"""
+
+
 def attempt(folder, make):
     """Exit status, last line, seconds and peak memory (GB) of a case, in a process of its own."""
     arguments = make(folder)
     begin = time.perf_counter()
-    with open(folder / "stdout", "w+") as stdout, open(folder / "stderr", "w+") as stderr:
-        child = os.fork()
-        if child == 0:
-            os.chdir(folder)
-            os.dup2(stdout.fileno(), 1)
-            os.dup2(stderr.fileno(), 2)
-            signal.alarm(3 * MOST_SECONDS)
-            program = "from matattn.cli import main; main()"
-            os.execv(sys.executable, [sys.executable, "-c", program, *arguments])
-        _, status, usage = os.wait4(child, 0)
-        seconds = time.perf_counter() - begin
-        lines = []
-        for stream in (stdout, stderr):
-            stream.seek(0)
-            lines += stream.read().strip().splitlines()
+    measured = subprocess.check_output([sys.executable, "-c", MEASURED, *arguments], cwd=folder)
+    seconds = time.perf_counter() - begin
+    lines = []
+    for stream in ("stdout", "stderr"):
+        lines += (folder / stream).read_text().strip().splitlines()
     traceback = any(line.startswith("Traceback") for line in lines)
     told = next((line for line in lines if line.startswith("error")), "")
     if lines[-1:] and lines[-1].startswith("0 of 1"):
         told = lines[-2]  # the row of the table
-    return {
-        "status": os.waitstatus_to_exitcode(status),
+    return json.loads(measured) | {
         "told": "TRACEBACK " + lines[-1] if traceback else told or "".join(lines[-1:]),
         "seconds": seconds,
-        "memory": usage.ru_maxrss / 1e6,
         "canary": (folder / CANARY).exists(),
     }
 
