@@ -8,6 +8,7 @@ this is how they are tested without a GPU.
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -25,15 +26,21 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"it runs on NVIDIA GPUs, the tensors are on {device}"
     if dtype not in _DTYPES:
         return f"it computes in floating point of 16, 32 and 64 bits, not {dtype}"
-    if find_spec("triton") is None:
+    if (version := installed()) is None:
         return "triton is not installed (pip install triton)"
-    if tuple(map(int, metadata.version("triton").split(".")[:2])) < _OLDEST:
-        return f"it needs Triton {_OLDEST[0]}.{_OLDEST[1]}, not {metadata.version('triton')}"
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        return f"it needs Triton {_OLDEST[0]}.{_OLDEST[1]}, not {version}"
     if interpreted:
         return None
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs an NVIDIA GPU of compute capability 8.0 or higher"
     return None
+
+
+@cache  # looked up in the file system, and asked for in every call of an operator
+def installed() -> str | None:
+    """Triton's version, if it is installed."""
+    return metadata.version("triton") if find_spec("triton") else None
 
 
 def power_of_two(n: int) -> int:

@@ -151,7 +151,8 @@ def spectrum_plot(
     """Eigenvalues of the mixing matrix of every head and block on one mesh."""
     if not isinstance(network, FLARE):
         return
-    values = network.spectrum(collate_meshes([sample], scaling))[0]
+    batch = collate_meshes([sample], scaling).to(next(network.parameters()).device)
+    values = network.spectrum(batch)[0].cpu()
     blocks, heads, latents = values.shape
     columns = min(blocks, 4)
     figure = Figure(figsize=(3 * columns, 2.6 * -(-blocks // columns)), layout="constrained")

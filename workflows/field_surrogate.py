@@ -251,8 +251,8 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     log = RunLog(folder / "metrics.csv", shown)
     average = ExponentialAverage(task["ema"]) if task["ema"] else None
     loaders = _loaders(dataset, scaling, task, config["seed"])
-    fit(config, folder, module, loaders, log, [average] if average else [])
-    return _write_results(config, folder, prepared, scaling, normaliser, log, average)
+    device = fit(config, folder, module, loaders, log, [average] if average else [])
+    return _write_results(config, folder, prepared, scaling, normaliser, log, average, device)
 
 
 def _normaliser(dataset: FieldDataset) -> tuple[Tensor, Tensor]:
@@ -283,8 +283,9 @@ def _write_results(
     normaliser: tuple[Tensor, Tensor],
     log: RunLog,
     average: ExponentialAverage | None,
+    device: torch.device,
 ) -> dict[str, Any]:
-    dataset, network = prepared.dataset, prepared.network.cpu()
+    dataset, network = prepared.dataset, prepared.network.to(device)
     mean, std = (values.tolist() for values in normaliser)
     description: dict[str, Any] = {
         key: [asdict(field) for field in getattr(dataset, key)]
@@ -298,13 +299,13 @@ def _write_results(
         "seed": config["seed"],
         "licence": LICENCES.get(dataset.name, ""),
     }
-    predictor = FieldPredictor(network, description)
+    predictor = FieldPredictor(network, description, device)
     evaluated = {split: _evaluated(dataset, split) for split in SPLITS if len(dataset.rows(split))}
     predicted = {split: list(predictor.predict(s)) for split, s in evaluated.items()}
     errors = {split: _errors(s, predicted[split]) for split, s in evaluated.items()}
     metrics = _metrics(dataset, evaluated, errors)
     if average:
-        averaged = FieldPredictor(copy.deepcopy(network), description)
+        averaged = FieldPredictor(copy.deepcopy(network), description, device)
         averaged.network.load_state_dict(average.weights, strict=False)
         for split, samples in evaluated.items():
             found = _errors(samples, list(averaged.predict(samples))).mean(0)

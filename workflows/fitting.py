@@ -46,17 +46,18 @@ def fit(
     loaders: dict[str, DataLoader],
     log: RunLog,
     callbacks: Sequence[L.Callback] = (),
-) -> None:
+) -> torch.device:
     """Train ``module``, from its last checkpoint in ``folder`` if there is one.
 
-    Leaves it with the weights that ``task.select`` asks for. Raises KeyboardInterrupt on SIGINT,
+    Leaves it with the weights that ``task.select`` asks for, and returns the device on which it was
+    trained, which is a good one for its evaluation. Raises KeyboardInterrupt on SIGINT,
     and SystemExit with status 143 on SIGTERM.
     """
-    watching: list[L.Callback] = [
-        log, StepSeed(config["seed"]), *callbacks, _checkpoint(folder, "last", None)
-    ]  # fmt: skip
+    watching: list[L.Callback] = [log, StepSeed(config["seed"]), *callbacks]
     if "val" in loaders:
         watching.append(_checkpoint(folder, "best", "val/loss"))
+    # After the best one: what last.ckpt counts as done is on the disk, whenever the run is killed.
+    watching.append(_checkpoint(folder, "last", None))
     logger = build(config["logger"], "logger", save_dir=folder) if config["logger"] else False
     with warnings.catch_warnings():
         for message in _LIGHTNING_REMARKS:
@@ -83,6 +84,7 @@ def fit(
     if config["task"]["select"] == "best":
         checkpoint = checkpoint_files.read(folder / "checkpoints" / "best.ckpt")
     module.load_state_dict(checkpoint["state_dict"])
+    return trainer.strategy.root_device
 
 
 def check_settings(config: Mapping[str, Any]) -> None:

@@ -233,13 +233,14 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
     networks, task, normaliser = prepared.networks, config["task"], prepared.normaliser
     loaders = _loaders(prepared.dataset, cast(HasImageRule, networks[0]), task)
-    logs = []
+    logs: list[RunLog] = []
     for member, network in enumerate(networks):
         place = folder / f"member{member}" if len(networks) > 1 else folder
         seed = config["seed"] + member
-        logs.append(_train(config, place, prepared, network, normaliser, loaders(seed)))
+        log, device = _train(config, place, prepared, network, normaliser, loaders(seed))
+        logs.append(log)
     network = Ensemble(networks) if len(networks) > 1 else networks[0]
-    return _write_results(config, folder, prepared, network, normaliser, logs)
+    return _write_results(config, folder, prepared, network, normaliser, logs, device)
 
 
 def _train(
@@ -249,8 +250,8 @@ def _train(
     network: nn.Module,
     normaliser: tuple[Tensor, Tensor],
     loaders: dict[str, DataLoader],
-) -> RunLog:
-    """Train one network, from its last checkpoint in ``folder`` if there is one."""
+) -> tuple[RunLog, torch.device]:
+    """Train one network, from its last checkpoint in ``folder`` if there is one: where, too."""
     task, dataset = config["task"], prepared.dataset
     targets = tuple(target.name for target in dataset.targets)
     optimizer = {**config["optimizer"], "schedule": prepared.schedule}
@@ -264,8 +265,7 @@ def _train(
         shown[f"val/mae/{target.name}"] = f"val {{:.4f}} {target.unit}"
     log = RunLog(folder / "metrics.csv", shown)
     averaging = [LastEpochsAveraging(averaging_epochs)] if averaging_epochs else []
-    fit(config, folder, module, loaders, log, averaging)
-    return log
+    return log, fit(config, folder, module, loaders, log, averaging)
 
 
 def _loaders(
@@ -322,6 +322,7 @@ def _write_results(
     network: nn.Module,
     normaliser: tuple[Tensor, Tensor],
     logs: list[RunLog],
+    device: torch.device,
 ) -> dict[str, Any]:
     dataset, network = prepared.dataset, network.cpu()
     mean, std = (values.tolist() for values in normaliser)
@@ -334,7 +335,7 @@ def _write_results(
         "seed": config["seed"],
         "licence": LICENCES.get(dataset.name, ""),
     }
-    features = encode(network, dataset.items)
+    features = encode(network, dataset.items, device)
     predictor = Predictor(network, description)
     if len(dataset.rows(CALIBRATION)):
         errors = torch.from_numpy(np.abs(predictor.values(features) - dataset.labels())).float()

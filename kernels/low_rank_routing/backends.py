@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 from torch import Tensor
@@ -12,8 +13,7 @@ from . import cpu, reference, torch_ops, triton_ops
 
 BACKENDS = {
     "cpu": Backend(cpu, cpu.refuses),
-    # Not chosen by itself as long as it has not run on a GPU.
-    "triton": Backend(triton_ops, triton_support.refuses, automatic=False),
+    "triton": Backend(triton_ops, triton_support.refuses),
     "torch": Backend(torch_ops),
     "reference": Backend(reference, automatic=False),
 }
@@ -21,4 +21,7 @@ BACKENDS = {
 
 def find(requested: str, k: Tensor) -> ModuleType:
     """The module that takes tokens like ``k``; raises BackendError when there is none."""
-    return BACKENDS[choose("low_rank_routing", BACKENDS, requested, k.device, k.dtype)].module
+    table = BACKENDS
+    if k.shape[-1] > triton_ops.LARGEST_DIM:
+        table = table | {"triton": replace(table["triton"], automatic=False)}
+    return table[choose("low_rank_routing", table, requested, k.device, k.dtype)].module

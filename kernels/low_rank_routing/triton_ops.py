@@ -25,9 +25,9 @@ def launch_options(
     """Compile-time constants of a kernel (see ``triton_kernels``) and how it is launched.
 
     Sizes were chosen from the compiler's report (no spilled registers, several programs at a time
-    on a multiprocessor; benchmarks/triton_compile_report.py), not from timings, since no GPU was
-    at hand. Of two tiles that are multiplied, the one that a program keeps is spread over its
-    warps, the one it walks over is held by all of them, and so has to be small.
+    on a multiprocessor; benchmarks/triton_compile_report.py), not from timings. Of two tiles that
+    are multiplied, the one that a program keeps is spread over its warps, the one it walks over is
+    held by all of them, and so has to be small.
     """
     gradients = kernel in ("query_gradients", "token_gradients")
     # E may be less, and the gradient of z more, than float16 holds.

@@ -19,8 +19,7 @@ __all__ = ["periodic_attention", "cutoff_for_tolerance", "weight_beyond"]
 
 BACKENDS = {
     "cpu": Backend(cpu, cpu.refuses),
-    # Not chosen by itself as long as it has not run on a GPU.
-    "triton": Backend(triton_ops, triton_support.refuses, automatic=False),
+    "triton": Backend(triton_ops, triton_support.refuses),
     "torch": Backend(torch_ops),
     "reference": Backend(reference, automatic=False),
 }

@@ -25,8 +25,8 @@ def launch_options(
     """Compile-time constants of a kernel (see ``triton_kernels``) and how it is launched.
 
     Sizes were chosen from the compiler's report (Triton 3.6 and 3.9: no spilled registers, several
-    programs at a time on a multiprocessor; benchmarks/triton_compile_report.py), not from timings,
-    since no GPU was at hand. It gave no reason to tell compute capabilities 8.0 and 9.0 apart.
+    programs at a time on a multiprocessor; benchmarks/triton_compile_report.py), not from timings.
+    It gave no reason to tell compute capabilities 8.0 and 9.0 apart.
     """
     exact = accumulator(dtype)
     padded_dim, padded_count = power_of_two(dim), max(16, power_of_two(count))

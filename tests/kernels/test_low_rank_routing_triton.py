@@ -15,8 +15,15 @@ import pytest
 import torch
 
 from matattn.kernels import triton_support
-from matattn.kernels.dispatch import BackendError
-from matattn.kernels.low_rank_routing import low_rank_routing, reference, triton_ops
+from matattn.kernels.dispatch import Backend, BackendError
+from matattn.kernels.low_rank_routing import (
+    cpu,
+    low_rank_routing,
+    reference,
+    torch_ops,
+    triton_ops,
+)
+from matattn.kernels.low_rank_routing.backends import BACKENDS, find
 
 ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -237,6 +244,16 @@ def test_heads_that_are_too_large_are_refused():
         results(leaves, ptr, received, "triton")
 
 
+def test_large_heads_are_not_given_to_it(monkeypatch):
+    """Unless it is asked for by name."""
+    monkeypatch.delenv("MATATTN_BACKEND", raising=False)
+    monkeypatch.setitem(BACKENDS, "cpu", Backend(cpu, lambda device, dtype: "no compiler"))
+    monkeypatch.setitem(BACKENDS, "triton", Backend(triton_ops))
+    small, large = (torch.zeros(1, 1, 3, dim) for dim in (64, 65))
+    assert find("auto", small) is triton_ops and find("auto", large) is torch_ops
+    assert find("triton", large) is triton_ops
+
+
 def test_reasons_to_refuse(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -245,7 +262,7 @@ def test_reasons_to_refuse(monkeypatch):
         == "it runs on NVIDIA GPUs, the tensors are on cpu"
     )
     assert "not torch.int64" in triton_support.refuses(gpu, torch.int64)
-    monkeypatch.setattr(triton_support, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_support, "installed", lambda: None)
     assert "not installed" in triton_support.refuses(gpu, torch.float32)
 
 

@@ -255,7 +255,7 @@ def test_reasons_to_refuse(monkeypatch):
         == "it runs on NVIDIA GPUs, the tensors are on cpu"
     )
     assert "not torch.int64" in triton_support.refuses(gpu, torch.int64)
-    monkeypatch.setattr(triton_support, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_support, "installed", lambda: None)
     assert "not installed" in triton_support.refuses(gpu, torch.float32)
 
 
