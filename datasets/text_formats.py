@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from matattn.errors import DataError
 from matattn.text import (
@@ -68,22 +69,19 @@ def read_conll(path: Path, split: str) -> list[Sentence]:
 
 
 def read_json(path: Path, split: str) -> list[Sentence]:
-    """JSON lines, or one list, of objects with words and BIO labels.
+    """JSON lines, one list, or MatSci-NLP's ``{"data": [...]}``, of objects with entities.
 
-    Words are called ``tokens`` or ``words``, labels ``labels``, ``ner_tags`` or ``tags``.
+    An object has words (``tokens`` or ``words``) and BIO labels (``labels``, ``ner_tags``, ``tags``
+    or ``token_labels``), or, as MatSci-NLP's synthesis_procedures.json and sc_comics.json (Song et
+    al. 2023), a ``text`` with ``t_span_dict`` (places of characters) and ``t_type_dict``. Its
+    sofc_token.json is a table of ``columns``.
     """
-    text = read_text(path)
-    try:
-        listed = json.loads(text)
-        records = listed if isinstance(listed, list) else [listed]
-    except ValueError:
-        try:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError as error:
-            raise DataError(f"{path}: neither JSON nor JSON lines: {error}") from None
     sentences = []
-    for number, record in enumerate(records, 1):
+    for number, record in enumerate(_records(path), 1):
         where = f"{path}, record {number}"
+        if isinstance(record, dict) and "t_span_dict" in record:
+            sentences.append(_from_spans(record, where, split, path.name))
+            continue
         words, labels = (_first(record, names) for names in (("tokens", "words"), _LABELS))
         if words is None or labels is None:
             raise DataError(f"{where}: expected lists 'tokens' and 'labels'")
@@ -91,13 +89,45 @@ def read_json(path: Path, split: str) -> list[Sentence]:
     return sentences
 
 
-_LABELS = ("labels", "ner_tags", "tags")
+def _records(path: Path) -> list[Any]:
+    """The objects of a JSON file."""
+    text = read_text(path)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: neither JSON nor JSON lines: {error}") from None
+    listed = found["data"] if isinstance(found, dict) and "data" in found else found
+    if isinstance(found, dict) and isinstance(found.get("columns"), list):
+        rows = listed if isinstance(listed, list) else []
+        return [dict(zip(found["columns"], row, strict=False)) for row in rows]
+    return listed if isinstance(listed, list) else [listed]
+
+
+_LABELS = ("labels", "ner_tags", "tags", "token_labels")
 
 
 def _first(record: object, names: tuple[str, ...]) -> list[str] | None:
     found = record if isinstance(record, dict) else {}
     lists = (found[name] for name in names if isinstance(found.get(name), list))
     return next(([str(item) for item in items] for items in lists), None)
+
+
+def _from_spans(record: Mapping[str, Any], where: str, split: str, source: str) -> Sentence:
+    """A text whose spans and types have common names: {"T1": [0, 4]}, {"T1": "Material"}."""
+    try:
+        text, types = str(record["text"]), record["t_type_dict"]
+        marks = [
+            (int(start), int(end), str(types[name]))
+            for name, (start, end) in record["t_span_dict"].items()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{where}: expected 'text', 't_span_dict' and 't_type_dict' ({error})"
+        ) from None
+    return from_characters(text, marks, split, source)
 
 
 def read_brat(path: Path, split: str) -> list[Sentence]:

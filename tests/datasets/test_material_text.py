@@ -70,15 +70,37 @@ def test_json(tmp_path):
     assert read_json(path, "") == [
         Sentence(s.words, s.spans, s.split, "a.json") for s in read_json(lines, "")
     ]
+    table = {
+        "columns": ["tokens", "token_labels", "slot_labels"],
+        "index": [0],
+        "data": [[["The", "ceria-based", "cell"], ["O", "B-MATERIAL", "O"], ["O", "O", "O"]]],
+    }
+    path.write_text(json.dumps(table))  # MatSci-NLP's sofc_token.json
+    (sentence,) = read_json(path, "train")
+    assert sentence.words == ("The", "ceria", "-", "based", "cell")
+    assert sentence.spans == ((1, 4, "MATERIAL"),)
+    paper = {
+        "text": "Films of TiO2 on glass.",
+        "t_type_dict": {"T1": "Material", "T2": "Process"},
+        "t_span_dict": {"T1": [9, 13], "T2": [0, 5]},
+        "r_type_dict": {},
+    }
+    path.write_text(json.dumps({"data": [paper]}))  # its sc_comics.json, synthesis_procedures.json
+    (sentence,) = read_json(path, "train")
+    assert sorted(sentence.spans) == [(0, 1, "Process"), (2, 3, "Material")]
+    path.write_text(json.dumps({"data": [paper | {"t_type_dict": {"T1": "Material"}}]}))
+    with pytest.raises(DataError, match="a.json, record 1: expected 'text', 't_span_dict' and"):
+        read_json(path, "")
     path.write_text(json.dumps([{"tokens": ["a", "b"], "labels": ["O"]}]))
     with pytest.raises(DataError, match="a.json, record 1: 2 words and 1 labels"):
         read_json(path, "")
     path.write_text('[{"text": 3}]')
     with pytest.raises(DataError, match="record 1: expected lists 'tokens' and 'labels'"):
         read_json(path, "")
-    path.write_text("{")
-    with pytest.raises(DataError, match="neither JSON nor JSON lines"):
-        read_json(path, "")
+    for content in ("{", "[" * 100_000):
+        path.write_text(content)
+        with pytest.raises(DataError, match="neither JSON nor JSON lines"):
+            read_json(path, "")
 
 
 def test_brat(tmp_path):
