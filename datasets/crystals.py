@@ -28,7 +28,7 @@ from matattn.dataset import (
 )
 from matattn.datasets.formats import Row, Rows, find_files, read_rows
 from matattn.errors import DataError, StructureError
-from matattn.files import sha256
+from matattn.files import encodable, sha256
 from matattn.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.units import Property, find_properties
 
@@ -114,10 +114,12 @@ def check_rows(source: str, rows: Rows) -> Table:
     skipped = list(skipped)
     for where, row in found:
         try:
-            identifier = str(row["id"])
+            identifier = encodable(str(row["id"]))
             if identifier in kept:
                 skipped.append(f"{where}: this id stands twice; the first row counts")
                 continue
+            if _cell(row) is None:
+                raise StructureError(f"{where}: lattice is null; a molecule has pos instead")
             validate_arrays(row["Z"], *_geometry(row), where)
             kept[identifier] = where, row
         except StructureError as error:
@@ -133,7 +135,7 @@ def check_rows(source: str, rows: Rows) -> Table:
         sites=sites,
         z=np.array([z for row in rows_kept for z in row["Z"]], dtype=np.int64),
         frac=np.concatenate([np.empty((0, 3)), *(_floats(_geometry(r)[0]) for r in rows_kept)]),
-        lattice=_floats([row.get("lattice", _NO_CELL) for row in rows_kept]).reshape(-1, 3, 3),
+        lattice=_floats([_cell(row) for row in rows_kept]).reshape(-1, 3, 3),
         columns={name: _column(name, rows_kept) for name in names},
         skipped=skipped,
     )
@@ -244,6 +246,11 @@ _TEXTS = ("ids", "places", "skipped")
 def _geometry(row: Row) -> tuple[Any, Any]:
     """Fractional coordinates and lattice, or a molecule's positions and None."""
     return (row["pos"], None) if "pos" in row else (row["frac"], row["lattice"])
+
+
+def _cell(row: Row) -> Any:
+    """The lattice of a crystal; of a molecule zeros, whatever else its row holds."""
+    return _NO_CELL if "pos" in row else row["lattice"]
 
 
 def _to_arrays(table: Table) -> Arrays:

@@ -1,14 +1,15 @@
 """A hypothetical energy that is partly composition and partly geometry, in a known proportion.
 
 MatText's probe of what a model learns from a representation (Alampara et al., arXiv:2406.17295):
-the crystals of ``prototypes``, each with its cell stretched or compressed by chance, and
+the crystals of ``prototypes``, each stretched or compressed to the volume per atom of another one,
+drawn by chance, and
 
     E = share z(E_composition) + (1 - share) z(E_geometry)
 
 with z the standard score over the training crystals. ``E_composition`` is the mean over atoms of a
 random number for each element. ``E_geometry`` is the mean over atoms of a Morse potential summed
 over all neighbours within 6 Å, the same for all elements (bond 2.5 Å, 1 / Å wide): it depends on
-distances alone, and because of the stretching no composition gives it away.
+distances alone, and a composition knows of these no more than which structure types it occurs in.
 """
 
 from __future__ import annotations
@@ -25,21 +26,18 @@ from matattn.units import find_properties
 BOND, WIDTH, CUTOFF = 2.5, 1.0, 6.0  # Å
 
 
-def load(name: str, share: float, strain: float = 0.1, seed: int = 0) -> PropertyDataset:
+def load(name: str, share: float, seed: int = 0) -> PropertyDataset:
     """5,464 crystals, split by composition as ``prototypes`` are.
 
-    ``share`` of the composition in the energy, 0 to 1; lengths of each cell are multiplied by a
-    random factor within 1 - ``strain`` to 1 + ``strain``. Raises ConfigError for other values.
+    ``share`` of the composition in the energy, 0 to 1; ConfigError for other values.
     """
-    number = (int, float)
-    require("data.share", share, number, lambda x: 0 <= x <= 1, "a number from 0 to 1")
-    require("data.strain", strain, number, lambda x: 0 <= x < 0.5, "a number from 0 to below 0.5")
+    require("data.share", share, (int, float), lambda x: 0 <= x <= 1, "a number from 0 to 1")
     rows, generator = read_table(), np.random.default_rng(seed)
     of_element = generator.standard_normal(119)
-    factors = 1 + strain * generator.uniform(-1, 1, len(rows))
     structures = [row.structure for row in rows]
-    for structure, factor in zip(structures, factors, strict=True):
-        structure.scale_lattice(structure.volume * factor**3)
+    volumes = generator.permutation([s.volume / len(s) for s in structures])  # Å^3 per atom
+    for structure, volume in zip(structures, volumes, strict=True):
+        structure.scale_lattice(len(structure) * volume)
     split = np.array([row.split for row in rows])
     energy = np.zeros(len(rows))
     parts = (

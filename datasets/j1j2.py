@@ -37,7 +37,12 @@ _PUBLISHED: dict[tuple[str, tuple[int, ...]], dict[float, Reference]] = {
 
 
 def load(
-    name: str, lattice: str, extent: str, j2: float, total_sz: float = 0, marshall: bool = True
+    name: str,
+    lattice: str,
+    extent: str | int,
+    j2: float,
+    total_sz: float = 0,
+    marshall: bool = True,
 ) -> SpinSystem:
     """The J1-J2 model with J1 = 1.
 

@@ -6,6 +6,7 @@ a plain corpus; ``load_files`` reads your own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from matattn.errors import ConfigError, DataError
 from matattn.text import Sentence, TextDataset, split_words
 
 MATERIAL_TYPES = ("MAT", "Material", "MATERIAL", "name", "formula")
+# train1, MuLMS's ne_deps_dev, papers.test: a part of the name of its own
+_SPLIT = re.compile(r"(?:^|[_.\-])(train|dev|val|valid|test)\d*(?=[_.\-]|$)", re.IGNORECASE)
 _OVERLAP = 8  # words in a row that a corpus line must not share with a held-out sentence
 
 
@@ -61,7 +64,7 @@ def load_files(
     """Your own text: a corpus (files or folders of ``.txt``), and labelled files.
 
     ``format`` is one of conll (word and BIO label), json, brat, mulms, sofc. A labelled file whose
-    name begins with train, dev, val or test belongs to that split; others are split 80/10/10 by a
+    name has train, dev, val or test as a part belongs to that split; others are split 80/10/10 by a
     hash of ``split_seed`` and file name, or of the sentence when there is one file only.
     ``material_types`` are the span types that name a material.
     """
@@ -70,10 +73,11 @@ def load_files(
     reader, pattern = READERS[format]
     files = [file for place in _listed(labelled) for file in _files(Path(place), pattern)]
     lines = [line for place in _listed(corpus) for line in read_corpus(Path(place))]
-    sentences, skipped = [], []
+    sentences: list[Sentence] = []
+    skipped: list[str] = []
     for file in files:
         try:
-            sentences += reader(file, _split_of_name(file))
+            sentences += reader(file, _split_of_name(file), skipped)
         except DataError as error:
             skipped.append(str(error))
     if not sentences:
@@ -91,7 +95,8 @@ def load_files(
 
 
 def without_held_out(lines: Iterable[str], sentences: Iterable[Sentence]) -> list[str]:
-    """Lines that share no eight words in a row with sentences of validation and test."""
+    """Lines that share no eight words in a row with sentences of validation and test, and that
+    are none of the shorter ones."""
     held = {gram for s in sentences if s.split in ("val", "test") for gram in _grams(s.words)}
     kept = []
     for line in lines:
@@ -117,8 +122,8 @@ def _assign(sentences: list[Sentence], seed: int, one_file: bool) -> list[Senten
 
 
 def _split_of_name(file: Path) -> str:
-    begins = {"train": "train", "dev": "val", "val": "val", "test": "test"}
-    return next((split for start, split in begins.items() if file.name.startswith(start)), "")
+    found = _SPLIT.search(file.stem)
+    return {"dev": "val", "valid": "val"}.get(name := found[1].lower(), name) if found else ""
 
 
 def _files(place: Path, pattern: str) -> list[Path]:

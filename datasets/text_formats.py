@@ -13,7 +13,7 @@ from matattn.errors import DataError
 from matattn.text import (
     Sentence,
     Span,
-    check_encoding,
+    check_unicode,
     from_labels,
     read_text,
     resplit,
@@ -28,7 +28,7 @@ def read_mulms(path: Path, split: str) -> list[Sentence]:
     entities may stand within each other.
     """
     sentences = []
-    for line, block in _blocks(path):
+    for line, block in _blocks(path, comment="#"):
         words, spans = [], []
         for offset, row in enumerate(block):
             columns = row.split("\t")
@@ -38,20 +38,20 @@ def read_mulms(path: Path, split: str) -> list[Sentence]:
             if columns[2] != "O":
                 for entity in columns[2].split("|"):
                     start, _, kind = entity.partition(":")
-                    if not start.isdigit() or not 1 <= int(start) <= len(words):
+                    if not _is_place(start) or not 1 <= int(start) <= len(words):
                         raise DataError(f"{path}:{line + offset}: no entity: {entity!r}")
                     spans.append((int(start) - 1, len(words), kind))
         sentences.append(resplit(words, spans, split, path.name))
     return sentences
 
 
-def read_conll(path: Path, split: str) -> list[Sentence]:
+def read_conll(path: Path, split: str, skipped: list[str] | None = None) -> list[Sentence]:
     """Lines of a word and its BIO label, empty lines between sentences: MatScholar's NER files.
 
-    A line whose last field is no label (MatScholar's dev.txt has some) loses its sentence, and
-    ``DataError`` is raised only if no sentence is left.
+    A line whose last field is no label (MatScholar's dev.txt has some) loses its sentence: a
+    message to ``skipped`` says so. ``DataError`` is raised only if no sentence is left.
     """
-    sentences, first = [], None
+    sentences, errors = [], []
     for line, block in _blocks(path):
         rows = [row.split() for row in block]
         try:
@@ -60,11 +60,14 @@ def read_conll(path: Path, split: str) -> list[Sentence]:
             words = [row[0] for row in rows]
             spans = from_labels(words, [row[-1] for row in rows], f"{path}:{line}")
         except DataError as error:
-            first = first or error
+            errors.append(error)
             continue
         sentences.append(resplit(words, spans, split, path.name))
     if not sentences:
-        raise first or DataError(f"{path}: no sentence")
+        raise errors[0] if errors else DataError(f"{path}: no sentence")
+    if errors and skipped is not None:
+        count = len(errors) + len(sentences)
+        skipped.append(f"{errors[0]}; left out, with {len(errors) - 1} more of {count} sentences")
     return sentences
 
 
@@ -85,6 +88,7 @@ def read_json(path: Path, split: str) -> list[Sentence]:
         words, labels = (_first(record, names) for names in (("tokens", "words"), _LABELS))
         if words is None or labels is None:
             raise DataError(f"{where}: expected lists 'tokens' and 'labels'")
+        check_unicode(" ".join([*words, *labels]), where)
         sentences.append(resplit(words, from_labels(words, labels, where), split, path.name))
     return sentences
 
@@ -96,13 +100,16 @@ def _records(path: Path) -> list[Any]:
         found = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: neither JSON nor JSON lines: {error}") from None
     listed = found["data"] if isinstance(found, dict) and "data" in found else found
     if isinstance(found, dict) and isinstance(found.get("columns"), list):
+        names = [str(name) for name in found["columns"]]
         rows = listed if isinstance(listed, list) else []
-        return [dict(zip(found["columns"], row, strict=False)) for row in rows]
+        return [
+            dict(zip(names, row, strict=False)) if isinstance(row, list) else row for row in rows
+        ]
     return listed if isinstance(listed, list) else [listed]
 
 
@@ -123,10 +130,11 @@ def _from_spans(record: Mapping[str, Any], where: str, split: str, source: str) 
             (int(start), int(end), str(types[name]))
             for name, (start, end) in record["t_span_dict"].items()
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(
             f"{where}: expected 'text', 't_span_dict' and 't_type_dict' ({error})"
         ) from None
+    check_unicode(" ".join([text, *(kind for *_, kind in marks)]), where)
     return from_characters(text, marks, split, source)
 
 
@@ -138,11 +146,12 @@ def read_brat(path: Path, split: str) -> list[Sentence]:
     """
     text = read_text(path)
     marks = []
-    for number, row in enumerate(read_text(path.with_suffix(".ann")).splitlines(), 1):
+    rows = read_text(path.with_suffix(".ann"), may_be_empty=True).split("\n")
+    for number, row in enumerate(rows, 1):
         if not row.startswith("T"):
             continue
         fields = row.split("\t")[1].split(" ") if row.count("\t") >= 2 else []
-        if len(fields) == 3 and fields[1].isdigit() and fields[2].isdigit():
+        if len(fields) == 3 and _is_place(fields[1]) and _is_place(fields[2]):
             marks.append((int(fields[1]), int(fields[2]), fields[0]))
         elif ";" not in row:
             raise DataError(f"{path.with_suffix('.ann')}:{number}: no span: {row!r}")
@@ -183,7 +192,7 @@ def _rows(
     path = folder / table / f"{name}.csv"
     lines = read_text(path).splitlines()
     for number, row in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-        if len(row) < columns or not (row[2].isdigit() and row[3].isdigit()):
+        if len(row) < columns or not (_is_place(row[2]) and _is_place(row[3])):
             raise DataError(f"{path}:{number}: expected {columns} columns, numbers in 3 and 4")
         yield row, (int(row[2]), int(row[3]))
 
@@ -201,23 +210,36 @@ def from_characters(
     return Sentence(tuple(word for word, _, _ in words), tuple(spans), split, source)
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Lines between empty ones without comments, and the number of the first."""
+def _is_place(text: str) -> bool:
+    """Whether a text is the number of a word or character; ``int`` refuses ² and 5000 digits."""
+    return text.isdecimal() and len(text) < 12
+
+
+def _blocks(path: Path, comment: str = "-DOCSTART-") -> Iterator[tuple[int, list[str]]]:
+    """Lines between empty ones but those that begin with ``comment``, and the first's number."""
     block: list[str] = []
     for number, row in enumerate([*read_text(path).split("\n"), ""], 1):
-        if row.strip() and not row.startswith("# ") and not row.startswith("-DOCSTART-"):
+        if row.strip() and not row.startswith(comment):
             block.append(row.rstrip("\r"))
         elif block and not row.strip():
             yield number - len(block), block
             block = []
 
 
-READERS: Mapping[str, tuple[Callable[[Path, str], list[Sentence]], str]] = {
-    "mulms": (read_mulms, "*.conllu"),
+Reader = Callable[[Path, str, list[str]], list[Sentence]]
+
+
+def _strict(reader: Callable[[Path, str], list[Sentence]]) -> Reader:
+    """A reader that leaves no sentence out: it has nothing to say in a list of such messages."""
+    return lambda path, split, skipped: reader(path, split)
+
+
+READERS: Mapping[str, tuple[Reader, str]] = {
+    "mulms": (_strict(read_mulms), "*.conllu"),
     "conll": (read_conll, "*.txt"),
-    "json": (read_json, "*.json*"),
-    "brat": (read_brat, "*.txt"),
-    "sofc": (read_sofc, "*.txt"),
+    "json": (_strict(read_json), "*.json*"),
+    "brat": (_strict(read_brat), "*.txt"),
+    "sofc": (_strict(read_sofc), "*.txt"),
 }
 
 
@@ -227,5 +249,4 @@ def read_corpus(path: Path) -> list[str]:
     if not files:
         raise DataError(f"{path}: no .txt file in this folder")
     lines = [line.strip() for file in files for line in read_text(file).splitlines()]
-    check_encoding("\n".join(lines), str(path))
     return [line for line in lines if line]

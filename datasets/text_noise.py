@@ -1,7 +1,8 @@
 """Misspelt materials: names and formulas as they get damaged between a paper and its plain text.
 
-The cases of MATTER's detector data (arXiv:2506.11115): names lose their closed form or their
-digits, formulas gain or change a character. Words that come out are split anew.
+The cases of MATTER's detector data (arXiv:2506.11115): digits of names become x, formulas gain or
+change a character. Words that come out are split anew. The paper also puts spaces round hyphens
+and brackets of names: nothing would change here, where words end at every such mark.
 """
 
 from __future__ import annotations
@@ -14,15 +15,12 @@ import numpy as np
 
 from matattn.text import Sentence, split_words
 
-_BRACKETS = re.compile(r"\s*([-()\[\]])\s*")
 _DIGITS = re.compile(r"\d")
 
 
-def noisy_name(text: str, case: int) -> str:
-    """Case 1: spaces round hyphens and brackets; 2: digits become x; 3: both."""
-    if case in (1, 3):
-        text = _BRACKETS.sub(r" \1 ", text).strip()
-    return _DIGITS.sub("x", text) if case in (2, 3) else text
+def noisy_name(text: str) -> str:
+    """Digits become x."""
+    return _DIGITS.sub("x", text)
 
 
 def _at(change: Callable[[str], str]) -> Callable[[str, np.random.Generator], str]:
@@ -54,7 +52,6 @@ def _swap_case(text: str, generator: np.random.Generator) -> str:
 FORMULA_NOISE = (
     _insert(string.ascii_lowercase),
     _at(lambda digit: f"({digit})"),
-    _at(lambda digit: f" ( {digit} ) "),
     _insert("."),
     _swap_case,
     _at(lambda digit: 2 * digit),
@@ -63,18 +60,19 @@ FORMULA_NOISE = (
 
 
 def noisy(sentence: Sentence, generator: np.random.Generator) -> Sentence:
-    """The sentence with its ``name`` spans in one of the three cases, and one of seven noises on
-    each ``formula``; labels go with the words that come out."""
-    case = int(generator.integers(1, 4))
+    """The sentence with noise on its ``name`` spans, and on each ``formula`` one that changes it;
+    labels go with the words that come out."""
     words: list[str] = []
     spans, place = [], 0
     for start, end, kind in sentence.of(("name", "formula")):
         words += sentence.words[place:start]
         if kind == "formula":
-            noise = FORMULA_NOISE[int(generator.integers(len(FORMULA_NOISE)))]
-            text = noise("".join(sentence.words[start:end]), generator)
+            formula = "".join(sentence.words[start:end])
+            order = generator.permutation(len(FORMULA_NOISE))
+            tried = (FORMULA_NOISE[number](formula, generator) for number in order)
+            text = next(changed for changed in tried if changed != formula)
         else:
-            text = noisy_name(" ".join(sentence.words[start:end]), case)
+            text = noisy_name(" ".join(sentence.words[start:end]))
         changed = [word for word, _, _ in split_words(text)]
         spans.append((len(words), len(words) + len(changed), kind))
         words += changed

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from matattn.ensemble import Ensemble, members
 from matattn.errors import BundleError
-from matattn.files import sha256, write_json, write_text
+from matattn.files import sha256, write_bytes, write_json, write_text
 from matattn.uncertainty import Uncertainty
 
 NETWORKS = {
@@ -105,27 +105,28 @@ def _write(
         raise BundleError(f"{network} is not in the registry of networks (matattn/bundle.py)")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, content in tensors.items():
-        _save_tensors(content, partial / name)
-    described = {"format": FORMAT, "network": network, "arguments": arguments, **config}
-    write_json(partial / "config.json", described)
-    write_text(partial / "card.md", card)
-    for name, text in (files or {}).items():
-        write_text(partial / name, text)
-    names = dict.fromkeys([*_FILES, *tensors, *(files or {})])
-    sums = "".join(f"{sha256(partial / name)}  {name}\n" for name in names)
-    write_text(partial / "SHA256SUMS", sums)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    try:
+        for name, content in tensors.items():
+            write_bytes(partial / name, _safetensors(content))
+        described = {"format": FORMAT, "network": network, "arguments": arguments, **config}
+        write_json(partial / "config.json", described)
+        write_text(partial / "card.md", card)
+        for name, text in (files or {}).items():
+            write_text(partial / name, text)
+        names = dict.fromkeys([*_FILES, *tensors, *(files or {})])
+        sums = "".join(f"{sha256(partial / name)}  {name}\n" for name in names)
+        write_text(partial / "SHA256SUMS", sums)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
+def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
 
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
-    path.chmod(0o644)  # safetensors makes it readable by its owner only
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
 
 
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | None]:
@@ -251,7 +252,9 @@ def _verify(folder: Path) -> None:
     optional = [name for name in (_UNCERTAINTY, _TOKENIZER) if (folder / name).exists()]
     for name in dict.fromkeys([*_FILES, *expected, *optional]):
         if name not in expected or not (folder / name).is_file():
-            raise BundleError(f"{folder}/{name}: missing; copy the whole folder again")
+            raise BundleError(
+                f"{folder}/{name}: missing here or in SHA256SUMS; copy the whole folder again"
+            )
         if sha256(folder / name) != expected[name]:
             raise BundleError(
                 f"{folder}/{name}: checksum differs from SHA256SUMS; the file is damaged"

@@ -6,15 +6,15 @@ The folder may be deleted at any time.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from matattn.files import atomic_path
+from matattn.files import read_sealed, write_sealed
 
 WORTH_KEEPING = 1.0  # seconds of work; less is done again
 
@@ -34,16 +34,17 @@ def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
     """
     path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     try:
-        with open(path, "rb") as kept, np.load(kept, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read_sealed(path)), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError):
         pass  # absent or damaged
     start = time.perf_counter()
     arrays = build()
     if time.perf_counter() - start > WORTH_KEEPING:
         try:
-            with atomic_path(path) as partial, open(partial, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]  # all of them are arrays
+            content = io.BytesIO()
+            np.savez(content, **arrays)  # type: ignore[arg-type]  # all of them are arrays
+            write_sealed(path, content.getbuffer())
         except OSError:
             pass  # no home, or no space: the next call builds again
     return arrays

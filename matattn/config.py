@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from matattn.errors import ConfigError
+from matattn.runtime import memory
 
 # What each section of a configuration may build.
 ALLOWED = {
@@ -19,6 +22,10 @@ ALLOWED = {
     "trainer": ("lightning.",),
     "logger": ("lightning.",),
 }
+
+
+MOST_TENSORS = 5_000  # parameters of a network: of hundreds of blocks
+TRAINED = 4  # times the memory of its weights: with gradients and AdamW's two moments
 
 
 def check_targets(config: Any, place: str = "") -> None:
@@ -54,18 +61,91 @@ def build(config: Mapping[str, Any], place: str, **arguments: Any) -> Any:
     import hydra
     from hydra.errors import InstantiationException
 
+    if not isinstance(config, Mapping) or not isinstance(config.get("_target_"), str):
+        raise ConfigError(f"{place}={config!r}: expected a section with _target_ and its arguments")
     check_targets(config, place)
+    _check_arguments(config, place)
     try:
-        return hydra.utils.instantiate(dict(config), **arguments, _convert_="all")
+        with _bounded_network():
+            return hydra.utils.instantiate(dict(config), **arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         if type(cause).__module__ == "matattn.errors":
             raise cause from None
+        mistakes: tuple[type[Exception], ...]
         mistakes = (TypeError, ValueError, ArithmeticError, InstantiationException)
+        if place == "model":  # sizes that no tensor can have, or no memory
+            mistakes = (*mistakes, RuntimeError, MemoryError)
         if isinstance(cause, mistakes) or type(cause).__module__.startswith("lightning"):
-            reason = " ".join(str(cause).split())
+            reason = " ".join(str(cause).split()) or type(cause).__name__
+            if "allocate" in reason:  # PyTorch says where in its sources, and hydra in whose call
+                reason = "the network does not fit into memory; choose smaller sizes"
             raise ConfigError(f"{place}: {reason}") from error
         raise cause from None
+
+
+def _check_arguments(config: Mapping[str, Any], place: str) -> None:
+    """Raise ConfigError for an argument of another kind than a function of ours says."""
+    import hydra
+    from hydra.errors import HydraException
+
+    name = config["_target_"]
+    if not name.startswith("matattn."):
+        return
+    try:
+        target = hydra.utils.get_object(name)
+        made = cast(Any, target).__init__ if isinstance(target, type) else target
+        hints = get_type_hints(made)
+    except (HydraException, ImportError, NameError, TypeError, ValueError):
+        return  # what cannot be found is said when it is built
+    for key, value in config.items():
+        if key in hints and not _fits(value, hints[key]):
+            kind = hints[key]
+            wanted = str(kind if get_args(kind) else kind.__name__).replace("collections.abc.", "")
+            raise ConfigError(f"{place}.{key}={value!r}: expected {wanted}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of the kind that a signature says; true where it says other kinds
+    than those of a configuration."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in inner)
+    if hint is float or hint is int:
+        number = (int, float) if hint is float else int
+        return isinstance(value, number) and not isinstance(value, bool)
+    if hint in (str, bool, type(None)):
+        return isinstance(value, hint)
+    if origin is Sequence:  # one name may stand for a list of names
+        listed = [value] if isinstance(value, str) else value
+        return isinstance(listed, list | tuple) and all(_fits(item, inner[0]) for item in listed)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(v, inner[1]) for v in value.values())
+    return True
+
+
+@contextmanager
+def _bounded_network() -> Iterator[None]:
+    """Refuse parameters that this machine cannot train, before there is anything in them."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    most, used, count = memory() / TRAINED, 0, 0
+
+    def check(module: Any, name: str, parameter: Any) -> None:
+        nonlocal used, count
+        if parameter is not None and not hasattr(parameter, "materialize"):  # sizes yet unknown
+            used, count = used + parameter.nbytes, count + 1
+        if used > most or count > MOST_TENSORS:
+            raise ConfigError(
+                f"model: the network has more than {used / 4e6:.0f} million parameters in {count} "
+                f"tensors; this machine can train {most / 4e6:.0f} million in {MOST_TENSORS}"
+            )
+
+    handle = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def import_extra(module: str) -> ModuleType:

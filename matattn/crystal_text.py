@@ -48,12 +48,13 @@ def crystal_text_llm(structure: Structure) -> str:
     """Lengths, angles, then an element and its fractional coordinates, a line each.
 
     The form of Gruver et al., "Fine-Tuned Language Models Generate Stable Inorganic Materials as
-    Text", arXiv:2402.04379. Angles are truncated as there, so a hexagonal cell may say 119.
+    Text", arXiv:2402.04379. Angles are truncated as there, but rounded to 0.001 degrees before: a
+    hexagonal cell says 120, where the original says 119 or 120 as the last bits of its numbers are.
     """
     lattice = structure.lattice
     lines = [
         " ".join(f"{length:.1f}" for length in lattice.abc),
-        " ".join(str(int(angle)) for angle in lattice.angles),
+        " ".join(str(int(round(angle, 3))) for angle in lattice.angles),
     ]
     for site in structure:
         lines += [site.species_string, " ".join(f"{x:.2f}" for x in site.frac_coords)]

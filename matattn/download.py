@@ -6,6 +6,7 @@ that broke off goes on where it stopped.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import http.client
 import json
@@ -78,8 +79,8 @@ def fetch(url: str, path: str | Path, checksum: str | None = None) -> None:
                 f"{url}: what came is not the expected file ({problem}); try again, or look at it "
                 f"in a browser and put the right file at {path}"
             )
-        os.replace(partial, path)
         write_text(_record(path), f"{found}  {path.name}\n")
+        os.replace(partial, path)
 
 
 def get_json(url: str) -> Any:
@@ -176,7 +177,8 @@ def _open(url: str, headers: dict[str, str] | None = None) -> Any:
 
 def _is_final(error: Exception) -> bool:
     """Whether another attempt would get the same answer."""
-    return isinstance(error, urllib.error.HTTPError) and error.code < 500
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or isinstance(error, urllib.error.HTTPError) and error.code < 500
 
 
 def _reason(error: Exception) -> str:

@@ -34,5 +34,9 @@ class TrainingError(MatattnError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class WriteError(MatattnError, OSError):
+    """A file cannot be written, for example because the disk is full."""
+
+
 class ExplanationError(MatattnError):
     """A prediction cannot be explained by attention."""

@@ -10,29 +10,80 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from matattn.errors import WriteError
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A ``.partial`` path to write to, renamed to ``path`` if the block ends without error."""
+    """A ``.partial`` path to write to, renamed to ``path`` if the block ends without error.
+
+    Raises WriteError, which is an OSError, in place of the system's errors: when a disk is full
+    these name no file.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_sealed(path: str | Path, content: bytes | memoryview) -> None:
+    """Write a file atomically, with its SHA-256 behind the content.
+
+    NumPy and PyTorch read such an archive as any other, and would not notice a wrong bit in some
+    places of it.
+    """
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        file.write(content)
+        file.write(_seal(content))
+
+
+def read_sealed(path: str | Path) -> bytes:
+    """The content of a file of ``write_sealed``; raises ValueError unless it is as it was written,
+    and OSError if there is none."""
+    content = Path(path).read_bytes()
+    end = len(content) - len(_seal(b""))
+    if end < 0 or content[end:] != _seal(memoryview(content)[:end]):
+        raise ValueError("its checksum is wrong or missing")
+    return content[:end]
+
+
+def _seal(content: bytes | memoryview) -> bytes:
+    return b"sha256:" + hashlib.sha256(content).hexdigest().encode()
+
+
+def encodable(text: str) -> str:
+    """``text`` with escapes in place of what UTF-8 has not: bytes of a file's name that are no
+    text, or half a character that JSON wrote as one."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(encodable(text), encoding="utf-8")
 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a process that was killed, or still writes, left this beside a file."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def sha256(path: str | Path) -> str:

@@ -38,6 +38,7 @@ _BASES = {
     "triangular": ((1.0, 0.0), (0.5, 3**0.5 / 2)),
 }
 LATTICES = tuple(_BASES)
+MOST_SITES = 4096  # there are tables of all pairs of sites
 _COORDINATION = {"chain": 2, "square": 4, "triangular": 6}  # first and second neighbours alike
 
 
@@ -100,6 +101,8 @@ class SpinSystem:
                 f"a {self.lattice} has {len(_BASES[self.lattice])} directions, "
                 f"but extent={self.extent}"
             )
+        if self.sites > MOST_SITES:
+            raise DataError(f"extent={self.extent}: expected at most {MOST_SITES} sites in all")
         if min(self.extent) < 2 or not self._bonds_are_single():
             raise DataError(
                 f"extent={self.extent} is too small for a {self.lattice}: two sites would be "

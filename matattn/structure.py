@@ -25,6 +25,7 @@ _CLOSE = 0.5  # Å: suspicious, a warning
 _LONGEST = 1e4  # Å: a lattice vector, or the distance of an atom of a molecule from the origin
 _FARTHEST = 1e6  # cells: beyond, the place in the cell has lost its digits
 _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
+_THINNEST = 0.01  # Å, and share of a lattice vector, that it rises above the plane of the others
 
 
 def validate(structure: Structure | Molecule, where: str = "structure") -> list[str]:
@@ -60,14 +61,15 @@ def validate_arrays(z: Sequence[int], coords: Any, cell: Any, where: str) -> lis
     Without a cell (None), of a molecule, coordinates are Cartesian, Å.
 
     Raises StructureError for: no atoms, wrong shapes, NaN or infinite numbers, a cell without
-    volume, elements beyond Z = 98, and atoms closer than 0.01 Å.
+    volume or nearly flat, elements beyond Z = 98, and atoms closer than 0.01 Å.
     """
     try:
         given = np.asarray(z)
-        numbers = given.astype(np.int64)
+        with np.errstate(invalid="ignore"):  # what is no whole number is said below
+            numbers = given.astype(np.int64)
         coords = np.asarray(coords, dtype=np.float64)
         cell = None if cell is None else np.asarray(cell, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise StructureError(f"{where}: atoms, coordinates or lattice are not numbers") from None
     if numbers.size == 0:
         raise StructureError(f"{where}: no atoms")
@@ -100,16 +102,33 @@ def validate_arrays(z: Sequence[int], coords: Any, cell: Any, where: str) -> lis
             f"{where}: the cell has a volume of {volume:.3g} Å^3 for {numbers.size} atoms; is a "
             "lattice vector missing, or the lattice not in Å?"
         )
+    if cell is not None:
+        _check_flatness(cell, where)
     if (bad := np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))).size:
         raise StructureError(
             f"{where}: site {bad[0] + 1} has atomic number {numbers[bad[0]]}; the networks know 1 "
             f"to {MAX_ATOMIC_NUMBER}"
         )
-    pos, cell = (coords, np.zeros((3, 3))) if cell is None else (coords @ cell, cell)
+    if cell is None:
+        pos, cell = coords, np.zeros((3, 3))
+    else:  # in the cell: the search goes through all cells between the atoms
+        pos = (coords - np.floor(coords)) @ cell
     try:
         return _check_distances(pos, cell, where)
     except MemoryError:
         raise StructureError(f"{where}: too little memory for {numbers.size} atoms") from None
+
+
+def _check_flatness(cell: np.ndarray, where: str) -> None:
+    """The search for neighbours goes through all cells near an atom, of flat ones too many."""
+    height = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    flat = height < _THINNEST * np.maximum(1, np.linalg.norm(cell, axis=1))
+    if flat.any():
+        worst = int(np.flatnonzero(flat)[0])
+        raise StructureError(
+            f"{where}: lattice vector {worst + 1} rises {height[worst]:.2g} Å from the plane "
+            "of the other two; is the lattice right, and in Å? (a reduced cell is never so flat)"
+        )
 
 
 def _check_distances(pos: np.ndarray, cell: np.ndarray, where: str) -> list[str]:

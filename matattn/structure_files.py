@@ -78,7 +78,7 @@ def entries(source: str | Path | Iterable[str]) -> Iterator[Entry]:
 
 def is_structure_file(path: Path) -> bool:
     """Whether the name of a file is one that ``read`` knows."""
-    return not path.is_dir() and _kind(path) is not None
+    return not os.path.isdir(path) and _kind(path) is not None
 
 
 def holds_one(path: Path) -> bool:
@@ -97,12 +97,12 @@ def _kind(path: Path) -> str | None:
 def _parse(path: Path) -> Found:
     kind = _kind(path)
     try:
-        if path.is_dir():
+        if os.path.isdir(path):  # path.is_dir() raises an error when a name is too long
             raise StructureError(f"{path}: is a folder without structure files")
-        if not path.exists() and _MP_ID.fullmatch(str(path)):
+        if not os.path.exists(path) and _MP_ID.fullmatch(str(path)):
             yield str(path), str(path), _from_materials_project(str(path))
             return
-        if not path.exists():
+        if not os.path.exists(path):
             raise StructureError(f"{path}: no such file")
         if kind is None:
             raise StructureError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -40,10 +41,10 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
                 names = (line.strip() for line in _joined(first, sys.stdin))
                 sources += find_sources(name for name in names if name not in ("", "-"))
             continue
-        is_glob = any(mark in given for mark in "*?[") and not Path(given).exists()
+        is_glob = any(mark in given for mark in "*?[") and not os.path.exists(given)
         matches = sorted(glob(given, recursive=True)) if is_glob else []
         for path in map(Path, matches or [given or "(no name)"]):
-            inside = sorted(path.iterdir()) if path.is_dir() else []
+            inside = sorted(path.iterdir()) if os.path.isdir(path) else []
             sources += [entry for entry in inside if is_structure_file(entry)] or [path]
     return sources
 

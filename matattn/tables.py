@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matattn.errors import MatattnError
-from matattn.files import atomic_path, write_text
+from matattn.files import atomic_path, encodable, write_text
 
 Row = dict[str, Any]
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
@@ -32,7 +32,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write rows with equal keys atomically, in the format of the suffix.
 
     CSV has 6 significant digits, the others all. A value that is missing, NaN or infinite is an
-    empty cell or null. Raises OSError.
+    empty cell or null. Raises WriteError.
     """
     match path.suffix.lower():
         case ".csv":
@@ -52,27 +52,30 @@ def csv_text(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     if rows:
         writer.writeheader()
-    for row in map(_finite, rows):
+    for row in map(_plain, rows):
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     return text.getvalue()
 
 
 def _json_line(row: Row) -> str:
-    return json.dumps(_finite(row), ensure_ascii=False)
+    return json.dumps(_plain(row), ensure_ascii=False)
 
 
-def _finite(row: Row) -> Row:
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
+def _plain(row: Row) -> Row:
+    return {key: _plain_value(value) for key, value in row.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.Table.from_pylist([_finite(row) for row in rows])
+    table = pyarrow.Table.from_pylist([_plain(row) for row in rows])
     # A column without any value has no type of its own: numbers are all that may be missing.
     fields = [
         pyarrow.field(column.name, pyarrow.float64()) if column.type == pyarrow.null() else column

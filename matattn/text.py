@@ -44,8 +44,9 @@ class Sentence:
 class TextDataset:
     """A corpus of lines, and sentences with labelled spans and a split.
 
-    ``material_types`` are the span types that name a material. Corpus lines hold no sentence of the
-    validation and test splits. ``skipped`` has a message for each line or file that was left out.
+    ``material_types`` are the span types that name a material. Lines that share eight words in a
+    row with a sentence of the validation or test split, or that are a shorter one, are not in the
+    corpus. ``skipped`` has a message for each line or file that was left out.
     """
 
     name: str
@@ -77,22 +78,28 @@ class TextDataset:
 
 
 def parts(sentence: Sentence, longest: int, types: Collection[str] | None = None) -> list[Sentence]:
-    """A sentence in parts of at most ``longest`` words, with its outermost spans; none is cut
-    unless it is longer than a part."""
+    """A sentence in parts of at most ``longest`` words, with its outermost spans.
+
+    Parts end before a span that would be cut; one longer than a part goes on in the next.
+    """
     spans, found = sentence.of(types), []
     start = 0
     while start < len(sentence.words):
         end = min(start + longest, len(sentence.words))
         cutting = [s for s, e, _ in spans if s < end < e and s > start]
         end = min([end, *cutting])
-        inside = tuple((s - start, e - start, k) for s, e, k in spans if start <= s and e <= end)
+        inside = tuple(
+            (max(s, start) - start, min(e, end) - start, kind)
+            for s, e, kind in spans
+            if s < end and start < e
+        )
         found.append(Sentence(sentence.words[start:end], inside, sentence.split, sentence.source))
         start = end
     return found
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file.
+def read_text(path: str | Path, may_be_empty: bool = False) -> str:
+    """The text of a UTF-8 file, or pipe.
 
     Raises DataError for a file that is missing, empty, not UTF-8 (with the place), or full of
     mojibake, UTF-8 that something took for another encoding.
@@ -105,12 +112,12 @@ def read_text(path: str | Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise DataError(
             f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; convert it, "
             f"for example: iconv -f latin1 -t utf-8 {path.name}"
         ) from None
-    if not text.strip():
+    if not may_be_empty and not text.strip():
         raise DataError(f"{path}: the file is empty")
     check_encoding(text, str(path))
     return text
@@ -128,6 +135,17 @@ def check_encoding(text: str, where: str) -> None:
         )
 
 
+def check_unicode(text: str, where: str) -> None:
+    """Raise DataError for a text that cannot be written as UTF-8, naming its first such place."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: character {error.start + 1} is U+{ord(text[error.start]):04X}, half a "
+            "character or a byte that is not UTF-8; convert the text to UTF-8"
+        ) from None
+
+
 def split_words(text: str) -> list[tuple[str, int, int]]:
     """Words of a text with the places where they begin and end."""
     from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -139,6 +157,7 @@ def split_words(text: str) -> list[tuple[str, int, int]]:
 def from_labels(words: Sequence[str], labels: Sequence[str], where: str) -> list[Span]:
     """Spans of BIO labels ("B-MAT", "I-MAT", "O"); an I- after something else begins a span.
 
+    Those of BIOES are read as BIO: S- as B-, E- as I-.
     Raises DataError, beginning with ``where``, when there are not as many labels as words, or for a
     label that is none.
     """
@@ -151,11 +170,12 @@ def from_labels(words: Sequence[str], labels: Sequence[str], where: str) -> list
         if label == "O":
             continue
         kind, dash, name = label.partition("-")
-        if kind not in ("B", "I") or not dash or not name:
+        if kind not in ("B", "I", "E", "S") or not dash or not name:
             raise DataError(
-                f"{where}: label {label!r} of {words[place]!r} is not O, B-... or I-..."
+                f"{where}: label {label!r} of {words[place]!r} is not O, B-... or I-... (or E-..., "
+                "S-... of BIOES)"
             )
-        if kind == "I" and spans and spans[-1][1:] == (place, name):
+        if kind in ("I", "E") and spans and spans[-1][1:] == (place, name):
             spans[-1] = (spans[-1][0], place + 1, name)
         else:
             spans.append((place, place + 1, name))

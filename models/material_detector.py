@@ -15,7 +15,8 @@ from matattn.crystal_text import SYMBOLS
 LABELS = ("O", "B-name", "I-name", "B-formula", "I-formula")
 LONGEST = 40  # characters of a word that the detector sees
 CHARACTERS = 512  # rows of the table of characters: code points, modulo this
-_FORMULA = re.compile(rf"(?:(?:{SYMBOLS})[\d.xyzδ]*|[()\[\]\d.+\-−–xyzδ])+")
+# One way to match each character, and possessive: no text takes longer than its length.
+_FORMULA = re.compile(rf"(?:{SYMBOLS}|[()\[\]\d.+\-−–xyzδ])++")
 _SHAPES = 4
 _GAP = [0, 0]  # as wide as half the wider convolution
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import warnings
@@ -94,11 +95,16 @@ def check_settings(config: Mapping[str, Any]) -> None:
     require("optimizer.lr", optimizer["lr"], number, lambda x: x > 0, "a number above 0")
     require("optimizer.weight_decay", optimizer["weight_decay"], number, lambda x: x >= 0,
             "0 or more")  # fmt: skip
-    require("optimizer.betas", optimizer["betas"], list, lambda b: len(b) == 2, "two numbers")
+    two = "two numbers from 0 to below 1"
+    require("optimizer.betas", optimizer["betas"], list, _are_betas, two)
     processes = config["trainer"]["devices"]
     enough = f"at least 1, and trainer.devices ({processes})"
     require("task.batch_size", task["batch_size"], int, lambda n: n >= processes, enough)
     require("task.select", task["select"], str, ("final", "best").__contains__, "final or best")
+
+
+def _are_betas(betas: list[Any]) -> bool:
+    return len(betas) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in betas)
 
 
 def make_loaders(
@@ -163,7 +169,7 @@ def stop_unless_finite(
 
     Their ``ids`` are written to ``nonfinite_batch.json``; ``what`` names them.
     """
-    if torch.isfinite(loss):
+    if math.isfinite(loss.item()):
         return
     place = folder / "nonfinite_batch.json"
     epoch, step = module.current_epoch, module.global_step

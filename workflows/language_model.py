@@ -58,8 +58,9 @@ __all__ = ["MaskedWords", "SpanLabels", "prepare", "results_table", "run"]
 VOCABULARIES = {"matter": "tokenizer.json", "wordpiece": "wordpiece.json"}
 MASKED = 0.15  # of the words
 KEPT, REPLACED = 0.1, 0.1  # of the masked words: left as they are, or a random piece
-_HELD_OUT = 20  # every so many-th line of the corpus tells how well words are guessed
+_HELD_OUT = 20  # every so many-th chunk of the corpus tells how well words are guessed
 _IGNORED = -100
+Chunk = tuple[list[int], list[int]]  # ids, and the word of each (-1: none)
 
 
 class MaskedWords(TextTraining):
@@ -105,6 +106,7 @@ class Prepared:
     network: TokenClassifier
     schedule: Schedule
     fingerprint: str  # of the data
+    chunks: list[Chunk]  # of the corpus, if masked words are learned
 
 
 def prepare(config: dict[str, Any]) -> Prepared:
@@ -115,12 +117,16 @@ def prepare(config: dict[str, Any]) -> Prepared:
             "0 or more")  # fmt: skip
     require("task.vocabulary", task["vocabulary"], str, VOCABULARIES.__contains__,
             f"one of {', '.join(VOCABULARIES)}")  # fmt: skip
+    require("model.max_length", config["model"]["max_length"], int, lambda n: n >= 3, "at least 3")
     if config["init_from"]:
         raise ConfigError("init_from starts trainings on crystals only, not on text")
     import_extra("tokenizers")
     dataset: TextDataset = build(config["data"], "data")
     known = dataset.types()
-    types = known if task["types"] is None else list(task["types"])
+    types = known
+    if task["types"] is not None:
+        require("task.types", task["types"], list, bool, f"a list of {', '.join(known)}, or null")
+        types = list(dict.fromkeys(map(str, task["types"])))
     if unknown := sorted(set(types) - set(known)):
         raise ConfigError(
             f"task.types: {dataset.name} has no spans of {', '.join(unknown)}; it has "
@@ -130,6 +136,14 @@ def prepare(config: dict[str, Any]) -> Prepared:
         if not any(s.of(types) for s in dataset.of_split(split)):
             raise ConfigError(f"{dataset.name}: no labelled span in its {split} sentences")
     tokenizer = _tokenizer(task, dataset)
+    chunks: list[Chunk] = []
+    if task["pretraining_epochs"]:
+        chunks = _chunks(tokenizer, dataset.corpus, config["model"]["max_length"])
+        if len(chunks) < 2:
+            raise ConfigError(
+                f"{dataset.name}: the corpus makes {len(chunks)} chunk of text, and masked words "
+                "need 2, one of them held out: a longer corpus, or task.pretraining_epochs=0"
+            )
     schedule = build(config["optimizer"]["schedule"], "optimizer.schedule")
     L.seed_everything(config["seed"], workers=True, verbose=False)
     config["model"] |= {
@@ -137,7 +151,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
         "num_labels": 1 + 2 * len(types),
     }
     network = build(config["model"], "model")
-    return Prepared(dataset, types, tokenizer, network, schedule, dataset.fingerprint())
+    return Prepared(dataset, types, tokenizer, network, schedule, dataset.fingerprint(), chunks)
 
 
 def _tokenizer(task: Mapping[str, Any], dataset: TextDataset) -> Any:
@@ -157,7 +171,9 @@ def _tokenizer(task: Mapping[str, Any], dataset: TextDataset) -> Any:
         )
     size = task["vocab_size"]
     require("task.vocab_size", size, int, lambda n: n > len(SPECIAL), f"above {len(SPECIAL)}")
-    return make_tokenizer(train_vocabulary(count_plain(dataset.corpus), size))
+    tokenizer = make_tokenizer(train_vocabulary(count_plain(dataset.corpus), size))
+    tokenizer.encode_special_tokens = True  # as ``load_tokenizer``
+    return tokenizer
 
 
 def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
@@ -214,10 +230,10 @@ def _labels(types: Sequence[str]) -> list[str]:
 
 def _pretrain(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Masked words of the corpus; leaves the encoder with what it learned."""
-    epochs, lines = config["task"]["pretraining_epochs"], prepared.dataset.corpus
+    epochs, chunks = config["task"]["pretraining_epochs"], prepared.chunks
+    result = {"epochs": epochs, "lines": len(prepared.dataset.corpus)}
     if not epochs:
-        return {"epochs": 0, "lines": len(lines), "loss": None, "seconds": 0.0}
-    chunks = _chunks(prepared.tokenizer, lines, prepared.network.encoder.max_length)
+        return {**result, "held_out": 0, "loss": None, "seconds": 0.0}
     splits = {
         "train": [chunk for n, chunk in enumerate(chunks) if n % _HELD_OUT],
         "val": chunks[::_HELD_OUT],
@@ -228,11 +244,11 @@ def _pretrain(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[
     module = MaskedWords(model, optimizer, ids, folder)
     settings = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
     log = fit_texts(settings, folder, module, splits, _collate_chunks)
-    loss = log.rows[-1]["val/loss"]
-    return {"epochs": epochs, "lines": len(lines), "loss": loss, "seconds": round(log.seconds, 1)}
+    loss, seconds = log.rows[-1]["val/loss"], round(log.seconds, 1)
+    return {**result, "held_out": len(splits["val"]), "loss": loss, "seconds": seconds}
 
 
-def _chunks(tokenizer: Any, lines: Sequence[str], length: int) -> list[tuple[list[int], list[int]]]:
+def _chunks(tokenizer: Any, lines: Sequence[str], length: int) -> list[Chunk]:
     """Pieces of all lines in chunks of at most ``length`` with [CLS] and [SEP], and their words."""
     cls, sep = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
     chunks = []
@@ -246,7 +262,7 @@ def _chunks(tokenizer: Any, lines: Sequence[str], length: int) -> list[tuple[lis
     return chunks
 
 
-def _collate_chunks(chunks: Sequence[tuple[list[int], list[int]]]) -> Batch:
+def _collate_chunks(chunks: Sequence[Chunk]) -> Batch:
     length = max(len(ids) for ids, _ in chunks)
     ids = torch.zeros(len(chunks), length, dtype=torch.long)
     owners = torch.full((len(chunks), length), -1)

@@ -149,7 +149,8 @@ def prepare(config: dict[str, Any]) -> Prepared:
             averaging)  # fmt: skip
     fraction = "a fraction below 0.5 (0: none)"
     require("task.calibration", task["calibration"], number, lambda x: 0 <= x < 0.5, fraction)
-    require("task.members", task["members"], int, lambda n: n >= 1, "at least 1")
+    members = f"1 to {bundle.MOST_MEMBERS}"
+    require("task.members", task["members"], int, lambda n: 1 <= n <= bundle.MOST_MEMBERS, members)
     spread = task["spread"]
     require("task.spread", spread, str, SPREADS.__contains__, f"one of {', '.join(SPREADS)}")
     if spread == "ensemble" and task["members"] < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -43,7 +43,8 @@ def keeping_errors(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        write_text(folder / FAILED, f"{type(error).__name__}: {text}\n")
+        with suppress(OSError):  # the disk may be full
+            write_text(folder / FAILED, f"{type(error).__name__}: {text}\n")
         raise
 
 

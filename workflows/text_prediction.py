@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +20,7 @@ from matattn.errors import BundleError
 from matattn.models.material_detector import MaterialDetector, encode_words
 from matattn.models.matter_tokenizer import word_probability
 from matattn.models.text_encoder import TokenClassifier
-from matattn.text import Sentence, Span, spans_of, split_words
+from matattn.text import Sentence, Span, check_unicode, spans_of, split_words
 
 WINDOW = 128  # words that a network sees at once
 MARGIN = 16  # words at the inner ends of a window, which the next window sees better
@@ -54,8 +57,10 @@ class TextModel:
         return cls(network, config, load_tokenizer(folder))
 
     def tokenize(self, texts: str | Iterable[str]) -> list[Tagged]:
-        """Pieces and spans of every text, whatever its length."""
+        """Pieces and spans of every text, whatever its length; DataError for what is no Unicode."""
         given = [texts] if isinstance(texts, str) else list(texts)
+        for number, text in enumerate(given, 1):
+            check_unicode(text, f"text {number}")
         encoded = self.tokenizer.encode_batch(given, add_special_tokens=False)
         places = [split_words(text) for text in given]
         tagged = tag(self, [[word for word, _, _ in found] for found in places])
@@ -74,12 +79,17 @@ class TextModel:
 
 
 def load_tokenizer(folder: Path, name: str = "tokenizer.json") -> Any:
-    """The tokenizer of a bundle whose sums were checked; BundleError when there is none."""
+    """The tokenizer of a bundle whose sums were checked; BundleError when there is none.
+
+    Names of special tokens, such as [MASK], are plain text for it.
+    """
     tokenizers = import_extra("tokenizers")
     try:
-        return tokenizers.Tokenizer.from_file(str(folder / name))
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / name))
     except Exception as error:  # the library raises bare Exceptions
         raise BundleError(f"{folder}/{name}: cannot be read: {error}") from None
+    tokenizer.encode_special_tokens = True  # not stored in the file
+    return tokenizer
 
 
 def find_spans(model: TextModel, sentences: Iterable[Sentence]) -> list[list[Span]]:
@@ -92,7 +102,7 @@ def tag(model: TextModel, texts: Sequence[Sequence[str]]) -> list[tuple[list[str
     """Label and probability of every word of every text (a list of words)."""
     labels: list[str] = model.config["labels"]
     rule = model.config.get("word_probability", "paper")
-    windows = [(row, *window) for row, text in enumerate(texts) for window in cut(len(text))]
+    windows = [(row, *window) for row, cuts in enumerate(_windows(model, texts)) for window in cuts]
     found = [([""] * len(text), [0.0] * len(text)) for text in texts]
     order = sorted(windows, key=lambda window: window[2] - window[1])  # so less is padding
     for first in range(0, len(order), _BATCH):
@@ -106,17 +116,39 @@ def tag(model: TextModel, texts: Sequence[Sequence[str]]) -> list[tuple[list[str
     return found
 
 
-def cut(count: int) -> Iterator[tuple[int, int, int, int]]:
-    """Windows over ``count`` words: start, end, and which of its words a window answers for."""
-    start = 0
-    while start < count:
-        end = min(start + WINDOW, count)
-        low = start + MARGIN if start else 0
-        high = end if end == count else end - MARGIN
+def cut(sizes: Sequence[int], room: int = WINDOW) -> Iterator[tuple[int, int, int, int]]:
+    """Windows over words: start, end, and which of its words a window answers for.
+
+    A window has at most ``WINDOW`` words, which take up ``room`` at most; a word that takes up more
+    ends its window. Margins are narrower where ``MARGIN`` words take up an eighth of the room.
+    """
+    ends = [0, *accumulate(sizes)]
+
+    def before(place: int) -> int:
+        return max(place - MARGIN, bisect_left(ends, ends[place] - room // 8))
+
+    high, count = 0, len(sizes)
+    while high < count:
+        low, start = high, before(high)
+        end = min(start + WINDOW, bisect_right(ends, ends[start] + room) - 1)
+        end = max(end, low + 1)
+        high = end if end == count else max(before(end), low + 1)
         yield start, end, low, high
-        if end == count:
-            return
-        start = end - 2 * MARGIN
+
+
+def _windows(
+    model: TextModel, texts: Sequence[Sequence[str]]
+) -> list[Iterator[tuple[int, int, int, int]]]:
+    """Windows over the words of every text in which the network sees each of them."""
+    if isinstance(model.network, MaterialDetector):
+        return [cut([1] * len(text)) for text in texts]
+    encoded = model.tokenizer.encode_batch(
+        [list(text) for text in texts], is_pretokenized=True, add_special_tokens=False
+    )
+    room = cast(TokenClassifier, model.network).encoder.max_length - 2  # beside [CLS] and [SEP]
+    pieces = (Counter(one.word_ids) for one in encoded)
+    return [cut([n[word] for word in range(len(text))], room)
+            for n, text in zip(pieces, texts, strict=True)]  # fmt: skip
 
 
 def _probabilities(model: TextModel, texts: list[Sequence[str]]) -> list[list[np.ndarray]]:
@@ -135,7 +167,7 @@ def _probabilities(model: TextModel, texts: list[Sequence[str]]) -> list[list[np
 def _piece_probabilities(
     network: TokenClassifier, tokenizer: Any, texts: list[Sequence[str]]
 ) -> list[list[np.ndarray]]:
-    """Of every word, the probabilities of its first piece; "O" where the encoder sees none."""
+    """Of every word, the probabilities of its first piece; "O" for a word that has none."""
     ids, owners = encode_pieces(tokenizer, texts, network.encoder.max_length)
     chances = network(ids).softmax(-1).numpy()
     unseen = np.zeros((1, chances.shape[-1]))

@@ -204,8 +204,9 @@ def language_report(config: dict[str, Any], dataset: TextDataset, metrics: dict[
         "",
         *_table(("split", "spans of", *_LABELLING.values(), "spans"), rows),
         "",
-        f"Before that, masked words: cross-entropy {masked['loss']:.3f} on {masked['lines']:,} "
-        f"corpus lines after {masked['epochs']} epochs ({masked['seconds']:.0f} s)."
+        f"Before that, masked words: cross-entropy {masked['loss']:.3f} on {masked['held_out']:,} "
+        f"held-out chunks of {masked['lines']:,} corpus lines after {masked['epochs']} epochs "
+        f"({masked['seconds']:.0f} s)."
         if masked["epochs"]
         else "Nothing was learned from masked words before that.",
         "One seed: differences between vocabularies need at least three.",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ from matattn.models.matter_tokenizer import (
     smallest_size,
     train_vocabulary,
 )
+from matattn.runtime import one_thread
 from matattn.text import (
     Sentence,
     Span,
@@ -93,14 +96,15 @@ def prepare(config: dict[str, Any]) -> Prepared:
     check_settings(config)
     number, room = (int, float), len(SPECIAL) + 1
     require("task.vocab_size", task["vocab_size"], int, lambda n: n >= room, f"at least {room}")
-    require("task.strength", task["strength"], number, lambda x: x >= 0, "0 or more")
+    require("task.strength", task["strength"], number, _is_strength, "a number from 0 on")
     require("task.min_frequency", task["min_frequency"], number, lambda x: x > 0, "above 0")
     require("task.word_probability", task["word_probability"], str, RULES.__contains__,
             f"one of {', '.join(RULES)}")  # fmt: skip
     require("task.noise_copies", task["noise_copies"], int, lambda n: n >= 0, "0 or more")
-    require("task.sizes", task["sizes"], list, lambda xs: all(x >= room for x in xs),
-            f"a list of numbers from {room} on")  # fmt: skip
-    require("task.strengths", task["strengths"], list, lambda xs: all(x >= 0 for x in xs),
+    require("task.sizes", task["sizes"], list,
+            lambda xs: all(isinstance(x, int) and x >= room for x in xs),
+            f"a list of whole numbers from {room} on")  # fmt: skip
+    require("task.strengths", task["strengths"], list, lambda xs: all(map(_is_strength, xs)),
             "a list of numbers from 0 on")  # fmt: skip
     if config["init_from"]:
         raise ConfigError("init_from starts trainings on crystals only, not on text")
@@ -122,6 +126,10 @@ def prepare(config: dict[str, Any]) -> Prepared:
     return Prepared(dataset, sentences, network, schedule, dataset.fingerprint())
 
 
+def _is_strength(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
 def as_materials(sentence: Sentence, types: Sequence[str]) -> Sentence:
     """The sentence with its materials as spans "formula" (made of element symbols) or "name"."""
     spans: list[Span] = []
@@ -133,6 +141,7 @@ def as_materials(sentence: Sentence, types: Sequence[str]) -> Sentence:
     return Sentence(sentence.words, tuple(spans), sentence.split, sentence.source)
 
 
+@one_thread()
 def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
     task, dataset = config["task"], prepared.dataset
@@ -142,7 +151,8 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     }
     generator = np.random.default_rng(config["seed"])
     train = [part for s in by_split["train"] for part in parts(s, LONGEST_TRAINED)]
-    copies = [noisy(s, generator) for _ in range(task["noise_copies"]) for s in train]
+    noised = [(s, noisy(s, generator)) for _ in range(task["noise_copies"]) for s in train]
+    copies = [copy for sentence, copy in noised if copy.words != sentence.words]
     trained = [s for s in [*train, *copies] if s.words]
     optimizer = {**config["optimizer"], "schedule": prepared.schedule}
     module = Detection(prepared.network, optimizer, [opening(s) for s in trained], folder)
@@ -165,6 +175,12 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     scores = {s: _detector_scores(model, by_split["train"], by_split[s]) for s in ("val", "test")
               if by_split[s]}  # fmt: skip
     counts = count_words(model, dataset.corpus)
+    if not counts.material:
+        print(
+            "warning: the detector found no material in the corpus, so the vocabularies are those "
+            "of plain WordPiece; train longer (trainer.max_epochs) or on more labelled sentences",
+            file=sys.stderr,
+        )
     mentions = _mentions(by_split["test"])
     rows, vocabularies = _compare(task, counts, mentions)
     chosen = vocabularies[task["vocab_size"], task["strength"]]
@@ -328,8 +344,12 @@ def intrinsic(
 
 
 def _pieces(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    """Of each word; one that the vocabulary cannot spell counts as its characters, two at least."""
     encoded = tokenizer.encode_batch(list(words), add_special_tokens=False)
-    return [max(len(one.ids), 1) for one in encoded]
+    return [
+        max(len(word), 2) if "[UNK]" in one.tokens else max(len(one.ids), 1)
+        for word, one in zip(words, encoded, strict=True)
+    ]
 
 
 def _write_frequencies(path: Path, counts: WordCounts, strength: float) -> None:

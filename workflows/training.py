@@ -16,7 +16,7 @@ from rich.console import Console
 
 from matattn.config import check_targets, config_hash, import_extra, require
 from matattn.errors import ConfigError
-from matattn.files import write_text
+from matattn.files import is_partial, write_text
 from matattn.runtime import tune_malloc
 from matattn.workflows.fine_tuning import adopt
 from matattn.workflows.run_state import keeping_errors, working_on
@@ -70,6 +70,7 @@ def _run_in(
 ) -> dict[str, Any]:
     """The metrics of the run in a folder that no other process uses."""
     earlier = _earlier_run(folder)
+    _clear_partial(folder)
     if earlier and config["overwrite"]:
         _clear(folder)
     elif earlier:
@@ -97,6 +98,7 @@ def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:
 
 def _check(config: dict[str, Any], names: dict[str, str]) -> None:
     given, wanted = config["data"].pop("kind"), config["task"].pop("data_kind")
+    require("task.data_kind", wanted, list, bool, "a list of kinds of data")
     if given not in wanted:
         listed = " or ".join(map(repr, wanted))
         raise ConfigError(
@@ -110,7 +112,8 @@ def _check(config: dict[str, Any], names: dict[str, str]) -> None:
             f"{changed[0]} cannot be combined with init_from: the network is that of "
             f"{config['init_from']}"
         )
-    require("seed", config["seed"], int, lambda seed: seed >= 0, "a number from 0 on")
+    seeds = "a number from 0 to 2^31 - 1"
+    require("seed", config["seed"], int, lambda seed: 0 <= seed < 2**31, seeds)
     require("trainer.max_epochs", trainer["max_epochs"], int, lambda n: n >= 1, "at least 1")
     require("trainer.precision", trainer["precision"], str, lambda p: p == "32-true", "32-true")
     workflow = config["task"]["workflow"]
@@ -125,7 +128,7 @@ def _check(config: dict[str, Any], names: dict[str, str]) -> None:
 
 def _earlier_run(folder: Path) -> dict[str, Any] | None:
     """The recorded configuration of a run in this folder; refuses a folder of something else."""
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(map(is_partial, folder.iterdir())):
         return None
     recorded = folder / "config.yaml"
     try:
@@ -175,15 +178,28 @@ def _differences(old: Any, new: Any, place: str) -> list[str]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote, so that nothing of it is mistaken for the new one."""
+    """Remove what an earlier run wrote, so that nothing of it is mistaken for the new one.
+
+    At any moment what is left is a run, and after the first no finished one.
+    """
+    (folder / "metrics.json").unlink(missing_ok=True)
     for name in ("checkpoints", "model", "fields", "pretraining"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for place in folder.glob("member*"):
         shutil.rmtree(place, ignore_errors=True)
     for name in (
-        "config.yaml", "error.txt", "metrics.json", "metrics.csv", "predictions.csv", "report.md",
-        "observables.json",
+        "error.txt", "metrics.csv", "predictions.csv", "report.md", "observables.json"
     ):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
     for plot in folder.glob("*.png"):
         plot.unlink()
+    (folder / "config.yaml").unlink(missing_ok=True)
+
+
+def _clear_partial(folder: Path) -> None:
+    """Remove what processes that were killed have left half written."""
+    for place in [*filter(is_partial, folder.rglob(".*"))]:
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from matattn import bundle, pretrained
-from matattn.config import build, require
+from matattn.config import TRAINED, build, require
 from matattn.errors import BundleError, ConfigError
 from matattn.files import write_json, write_text
 from matattn.models.factored_attention import (
@@ -30,6 +30,7 @@ from matattn.models.factored_attention import (
     parameter_count,
     to_arrays,
 )
+from matattn.runtime import memory
 from matattn.spins import PAULI, SpinSystem
 from matattn.training.run_log import RunLog
 from matattn.workflows import spin_report
@@ -110,6 +111,8 @@ def prepare(config: dict[str, Any]) -> Prepared:
     if not target.endswith(".TransformerWaveFunction"):
         raise ConfigError(f"{target.rsplit('.', 1)[-1]} is no wave function")
     model = build({"_target_": target, **_arguments(config["model"], system)}, "model")
+    if (count := parameter_count(model)) * TRAINED * 8 > memory():
+        raise ConfigError(f"model: {count:.3g} parameters do not fit into this machine's memory")
     if task["samples"] // task["chains"] < LEAST_CHAIN:
         warnings.warn(
             f"{task['samples'] // task['chains']} samples per chain: R-hat and the "

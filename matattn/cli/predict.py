@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -153,13 +154,22 @@ def _screen(
 
 def _write(rows: list[dict[str, Any]], output: Path | None) -> bool:
     """Write the table; to the terminal when the file cannot be written. Whether all went well."""
+    from matattn.errors import WriteError
     from matattn.tables import csv_text, write_table
 
     try:
         if output is not None and rows:
             write_table(output, rows)
             return True
+    except WriteError as error:
+        print(f"error: {error}", file=sys.stderr)
+    try:
+        sys.stdout.write(csv_text(rows))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it has seen enough
+        raise
     except OSError as error:
-        print(f"error: {output}: cannot be written: {error}", file=sys.stderr)
-    sys.stdout.write(csv_text(rows))
+        print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return False
     return output is None or not rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,22 +40,24 @@ def _run(model: str, text: str, json_lines: bool) -> None:
     from matattn.errors import BundleError
     from matattn.workflows.text_prediction import TextModel
 
-    lines = _lines(text)
+    lines, numbers = _lines(text)
     loaded = matattn.load(model)
     if not isinstance(loaded, TextModel):
         raise BundleError(
             f"{model}: this model reads no text; train one: python train.py model=matter"
         )
     for start in range(0, len(lines), _CHUNK):
-        for tagged in loaded.tokenize(lines[start : start + _CHUNK]):
+        found = loaded.tokenize(lines[start : start + _CHUNK])
+        for number, tagged in zip(numbers[start:], found, strict=False):
             if json_lines:
-                print(_json(tagged))
+                print(_json(number, tagged))
             else:
                 _show(tagged)
 
 
-def _lines(text: str) -> list[str]:
-    """The lines of a file, of the standard input, or the text itself; raises DataError."""
+def _lines(text: str) -> tuple[list[str], list[int]]:
+    """Lines with words, and their numbers, of a file, of the standard input, or of the text itself;
+    raises DataError."""
     from matattn.errors import DataError
     from matattn.text import check_encoding, read_text
 
@@ -67,24 +70,38 @@ def _lines(text: str) -> list[str]:
                 "iconv -f latin1 -t utf-8"
             ) from None
         check_encoding(content, "standard input")
-    elif _is_file(text):
-        content = read_text(text)
     else:
-        content = text
-    lines = [line for line in content.splitlines() if line.strip()]
+        content = read_text(text) if _is_file(text) else text
+    lines = {
+        number: line.removesuffix("\r")
+        for number, line in enumerate(content.split("\n"), 1)
+        if line.strip()
+    }
     if not lines:
         raise DataError("no text: give a text, a file, or - for standard input")
-    return lines
+    return list(lines.values()), list(lines)
 
 
 def _is_file(text: str) -> bool:
+    """Whether a text names a file or pipe; DataError for a folder, or a file that is not there."""
+    from matattn.errors import DataError
+
+    path = Path(text)
     try:
-        return Path(text).is_file()
+        exists = path.exists()
     except (OSError, ValueError):  # too long for a name, or not one
         return False
+    if not exists and len(text.split()) == 1 and (os.sep in text or text.endswith(".txt")):
+        raise DataError(
+            f"{text}: no such file; if it is a text, give it by standard input: "
+            f"echo {text} | matattn tokenize MODEL -"
+        )
+    if exists and path.is_dir():
+        raise DataError(f"{text}: is a folder; give a text, a UTF-8 file, or - for standard input")
+    return exists
 
 
-def _json(tagged: Any) -> str:
+def _json(number: int, tagged: Any) -> str:
     import json
 
     pieces = [{"piece": piece, "start": a, "end": b} for piece, a, b in tagged.pieces]
@@ -92,7 +109,7 @@ def _json(tagged: Any) -> str:
         {"text": tagged.text[a:b], "start": a, "end": b, "type": kind, "probability": round(p, 4)}
         for a, b, kind, p in tagged.spans
     ]
-    content = {"text": tagged.text, "pieces": pieces, "spans": spans}
+    content = {"line": number, "text": tagged.text, "pieces": pieces, "spans": spans}
     return json.dumps(content, ensure_ascii=False)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from matattn.errors import TrainingError
-from matattn.files import atomic_path
+from matattn.files import read_sealed, write_sealed
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -21,8 +21,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        with atomic_path(path) as partial:
-            torch.save(checkpoint, partial)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_sealed(path, content.getbuffer())
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         return read(path)
@@ -31,21 +32,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint: tensors, numbers and texts, never other objects.
 
-    Raises TrainingError when the file is damaged. PyTorch does not look at the checksums of its
-    archive, so that one wrong bit would be a wrong weight.
+    Raises TrainingError when the file is damaged. PyTorch alone does not look at checksums, so that
+    one wrong bit would be a wrong weight.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (part := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"the checksum of {part} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-    ) as error:
+        content = io.BytesIO(read_sealed(path))
+        return torch.load(content, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         if isinstance(error, pickle.UnpicklingError):  # PyTorch's text says how to open it anyway
             reason = "it holds other objects than tensors, numbers and texts"

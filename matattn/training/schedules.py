@@ -14,6 +14,8 @@ class InverseSquareRoot:
     r""":math:`\sqrt{T / (T + t)}` at step t, no warm-up: Crystalformer's published schedule."""
 
     def __init__(self, timescale: int = 4000) -> None:
+        if timescale < 1:
+            raise ValueError(f"timescale={timescale}: expected at least 1 step")
         self.timescale = timescale
 
     def __call__(self, step: int, total_steps: int) -> float:
@@ -24,7 +26,7 @@ class OneCycle:
     """Linear warm-up over a fraction of all steps, then a cosine down to zero."""
 
     def __init__(self, warmup: float = 0.1) -> None:
-        self.warmup = warmup
+        self.warmup = _fraction(warmup)
 
     def __call__(self, step: int, total_steps: int) -> float:
         warm = max(1, round(self.warmup * total_steps))
@@ -45,7 +47,12 @@ class OneCycleWithMomentum:
     def __init__(
         self, warmup: float = 0.1, div_factor: float = 1e4, final_div_factor: float = 1e4
     ) -> None:
-        self.warmup = warmup
+        if not (div_factor > 0 and final_div_factor > 0):
+            raise ValueError(
+                "div_factor and final_div_factor must be above 0; got "
+                f"{div_factor}, {final_div_factor}"
+            )
+        self.warmup = _fraction(warmup)
         self.begin, self.end = 1 / div_factor, 1 / (div_factor * final_div_factor)
 
     def __call__(self, step: int, total_steps: int) -> float:
@@ -62,3 +69,9 @@ class OneCycleWithMomentum:
         else:
             start, stop, part = peak, end, (step - top) / max(1e-9, total - 1 - top)
         return stop + (start - stop) * (1 + math.cos(math.pi * min(1.0, part))) / 2
+
+
+def _fraction(warmup: float) -> float:
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"warmup={warmup}: expected a fraction of all steps, 0 to 1")
+    return warmup

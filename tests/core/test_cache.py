@@ -1,13 +1,14 @@
 """Kept results: by key, whole, and by several processes at once."""
 
+import io
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from matattn import cache
+from matattn.files import write_sealed
 
 
 @pytest.fixture
@@ -33,8 +34,9 @@ def test_built_once_for_each_key(kept):
 def test_objects_are_not_unpickled(kept):
     cache.cached("key", lambda: {"a": np.zeros(2)})
     (path,) = kept.iterdir()
-    with open(path, "wb") as file:
-        np.savez(file, a=np.array([{}], dtype=object), allow_pickle=True)
+    content = io.BytesIO()
+    np.savez(content, a=np.array([{}], dtype=object), allow_pickle=True)
+    write_sealed(path, content.getvalue())
     assert cache.cached("key", lambda: {"a": np.ones(2)})["a"].tolist() == [1, 1]
 
 
@@ -67,9 +69,10 @@ def test_a_wrong_bit_is_noticed(kept):
         cache.cached(str(trial), lambda: content)
         (path,) = kept.iterdir()
         damaged = bytearray(path.read_bytes())
-        damaged[int(generator.integers(200, 8000))] ^= 1 << int(generator.integers(8))
+        damaged[int(generator.integers(len(damaged)))] ^= 1 << int(generator.integers(8))
         path.write_bytes(damaged)
-        assert np.array_equal(cache.cached(str(trial), lambda: content)["a"], content["a"])
+        again = {"a": content["a"].copy()}
+        assert cache.cached(str(trial), lambda again=again: again) is again  # built once more
         path.unlink()
 
 
@@ -82,40 +85,17 @@ def test_no_place_for_it(tmp_path, monkeypatch):
 
 
 WRITER = """
-import resource, signal, sys
+import resource, signal
 import numpy as np
 from matattn import cache
 cache.WORTH_KEEPING = 0.0
-if "full" in sys.argv:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
-for key in range(10**6 if "forever" in sys.argv else 3):
-    assert cache.cached(str(key % 3), lambda: {"a": np.full(10**6, key % 3)})["a"][0] == key % 3
-    if "forever" in sys.argv:
-        for path in cache.folder().glob("*.npz"):
-            path.unlink(missing_ok=True)
-    if not key:
-        print("begun", flush=True)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+for key in range(3):
+    assert cache.cached(str(key), lambda: {"a": np.full(10**6, key)})["a"][0] == key
 """
 
 
 def test_full_disk(kept):
-    subprocess.run([sys.executable, "-c", WRITER, "full"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", WRITER], check=True, timeout=60)
     assert not list(kept.iterdir())
-
-
-def test_killed_while_it_builds(kept):
-    """kill -9 of one of two processes, ten times: what stays is whole, and the other goes on."""
-    generator = np.random.default_rng(0)
-    for _ in range(10):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, "forever"], stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(float(generator.uniform(0, 0.05)))
-        process.kill()
-        process.communicate()
-        for key in range(3):
-            found = cache.cached(str(key), lambda key=key: {"a": np.full(10**6, key)})["a"]
-            assert len(found) == 10**6 and (found == key).all()

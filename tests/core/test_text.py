@@ -1,5 +1,8 @@
 """Sentences, spans and their scores; text files that cannot be read."""
 
+import os
+import threading
+
 import pytest
 
 from matattn.errors import DataError
@@ -42,6 +45,15 @@ def test_missing_file_is_named(tmp_path):
         read_text(tmp_path)
 
 
+def test_a_pipe_is_read_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"a\n\xff",))
+    writer.start()
+    with pytest.raises(DataError, match="pipe:2: byte 0xff is not UTF-8"):
+        read_text(tmp_path / "pipe")
+    writer.join()
+
+
 def test_accents_are_no_mojibake(tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("\ufeffGrünewald, Szabó, Îles, Â, 20 °C, 5 µm, Ångström – σ")
@@ -63,11 +75,18 @@ def test_labels_and_spans():
     assert to_labels(6, spans) == ["O", "B-MAT", "I-MAT", "B-MAT", "B-NUM", "O"]
 
 
+def test_bioes_labels():
+    labels = ["S-MAT", "B-MAT", "I-MAT", "E-MAT", "S-MAT", "E-NUM"]
+    spans = from_labels("abcdef", labels, "here")
+    assert spans == [(0, 1, "MAT"), (1, 4, "MAT"), (4, 5, "MAT"), (5, 6, "NUM")]
+
+
 @pytest.mark.parametrize(
     "labels, message",
     [
         (["O"], "f:3: 2 words and 1 labels; every word needs one"),
         (["O", "MAT"], "f:3: label 'MAT' of 'b' is not O, B-"),
+        (["O", "U-MAT"], "f:3: label 'U-MAT' of 'b' is not O, B-"),
         (["O", "B-"], "f:3: label 'B-' of 'b' is not"),
     ],
 )
@@ -88,8 +107,10 @@ def test_long_sentences_in_parts():
     assert ["".join(part.words) for part in found] == ["ab", "cde", "fgh"]
     assert [part.spans for part in found] == [(), ((0, 2, "MAT"),), ((0, 1, "MAT"),)]
     assert all(part.split == "train" for part in found)
-    whole = Sentence(tuple("abcd"), ((0, 4, "MAT"),))
-    assert ["".join(part.words) for part in parts(whole, 3)] == ["abc", "d"]
+    whole = Sentence(tuple("abcdefgh"), ((0, 7, "MAT"),))
+    assert [("".join(part.words), part.spans) for part in parts(whole, 3)] == [
+        ("abc", ((0, 3, "MAT"),)), ("def", ((0, 3, "MAT"),)), ("gh", ((0, 1, "MAT"),)),
+    ]  # fmt: skip
 
 
 def test_spans_follow_words_that_are_split():

@@ -30,6 +30,11 @@ def test_words_that_are_no_formulas(text):
     assert not is_formula(text)
 
 
+def test_no_text_takes_long():
+    """A pattern with two ways to match a digit would take 2^40 steps here."""
+    assert not is_formula("C1" * 40 + "q")
+
+
 def network():
     torch.manual_seed(0)
     return MaterialDetector(dim=8, hidden=8).double().eval()

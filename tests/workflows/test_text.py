@@ -1,9 +1,11 @@
 """Runs on text end to end: what they write, that they resume, and how their models are used."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,10 @@ from typer.testing import CliRunner
 import matattn
 from matattn.cli import app
 from matattn.conf.schema import register
-from matattn.errors import BundleError, ConfigError
+from matattn.errors import BundleError, ConfigError, DataError
 from matattn.models.matter_tokenizer import WordCounts
 from matattn.workflows import language_model, text_prediction, tokenization, training
-from matattn.workflows.text_prediction import MARGIN, TextModel, cut
+from matattn.workflows.text_prediction import MARGIN, WINDOW, TextModel, cut
 
 NACL = Path(__file__).parents[2] / "docs" / "examples" / "NaCl.cif"
 MATERIALS = ["ZnO", "TiO2", "GaAs", "germanium", "hydroxyapatite", "perovskite oxide", "CdTe"]
@@ -122,11 +124,21 @@ def test_long_lines_are_never_cut(tokenized):
 
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 300, 1000])
 def test_windows_answer_for_every_word_once(count):
-    owned = [place for _, _, low, high in cut(count) for place in range(low, high)]
+    owned = [place for _, _, low, high in cut([1] * count) for place in range(low, high)]
     assert owned == list(range(count))
-    for start, end, low, high in cut(count):
+    for start, end, low, high in cut([1] * count):
         assert start == 0 or low - start == MARGIN
         assert end == count or end - high == MARGIN
+
+
+@pytest.mark.parametrize("room", [1, 2, 7, 8, 126, 1000])
+def test_windows_of_pieces_show_every_word(room):
+    sizes = [int(n) for n in np.random.default_rng(room).choice([0, 1, 1, 3, 40], 700)]
+    windows = list(cut(sizes, room))
+    assert [n for _, _, low, high in windows for n in range(low, high)] == list(range(700))
+    for start, end, low, high in windows:
+        assert end - start <= WINDOW and start <= low < high <= end
+        assert sum(sizes[start : high - 1]) < room  # the last word's first piece is seen
 
 
 def test_words_are_counted_as_the_vocabulary_sees_them(tokenized, monkeypatch):
@@ -178,9 +190,39 @@ def test_encoder_learns_spans(labelled):
     assert metrics["test"]["all types"]["span_f1"] > 0.8
     assert metrics["test"]["MAT"]["n"] == metrics["test"]["all types"]["n"]
     assert metrics["pretraining"]["epochs"] == 2 and metrics["pretraining"]["loss"] < 5
-    assert "span F1" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "span F1" in report and "on 8 held-out chunks of 160 corpus lines after 2 e" in report
     tagged = matattn.load(folder / "model").tokenize("films of hydroxyapatite were grown")[0]
     assert [kind for *_, kind, _ in tagged.spans] == ["MAT"]
+
+
+def test_encoder_sees_every_word(labelled):
+    """Words of many pieces each, far more than it reads at once."""
+    model = matattn.load(labelled[0] / "model")
+    text = f"films of GaAs were {34 * 'r'} . " * 15
+    (tagged,) = model.tokenize([text])
+    assert len(tagged.pieces) > 2 * model.network.encoder.max_length
+    found = [text[start:end] for start, end, *_ in tagged.spans]
+    assert found.count("GaAs") == 15
+
+
+def test_names_of_special_tokens_are_plain_text(tokenized, labelled):
+    for folder in (tokenized[0], labelled[0]):
+        tagged = matattn.load(folder / "model").tokenize("of [MASK]")[0]
+        assert len(tagged.pieces) > 2 and "[MASK]" not in [piece for piece, *_ in tagged.pieces]
+
+
+def test_text_that_is_no_unicode_is_named(tokenized):
+    with pytest.raises(DataError, match="text 2: character 1 is U[+]DCFF"):
+        matattn.load(tokenized[0] / "model").tokenize(["a", "\udcff abc"])
+
+
+def test_masked_words_need_two_chunks(files, tmp_path):
+    (tmp_path / "short.txt").write_text("films of ZnO")
+    cfg = config(files, tmp_path / "run", *ENCODER, f"data.corpus={tmp_path / 'short.txt'}",
+                 "task.vocab_size=30")  # fmt: skip
+    with pytest.raises(ConfigError, match="the corpus makes 1 chunk.*task.pretraining_epochs=0"):
+        training.run(cfg)
 
 
 def test_encoder_makes_a_vocabulary_of_its_own(files, tmp_path):
@@ -196,13 +238,14 @@ def test_encoder_makes_a_vocabulary_of_its_own(files, tmp_path):
     "overrides, message",
     [
         ((*DETECTOR, "task.vocab_size=5"), "task.vocab_size=5: expected at least 6"),
-        ((*DETECTOR, "task.strength=-1"), "task.strength=-1: expected 0 or more"),
+        ((*DETECTOR, "task.strength=-1"), "task.strength=-1: expected a number from 0 on"),
         ((*DETECTOR, "task.word_probability=best"), "expected one of paper, first_label"),
-        ((*DETECTOR, "task.sizes=[3]"), "task.sizes=.*expected a list of numbers from 6 on"),
+        ((*DETECTOR, "task.sizes=[3]"), "task.sizes=.*expected a list of whole numbers from 6 on"),
         ((*DETECTOR, "init_from=mp-band-gap"), "init_from"),
         ((*ENCODER, "task.types=[Stoff]"), "has no spans of Stoff; it has MAT"),
         ((*ENCODER, "task.vocabulary=matter"), "needs task.tokenizer=RUN/model"),
         ((*ENCODER, "task.vocabulary=sage"), "expected one of matter, wordpiece"),
+        ((*ENCODER, "model.max_length=2"), "model.max_length=2: expected at least 3"),
         (("model=crystalformer",), "needs data of kind 'crystals'"),
     ],
 )
@@ -258,8 +301,45 @@ def test_command_shows_pieces_and_materials(tokenized, tmp_path):
     for given in (("tokenize", model, path, "--json"), ("tokenize", model, "-", "--json")):
         result = run(*given, given=path.read_text() if "-" in given else None)
         first, second = map(json.loads, result.output.splitlines())
+        assert (first["line"], second["line"]) == (1, 3)
         assert second["spans"][0]["text"] == "CdTe"
         assert first["pieces"][0] == {"piece": "films", "start": 0, "end": 5}
+
+
+def test_lines_end_at_newlines_only(tokenized):
+    given = "films\x0bof\u2028ZnO\r\n\nCdTe\x0c"
+    result = run("tokenize", tokenized[0] / "model", "-", "--json", given=given)
+    found = [json.loads(line) for line in result.output.split("\n") if line]
+    assert [(one["line"], one["text"]) for one in found] == [
+        (1, "films\x0bof\u2028ZnO"), (3, "CdTe\x0c"),
+    ]  # fmt: skip
+
+
+def test_command_reads_pipes(tokenized, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("films of GaAs",))
+    writer.start()
+    result = run("tokenize", tokenized[0] / "model", tmp_path / "pipe", "--json")
+    writer.join()
+    assert json.loads(result.output)["text"] == "films of GaAs"
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("missing.txt", "missing.txt: no such file"),
+        ("Pt/C", "Pt/C: no such file; if it is a text, give it by standard input"),
+        (".", ".: is a folder"),
+        ("\udcff abc", "text 1: character 1 is U+DCFF"),
+    ],
+)
+def test_command_names_what_is_no_text(tokenized, given, message):
+    result = run("tokenize", tokenized[0] / "model", given)
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_slashes_within_a_text(tokenized):
+    assert run("tokenize", tokenized[0] / "model", "films of Pt/C").exit_code == 0
 
 
 @pytest.mark.parametrize(
