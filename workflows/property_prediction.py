@@ -55,6 +55,7 @@ from matattn.workflows.report import results_table
 __all__ = ["PropertyPrediction", "prepare", "results_table", "run"]
 
 MOST_REFERENCES = 20_000  # training rows that novelty is measured from
+LONGEST_RANGE = 50  # Å: of neighbours in a crystal, some 30,000 of each atom
 WORTH_A_PROCESS = 500  # crystals whose neighbour lists take as long as to start a process
 
 
@@ -172,6 +173,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
         L.seed_everything(config["seed"] + member, workers=True, verbose=False)
         network = build(config["model"], "model", num_targets=len(dataset.targets))
         _check_reads(network, dataset)
+        _check_range(network, dataset, task["tolerance"])
         normaliser = _normalise(network, dataset)
         if config["init_from"]:
             path = config["init_from"]["path"]
@@ -201,6 +203,16 @@ def _check_reads(network: nn.Module, dataset: PropertyDataset) -> None:
         raise ConfigError(
             f"{dataset.name} has a value for every {dataset.level}, and {name} gives one for every "
             f"{given}; model=coulgat has model.readout, which follows the data when it is null"
+        )
+
+
+def _check_range(network: nn.Module, dataset: PropertyDataset, tolerance: float) -> None:
+    """Raise ConfigError when lists of neighbours in a crystal would fill the memory."""
+    reach = cast(HasImageRule, network).image_rule(float(tolerance)).cutoff
+    if reach > LONGEST_RANGE and not dataset.has_molecules:
+        raise ConfigError(
+            f"the network looks at neighbours within {reach:.3g} Å, expected at most "
+            f"{LONGEST_RANGE}: lower model.cutoff, or raise task.tolerance"
         )
 
 

@@ -331,6 +331,7 @@ def test_loss_that_is_not_finite_stops_the_run(table, tmp_path, monkeypatch):
         ),
         ("task.batch_size=0", "task.batch_size=0: expected at least 1"),
         ("task.tolerance=0", "task.tolerance=0: expected between 0 and 1"),
+        ("task.tolerance=1e-300", r"within 73\.6 Å, expected at most 50: lower model.cutoff"),
         ("task.symmetry=-1", "task.symmetry=-1: expected 0 to 0.01"),
         ("optimizer.lr=fast", "optimizer.lr='fast': expected a number above 0"),
         ("optimizer.betas=[0.9]", r"optimizer.betas=\[0.9\]: expected two numbers"),
