@@ -63,7 +63,7 @@ import os, sys, time
 from matattn import parallel
 parallel.cores = lambda: 2
 def wait(number):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # whole lines: print writes the number and the end apart
     time.sleep(1)
 list(parallel.parallel_map(wait, range(400), "", chunk=1))
 """
@@ -71,13 +71,11 @@ list(parallel.parallel_map(wait, range(400), "", chunk=1))
 
 def test_sigterm_leaves_no_process_behind(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    running = subprocess.Popen(
-        [sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True
-    )
-    workers = [int(running.stdout.readline()) for _ in range(2)]
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(30) == 128 + signal.SIGTERM
-    running.stdout.close()
+    command = [sys.executable, tmp_path / "script.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        workers = [int(running.stdout.readline()) for _ in range(2)]
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(30) == 128 + signal.SIGTERM
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
