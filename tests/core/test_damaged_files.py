@@ -50,7 +50,7 @@ def mutated(content, changes):
 
 @pytest.mark.parametrize("name", SEEDS)
 @settings(
-    max_examples=EXAMPLES, deadline=None,
+    max_examples=EXAMPLES, derandomize="MATATTN_EXAMPLES" not in os.environ, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(changes=st.lists(change, min_size=1, max_size=6))
