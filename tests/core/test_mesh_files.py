@@ -97,7 +97,7 @@ meshes = st.tuples(st.integers(1, 12), st.integers(2, 3)).flatmap(
 
 
 @given(meshes, st.booleans(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_round_trip(tmp_path_factory, mesh, connected, as_npz):
     pos, vectors, triangles = mesh
     folder = tmp_path_factory.mktemp("round")

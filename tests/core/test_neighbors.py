@@ -22,7 +22,7 @@ def brute_force(pos, cell, cutoff):
     return sorted(zip(target, source, map(tuple, images[n]), strict=True))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=200)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.floats(2.0, 6.0))
 @example(177, 4, 6.0)  # a flat cell: images up to 10 cells away
 def test_sphere_equals_brute_force(seed, atoms, cutoff):

@@ -70,7 +70,7 @@ def test_close_atoms_are_a_remark():
     assert validate(SALT) == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(st.floats(-5, 5, allow_nan=False), min_size=3, max_size=3))
 def test_positions_are_wrapped_into_the_cell(frac):
     structure = Structure(Lattice.from_parameters(3, 4, 5, 80, 95, 110), ["Si"], [frac])
