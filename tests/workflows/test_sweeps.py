@@ -156,7 +156,7 @@ def test_launchers_do_the_same(tmp_path, launcher):
     """Three runs, of which one is a mistake: the others finish, the sweep ends with status 2."""
     done = sweep("seed=0,-1,1", f"hydra/launcher={launcher}", f"paths.output_root={tmp_path}")
     assert done.returncode == 2, done.stderr
-    assert "seed=-1: expected a number from 0 on" in done.stderr
+    assert "seed=-1: expected a number from 0 to 2^31 - 1" in done.stderr
     runs = find_runs(tmp_path)
     assert [run.seed for run in runs] == [0, 1] and {run.state for run in runs} == {"finished"}
     seeds = sorted(str(run.folder.relative_to(tmp_path)) for run in runs)
