@@ -15,6 +15,7 @@ from matattn.errors import StructureError
 from matattn.models.coulgat import CoulGAT
 from matattn.models.crystalformer import Crystalformer
 from matattn.neighbors import ImageRule
+from matattn.runtime import one_thread
 from matattn.structure import tensors_from_arrays, validate_arrays
 from matattn.testing import EXACT, TOLERANCE, CrystalContract, assert_close
 
@@ -30,12 +31,10 @@ SLOW = 5000  # ms: beyond, a list of neighbours grows with something else than n
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Crystals of a few atoms are too small for more, and threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def on_one_thread():
+    """Crystals of a few atoms are too small for more."""
+    with one_thread():
+        yield
 
 
 class Infinite(CrystalContract):
