@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from pymatgen.core import Lattice
 from pymatgen.optimization.neighbors import find_points_in_spheres
 
 
@@ -28,9 +29,12 @@ class Neighbors:
     source: np.ndarray  # [E] int32, row of each neighbour
     distance: np.ndarray  # [E] float64, Å
     multiplicity: np.ndarray | None = None  # [E] float32, images at this distance; None: one each
-    image: np.ndarray | None = None  # [E, 3] int16
+    image: np.ndarray | None = None  # [E, 3] int16, of very sheared cells int32
 
 
+# Product of a cell's sides over its volume: 1.2 of hexagonal cells, at most 2.9 of reduced ones.
+# pymatgen's search goes through all cells that a more sheared one reaches into.
+MOST_SHEARED = 3.0
 MOST_BINS = 1e6  # pymatgen takes about 240 bytes for each
 SELF = 1e-3  # Å: a neighbour nearer than that is the atom's own place, with whatever rounding
 LARGEST_SYMMETRY = 0.01  # Å: beyond it, shells of one crystal would run into each other
@@ -75,13 +79,14 @@ class ImageRule:
         search = _box if self.box else periodic_neighbors
         target, source, image, distance = search(pos, cell, self.cutoff)
         order = np.lexsort((source, target))
+        small = np.abs(image).max(initial=0) < 2**15
         return Neighbors(
             atoms=np.arange(len(pos), dtype=np.int32),
             orbit_size=np.ones(len(pos), dtype=np.int32),
             counts=np.bincount(target, minlength=len(pos)).astype(np.int32),
             source=source[order].astype(np.int32),
             distance=distance[order],
-            image=image[order].astype(np.int16),
+            image=image[order].astype(np.int16 if small else np.int32),
             multiplicity=np.ones(len(order), dtype=np.float32) if self.symmetry else None,
         )
 
@@ -99,9 +104,23 @@ def periodic_neighbors(
 
     A cell of zeros has no images but the atoms themselves. Shapes [E], [E], [E, 3] and [E] (Å).
     """
+    volume = abs(np.linalg.det(cell))
+    if np.prod(np.linalg.norm(cell, axis=1)) <= MOST_SHEARED * volume:
+        return _search(pos, cell, cutoff)
+    basis = np.rint(Lattice(cell).lll_mapping)  # whole numbers
+    compact = basis @ cell
+    moved = -np.floor(pos @ np.linalg.inv(compact))  # cells, to be in the compact one
+    target, source, image, distance = _search(pos + moved @ compact, compact, cutoff)
+    image = (image + moved[source] - moved[target]) @ basis
+    return target, source, image.astype(np.int64), distance
+
+
+def _search(
+    pos: np.ndarray, cell: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     width = _bin_width(pos, cell, cutoff)
     if width > cutoff:  # pymatgen's bins are as wide as the cutoff, and empty ones cost as others
-        found = periodic_neighbors(pos, cell, width)
+        found = _search(pos, cell, width)
         near = found[3] <= cutoff
         return found[0][near], found[1][near], found[2][near], found[3][near]
     pos, cell = np.ascontiguousarray(pos), np.ascontiguousarray(cell)

@@ -88,6 +88,32 @@ def test_large_empty_cells_take_little_memory(side):
     assert not image.any()
 
 
+COMPACT = np.array([[2.4, 0, 0], [-0.6, 2.4, 0], [-0.4, -0.4, 190]])
+
+
+@pytest.mark.parametrize("cell", [COMPACT, np.array([[0.7, 0, 0], [0, 90, 0], [0, 0, 95]])])
+@pytest.mark.parametrize("basis", [
+    [[1, 0, 0], [-1, 1, 0], [334, 142, 1]],
+    [[1, 0, 0], [12000, 1, 0], [12000, 50, 1]],  # images of the first vector beyond 16 bits
+])  # fmt: skip
+def test_sheared_cells_have_the_neighbours_of_compact_ones(cell, basis):
+    """pymatgen's bins of all that lies between the images of a sheared cell took 26 GB."""
+    generator = np.random.default_rng(0)
+    sheared, images = np.array(basis) @ cell, generator.integers(-5, 6, (9, 3))
+    place = generator.random((9, 3))
+    place, z = (place + images) @ sheared, np.arange(9)
+    expected = ImageRule(4.0)(z, place @ np.linalg.inv(cell) % 1 @ cell, cell)
+    found = ImageRule(4.0)(z, place, sheared)
+    assert found.counts.tolist() == expected.counts.tolist()
+    target = np.repeat(z, found.counts)
+    pair = (found.source, target)
+    order = np.lexsort((expected.distance, expected.source, target))
+    assert np.allclose(found.distance[np.lexsort((found.distance, *pair))],
+                       expected.distance[order], atol=1e-6)  # fmt: skip
+    vectors = place[found.source] + found.image @ sheared - place[target]
+    assert np.allclose(np.linalg.norm(vectors, axis=1), found.distance, atol=1e-6)
+
+
 def test_flat_and_empty_structures():
     flat = np.array([[0.0, 0, 0], [9999, 0, 0], [0, 9999, 0], [0, 9999.2, 0]])
     target, source, _, distance = periodic_neighbors(flat, np.zeros((3, 3)), 0.5)
