@@ -25,6 +25,7 @@ from matattn.batch import Structures, edge_length
 from matattn.errors import StructureError
 from matattn.models.element_features import NUM_ELEMENTS
 from matattn.models.element_features import element_features as element_table
+from matattn.models.sizes import check_sizes
 from matattn.neighbors import SELF, ImageRule
 
 LAWS = ("log", "reference")
@@ -472,15 +473,14 @@ class CoulGAT(nn.Module):
         readout: str | None = None,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        check_sizes(dim, num_heads, num_blocks=num_blocks, ffn_dim=ffn_dim)
         readout = readout or "mean"
         if readout not in READOUTS:
             raise ValueError(f"readout={readout!r}: choose one of {', '.join(READOUTS)}")
-        if num_blocks < 1 or not 0 < switch_width < cutoff:
+        if not 0 < switch_width < cutoff:
             raise ValueError(
-                "num_blocks must be at least 1, and switch_width between 0 and cutoff; got "
-                f"{num_blocks}, {switch_width}, {cutoff}"
+                "switch_width must be between 0 and cutoff, both in Å; got "
+                f"{switch_width} and {cutoff}"
             )
         self.cutoff, self.readout_level = cutoff, readout
         known = list(range(1, NUM_ELEMENTS + 1)) if elements is None else sorted(set(elements))

@@ -30,6 +30,7 @@ from matattn.kernels.periodic_attention.reference import (
     radial_basis,
 )
 from matattn.models.element_features import element_features as element_table
+from matattn.models.sizes import check_sizes
 from matattn.neighbors import ImageRule
 from matattn.training.processes import summed
 
@@ -94,8 +95,7 @@ class InfinitelyConnectedAttention(nn.Module):
         reciprocal: bool = False,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        check_sizes(dim, num_heads)
         if reciprocal and num_heads % 2:
             raise ValueError(f"num_heads={num_heads} is odd: half of the heads are reciprocal")
         self.num_heads, self.summation = num_heads, summation
@@ -263,10 +263,11 @@ class Crystalformer(nn.Module):
             raise ValueError(f"summation={summation!r}: choose one of {', '.join(SUMMATIONS)}")
         if reciprocal not in RECIPROCAL:
             raise ValueError(f"reciprocal={reciprocal!r}: choose one of {', '.join(RECIPROCAL)}")
-        if num_blocks < 1 or num_radial < 0 or radial_max <= 0 or radial_width <= 0:
+        check_sizes(dim, num_heads, num_blocks=num_blocks, ffn_dim=ffn_dim)
+        if num_radial < 0 or radial_max <= 0 or radial_width <= 0:
             raise ValueError(
-                "num_blocks must be at least 1, num_radial at least 0, radial_max and radial_width "
-                f"above 0; got {num_blocks}, {num_radial}, {radial_max}, {radial_width}"
+                "num_radial must be at least 0, radial_max and radial_width above 0; got "
+                f"{num_radial}, {radial_max}, {radial_width}"
             )
         self.summation, self.reciprocal = summation, reciprocal
         table = element_table(element_features)

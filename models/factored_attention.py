@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from matattn.models.sizes import check_sizes
 from matattn.spins import displacements, grid_places
 
 Array = Any  # jax.Array, or a tracer
@@ -306,8 +307,7 @@ def _check(model: TransformerWaveFunction) -> None:
         raise ValueError(f"patches of {patch} sites do not divide a lattice of {extent} sites")
     if model.attention not in ATTENTIONS:
         raise ValueError(f"attention={model.attention!r}: expected one of {ATTENTIONS}")
-    if model.dim % model.num_heads:
-        raise ValueError(f"dim={model.dim} is no multiple of num_heads={model.num_heads}")
+    check_sizes(model.dim, model.num_heads, num_layers=model.num_layers, ffn_ratio=model.ffn_ratio)
     if model.dim // model.num_heads < LEAST_HEAD_WIDTH:
         raise ValueError(
             f"dim={model.dim} with num_heads={model.num_heads} gives heads of width "

@@ -20,6 +20,7 @@ from matattn.attention import AttentionLayer, LayerProbe
 from matattn.kernels.low_rank_routing import low_rank_routing, sharded_low_rank_routing
 from matattn.kernels.low_rank_routing.spectrum import mixing_spectrum
 from matattn.mesh_batch import MeshBatch
+from matattn.models.sizes import check_sizes
 
 SCALES = ("one", "sqrt")
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -353,7 +354,9 @@ class FLARE(_MeshNetwork):
         num_octaves: int = 0,
         init: str = "published",
     ) -> None:
-        _check(dim, num_heads, norm, activation, init)
+        sizes = {"num_blocks": num_blocks, "ffn_ratio * dim": ffn_ratio * dim}
+        check_sizes(dim, num_heads, num_latents=num_latents, **sizes)
+        _check(norm, activation, init)
         _one_of("scale", scale, SCALES)
         _one_of("queries", queries, QUERIES)
         mixers: list[nn.Module] = [
@@ -421,7 +424,9 @@ class FullAttention(_MeshNetwork):
         num_octaves: int = 0,
         init: str = "published",
     ) -> None:
-        _check(dim, num_heads, norm, activation, init)
+        sizes = {"num_blocks": num_blocks, "ffn_ratio * dim": ffn_ratio * dim}
+        check_sizes(dim, num_heads, **sizes)
+        _check(norm, activation, init)
         mixers: list[nn.Module] = [
             SelfAttention(dim, num_heads, kv_depth, activation) for _ in range(num_blocks)
         ]
@@ -431,9 +436,7 @@ class FullAttention(_MeshNetwork):
         )  # fmt: skip
 
 
-def _check(dim: int, num_heads: int, norm: str, activation: str, init: str) -> None:
-    if dim % num_heads:
-        raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+def _check(norm: str, activation: str, init: str) -> None:
     _one_of("norm", norm, NORMS)
     _one_of("activation", activation, ACTIVATIONS)
     _one_of("init", init, INITS)

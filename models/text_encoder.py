@@ -16,6 +16,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from matattn.batch import Structures
 from matattn.crystal_text import PAD, REPRESENTATIONS, VOCABULARY, represent, token_ids
 from matattn.errors import StructureError
+from matattn.models.sizes import check_sizes
 from matattn.neighbors import SELF, ImageRule
 
 NUMBERS = ("digits", "place_values")
@@ -31,8 +32,6 @@ class SelfAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
@@ -81,6 +80,8 @@ class TextEncoder(nn.Module):
         padding: int = 0,
     ) -> None:
         super().__init__()
+        sizes = {"num_blocks": num_blocks, "ffn_dim": ffn_dim, "max_length": max_length}
+        check_sizes(dim, num_heads, **sizes)
         self.max_length, self.padding = max_length, padding
         self.embedding = nn.Embedding(vocab_size, dim)
         self.position = nn.Parameter(torch.empty(max_length, dim))

@@ -371,7 +371,7 @@ def test_graphs_without_positions_are_refused():
     [
         ({"readout": "max"}, "readout='max': choose one of mean"),
         ({"query": "x"}, "query='x': choose one of static"),
-        ({"cutoff": 0.5}, "switch_width between 0 and cutoff"),
+        ({"cutoff": 0.5}, "switch_width must be between 0 and cutoff"),
         ({"elements": [0]}, "expected atomic numbers"),
         ({"num_heads": 3}, "not a multiple of num_heads"),
     ],

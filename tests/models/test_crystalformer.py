@@ -257,13 +257,14 @@ def test_unknown_choices_are_refused():
         Crystalformer(element_features="magpie")
     with pytest.raises(ValueError, match="multiple of num_heads"):
         Crystalformer(dim=10, num_heads=4)
+    with pytest.raises(ValueError, match="num_blocks=0: expected at least 1"):
+        Crystalformer(num_blocks=0)
     for wrong in (
-        {"num_blocks": 0},
         {"num_radial": -1},
         {"radial_max": 0.0},
         {"radial_width": 0.0},
     ):
-        with pytest.raises(ValueError, match="num_blocks must be at least 1"):
+        with pytest.raises(ValueError, match="num_radial must be at least 0, radial_max"):
             Crystalformer(**wrong)
 
 

@@ -189,7 +189,7 @@ def test_log_cosh_is_stable():
         ((6, 5), {}, r"patches of \(2, 2\) sites do not divide"),
         ((8,), {}, "do not divide a lattice"),
         ((4, 4), {"attention": "sparse"}, "expected one of"),
-        ((4, 4), {"dim": 10, "num_heads": 4}, "no multiple of num_heads"),
+        ((4, 4), {"dim": 10, "num_heads": 4}, "not a multiple of num_heads"),
         ((4, 4), {"dim": 8, "num_heads": 4}, "heads of width 2, which do not train"),
         (
             (4, 4),
