@@ -86,3 +86,15 @@ def processor() -> str:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def machine(accelerator: str) -> str:
+    """What a network is trained on: processor, threads, and the GPU if Lightning's ``accelerator``
+    lets it be used."""
+    import torch
+
+    threads = torch.get_num_threads()
+    text = f"{processor()}, {threads} thread{'s' * (threads > 1)}"
+    if accelerator != "cpu" and torch.cuda.is_available():
+        text += f", {torch.cuda.get_device_name()}"
+    return text

@@ -19,7 +19,7 @@ from matattn.field_baselines import relative_l2
 from matattn.fields import Field, FieldDataset, MeshSample
 from matattn.mesh_batch import InputScaling, collate_meshes
 from matattn.models.flare import FLARE
-from matattn.runtime import processor
+from matattn.runtime import machine
 from matattn.workflows.report import card_text, save_figure
 
 __all__ = ["card_text", "field_plots", "loss_plot", "report_text", "results_table",
@@ -179,7 +179,6 @@ def report_text(
 ) -> str:
     """report.md: errors beside baselines, comparability, data, settings, how to use ``model``."""
     network = config["model"]["_target_"].rsplit(".", 1)[-1]
-    threads = torch.get_num_threads()
     nodes = [len(sample.pos) for sample in dataset.items]
     lines = [
         f"# {network} on {dataset.name}, seed {config['seed']}",
@@ -214,7 +213,7 @@ def report_text(
         f"training, {config['trainer']['max_epochs']} epochs, batches of "
         f"{config['task']['batch_size']} meshes",
         f"- learning rate {config['optimizer']['lr']:g}",
-        f"- machine: {processor()}, {threads} thread{'s' * (threads > 1)}",
+        f"- machine: {machine(config['trainer']['accelerator'])}",
         f"- samples: {', '.join(f'{split} {count}' for split, count in metrics['rows'].items())}; "
         f"{min(nodes):,} to {max(nodes):,} nodes; left out: {len(dataset.skipped)}",
         *(f"  - {message}" for message in dataset.skipped[:10]),

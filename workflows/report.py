@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pymatgen.core import Element
@@ -18,7 +17,7 @@ import matattn
 from matattn.citations import LICENCES
 from matattn.dataset import EVALUATED, PropertyDataset
 from matattn.files import atomic_path
-from matattn.runtime import processor
+from matattn.runtime import machine
 from matattn.uncertainty import LEVEL
 from matattn.workflows.prediction import Predictor
 
@@ -159,7 +158,6 @@ def report_text(
 ) -> str:
     """report.md: errors beside baselines, comparability, data, settings, how to use ``model``."""
     network = config["model"]["_target_"].rsplit(".", 1)[-1]
-    threads = torch.get_num_threads()
     kind, files = ("molecules", "*.xyz") if dataset.has_molecules else ("crystals", "*.cif")
     lines = [
         f"# {network} on {dataset.name}, seed {config['seed']}",
@@ -203,7 +201,7 @@ def report_text(
         f"batches of {config['task']['batch_size']} {kind}",
         f"- learning rate {config['optimizer']['lr']:g}",
         *_origin(config),
-        f"- machine: {processor()}, {threads} thread{'s' * (threads > 1)}",
+        f"- machine: {machine(config['trainer']['accelerator'])}",
         f"- rows: {', '.join(f'{split} {count}' for split, count in metrics['rows'].items())}; "
         f"left out of the source: {len(dataset.skipped)}",
         *(f"  - {message}" for message in dataset.skipped[:10]),

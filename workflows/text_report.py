@@ -11,7 +11,7 @@ from rich.table import Table
 
 import matattn
 from matattn.citations import LICENCES
-from matattn.runtime import processor
+from matattn.runtime import machine
 from matattn.text import TextDataset
 from matattn.workflows.report import card_text, save_figure
 
@@ -118,7 +118,7 @@ def _run_lines(config: dict[str, Any], dataset: TextDataset, metrics: dict[str, 
         "## Run",
         "",
         f"- {metrics['parameters']:,} trainable parameters, {metrics['train_time_s']:.0f} s of "
-        f"training; machine: {processor()}",
+        f"training; machine: {machine(config['trainer']['accelerator'])}",
         f"- sentences: {rows}; left out: {len(dataset.skipped)}",
         *(f"  - {message}" for message in dataset.skipped[:10]),
         f"- data: {dataset.note}",
