@@ -180,8 +180,14 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
     task, dataset, network = config["task"], prepared.dataset, prepared.network
     masked = _pretrain(config, folder / "pretraining", prepared)
+    room = network.encoder.max_length - 2  # beside [CLS] and [SEP]
     splits = {
-        split: [part for s in dataset.of_split(split) for part in parts(s, WINDOW, prepared.types)]
+        split: [
+            short
+            for sentence in dataset.of_split(split)
+            for part in parts(sentence, WINDOW, prepared.types)
+            for short in _fitting(prepared.tokenizer, room, part)
+        ]
         for split in ("train", "val", "test")
     }
     labels = {name: number for number, name in enumerate(_labels(prepared.types))}
@@ -270,6 +276,16 @@ def _collate_chunks(chunks: Sequence[Chunk]) -> Batch:
         count = len(chunk[0])
         ids[row, :count], owners[row, :count] = map(torch.tensor, chunk)
     return {"ids": ids, "owners": owners}
+
+
+def _fitting(tokenizer: Any, room: int, sentence: Sentence) -> list[Sentence]:
+    """A sentence, or parts of it, of at most ``room`` pieces; one word may have more."""
+    words = list(sentence.words)
+    pieces = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False).ids
+    if len(pieces) <= room or len(words) == 1:
+        return [sentence]
+    halves = parts(sentence, -(-len(words) // 2))
+    return [part for half in halves for part in _fitting(tokenizer, room, half)]
 
 
 def _collate_sentences(

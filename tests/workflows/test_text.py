@@ -18,7 +18,8 @@ import matattn
 from matattn.cli import app
 from matattn.conf.schema import register
 from matattn.errors import BundleError, ConfigError, DataError
-from matattn.models.matter_tokenizer import WordCounts
+from matattn.models.matter_tokenizer import WordCounts, make_tokenizer, train_vocabulary
+from matattn.text import Sentence
 from matattn.workflows import language_model, text_prediction, tokenization, training
 from matattn.workflows.text_prediction import MARGIN, WINDOW, TextModel, cut
 
@@ -400,3 +401,18 @@ def test_tokenizer_file_that_is_none(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="tokenizer.json: cannot be read"):
         text_prediction.load_tokenizer(tmp_path)
+
+
+def test_every_label_of_words_with_many_pieces_is_learned():
+    """Parts of 128 words had up to so many pieces that the encoder never saw their last words."""
+    tokenizer = make_tokenizer(train_vocabulary({"0123456789": 1}, 25))
+    words = tuple(f"{n:05d}" for n in range(50))  # five pieces each
+    sentence = Sentence(words, tuple((n, n + 2, "MAT") for n in range(0, 50, 5)), "train")
+    found = language_model._fitting(tokenizer, 30, sentence)
+    assert tuple(word for part in found for word in part.words) == words
+    assert sum(len(part.spans) for part in found) == len(sentence.spans)
+    labels = {"O": 0, "B-MAT": 1, "I-MAT": 2}
+    learned = [language_model._collate_sentences(tokenizer, 32, labels, [part]) for part in found]
+    counts = sum(np.bincount(batch["labels"][batch["labels"] >= 0], minlength=3)
+                 for batch in learned)  # fmt: skip
+    assert counts.tolist() == [30, 10, 10]
