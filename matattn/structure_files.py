@@ -89,7 +89,7 @@ def holds_one(path: Path) -> bool:
 def _kind(path: Path) -> str | None:
     name = path.name.lower()
     for kind, (pattern, _) in KINDS.items():
-        if re.fullmatch(pattern, name):
+        if re.fullmatch(pattern, name, re.DOTALL):
             return kind
     return None
 

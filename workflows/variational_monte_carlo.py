@@ -113,6 +113,14 @@ def prepare(config: dict[str, Any]) -> Prepared:
     model = build({"_target_": target, **_arguments(config["model"], system)}, "model")
     if (count := parameter_count(model)) * TRAINED * 8 > memory():
         raise ConfigError(f"model: {count:.3g} parameters do not fit into this machine's memory")
+    # Of every sample: derivatives of a complex amplitude, or spins.
+    floats = {"samples": 2 * count, "final_samples": system.sites}
+    for key, number in (floats | {"symmetrized_samples": system.sites}).items():
+        if (needed := task[key] * number * 8) > memory():
+            raise ConfigError(
+                f"task.{key}={task[key]}: these take at least {needed / 1e9:.0f} GB, more "
+                "than this machine has"
+            )
     if task["samples"] // task["chains"] < LEAST_CHAIN:
         warnings.warn(
             f"{task['samples'] // task['chains']} samples per chain: R-hat and the "

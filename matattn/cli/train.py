@@ -6,9 +6,11 @@ import difflib
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+
+from matattn.errors import ConfigError, MatattnError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,7 +29,6 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from matattn.conf.schema import register
-    from matattn.errors import MatattnError
 
     full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the lines below instead of Hydra's printer
@@ -46,10 +47,9 @@ def main() -> None:
 
         from matattn.kernels.dispatch import BackendError
         from matattn.workflows.sweep_report import objective
-        from matattn.workflows.training import run
 
         try:
-            return objective(cfg.task.workflow, run(cfg))[1]
+            return objective(cfg.task.workflow, _run(cfg))[1]
         except (MatattnError, BackendError, OmegaConfBaseException, OSError) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 print(f"error: {one_line(error)}", file=sys.stderr)
@@ -67,9 +67,24 @@ def main() -> None:
         stop(error)
 
 
+def _run(cfg: DictConfig) -> dict[str, Any]:
+    from hydra.core.hydra_config import HydraConfig
+
+    from matattn.workflows.training import run
+
+    try:
+        return run(cfg)
+    except KeyError as error:
+        removed = [name for name in HydraConfig.get().overrides.task if name.startswith("~")]
+        if not removed:
+            raise
+        raise ConfigError(f"{' '.join(removed)}: {error} cannot be left out") from error
+
+
 def one_line(error: Exception) -> str:
     """What is wrong with a configuration, with the nearest key to a misspelt one."""
-    text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    cause = "" if isinstance(error, MatattnError) else error.__cause__ or ""
+    text = " ".join(f"{error} {cause}".split())
     misspelt = re.search(r"Key '(\w+)' is not in struct full_key: (\S+)", text) or re.search(
         r"Key '(\w+)' not in 'TrainConfig' full_key: (\S+)", text
     )
@@ -84,7 +99,8 @@ def one_line(error: Exception) -> str:
     if misspelt is None:
         return text
     key, place = misspelt.groups()
-    near = difflib.get_close_matches(key, _known_keys(), n=1)
+    known = _known_keys()
+    near = [] if key in known else difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{place}: there is no such key{hint} (python train.py --help lists all)"
 

@@ -46,6 +46,11 @@ def train(folder, *arguments, entry=("train.py",)):
         (["data.targets=[band_gap]"], ["prototypes has no target 'band_gap'"]),
         (["data.targets=[tc]"], ["'tc' has no known unit"]),
         (["model.num_heads=7"], ["model: ", "num_heads=7"]),
+        (["~optimizer.lr"], ["error: ~optimizer.lr: 'lr' cannot be left out"]),
+        (
+            ["model=wavefunction", "task.samples=1000000000"],
+            ["task.samples=1000000000: these take at least", "more than this machine has"],
+        ),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, parts):

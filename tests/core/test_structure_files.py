@@ -239,7 +239,7 @@ def test_materials_project_ids(monkeypatch, tmp_path, salt):
 def test_names_that_are_known():
     known = ["a.cif", "A.CIF", "POSCAR", "CONTCAR_1", "a.vasp", "a.extxyz", "a.json", "a.jsonl.gz",
              "a.db", "a.traj"]  # fmt: skip
-    assert all(is_structure_file(Path(name)) for name in known)
+    assert all(is_structure_file(Path(name)) for name in (*known, "two\nlines.cif"))
     assert not any(
         is_structure_file(Path(name)) for name in ("a.txt", "a.cif.gz", "a.pckl", "mp-1")
     )
