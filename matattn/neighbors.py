@@ -33,7 +33,7 @@ class Neighbors:
 
 
 # Product of a cell's sides over its volume: 1.2 of hexagonal cells, at most 2.9 of reduced ones.
-# pymatgen's search goes through all cells that a more sheared one reaches into.
+# pymatgen's search goes through all cells between the atoms, and the corners of a more sheared one.
 MOST_SHEARED = 3.0
 MOST_BINS = 1e6  # pymatgen takes about 240 bytes for each
 SELF = 1e-3  # Å: a neighbour nearer than that is the atom's own place, with whatever rounding
@@ -104,12 +104,13 @@ def periodic_neighbors(
 
     A cell of zeros has no images but the atoms themselves. Shapes [E], [E], [E, 3] and [E] (Å).
     """
-    volume = abs(np.linalg.det(cell))
-    if np.prod(np.linalg.norm(cell, axis=1)) <= MOST_SHEARED * volume:
+    if not cell.any():
         return _search(pos, cell, cutoff)
-    basis = np.rint(Lattice(cell).lll_mapping)  # whole numbers
+    volume, basis = abs(np.linalg.det(cell)), np.eye(3)
+    if np.prod(np.linalg.norm(cell, axis=1)) > MOST_SHEARED * volume:
+        basis = np.rint(Lattice(cell).lll_mapping)  # whole numbers
     compact = basis @ cell
-    moved = -np.floor(pos @ np.linalg.inv(compact))  # cells, to be in the compact one
+    moved = -np.rint(pos @ np.linalg.inv(compact) - 0.5)  # cells, to be in the compact one
     target, source, image, distance = _search(pos + moved @ compact, compact, cutoff)
     image = (image + moved[source] - moved[target]) @ basis
     return target, source, image.astype(np.int64), distance
