@@ -32,9 +32,9 @@ class Neighbors:
     image: np.ndarray | None = None  # [E, 3] int16, of very sheared cells int32
 
 
-# Product of a cell's sides over its volume: 1.2 of hexagonal cells, at most 2.9 of reduced ones.
+# Product of a cell's sides over its volume: 1.2 of hexagonal cells, 1.4 of face-centred ones.
 # pymatgen's search goes through all cells between the atoms, and the corners of a more sheared one.
-MOST_SHEARED = 3.0
+MOST_SHEARED = 1.5
 MOST_BINS = 1e6  # pymatgen takes about 240 bytes for each
 SELF = 1e-3  # Å: a neighbour nearer than that is the atom's own place, with whatever rounding
 LARGEST_SYMMETRY = 0.01  # Å: beyond it, shells of one crystal would run into each other

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,21 @@ MODEL = "mp-band-gap"
 SALT = str(ROOT / "docs/examples/NaCl.cif")
 FULL = "cannot be written: No space left on device"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SETTINGS = ["trainer.accelerator=cpu", "paths.output_dir=run"]
+SMALL = ["model.dim=16", "model.num_heads=2", "model.num_blocks=1"]
 # The rate is so high that the best epoch is not the last one.
-SETTINGS = ["model=crystalformer", "model.dim=16", "model.num_heads=2", "model.num_blocks=1",
-            "data=crystals", "data.path=rows.jsonl", "data.targets=[alpha]",
-            "data.units={alpha: eV}", "data.split=random", "task.batch_size=16",
-            "task.select=best", "optimizer.lr=0.03", "optimizer.schedule.warmup=1",
-            "trainer.accelerator=cpu", "paths.output_dir=run"]  # fmt: skip
+CRYSTALS = ["model=crystalformer", *SMALL, "data=crystals", "data.path=rows.jsonl",
+            "data.targets=[alpha]", "data.units={alpha: eV}", "data.split=random",
+            "task.batch_size=16", "task.select=best", "optimizer.lr=0.03",
+            "optimizer.schedule.warmup=1"]  # fmt: skip
+MESHES = ["model=flare", *SMALL, "model.num_latents=8", "data=meshes", "data.path=meshes",
+          "data.targets=[alpha]", "task.batch_size=2"]  # fmt: skip
+SPINS = ["model=wavefunction", "model.dim=8", "model.num_heads=2", "model.num_layers=1",
+         "task.samples=128", "task.chains=16", "task.final_samples=256",
+         "task.symmetrized_samples=0", "task.attention_samples=64"]  # fmt: skip
+TEXT = ["model=text_encoder", *SMALL, "model.max_length=32", "model.ffn_dim=16",
+        "data=text_files", "data.corpus=corpus.txt", "data.labelled=labelled.txt",
+        "task.vocab_size=60", "task.pretraining_epochs=2"]  # fmt: skip
 
 
 def damaged(whole, generator, begin=0):
@@ -71,12 +81,22 @@ def remount(folder, options):
 
 
 def rows(folder):
+    """Crystals, meshes and sentences."""
     generator = np.random.default_rng(0)
     lattices = [((3 + n % 7 / 7) * np.eye(3)).tolist() for n in range(200)]
     content = [{"id": f"a{n}", "lattice": lattice,
                 "frac": [[0, 0, 0]], "Z": [n % 50 + 3], "alpha": float(generator.normal())}
                for n, lattice in enumerate(lattices)]  # fmt: skip
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, content)))
+    (folder / "meshes").mkdir()
+    for n in range(20):
+        np.savez(
+            folder / f"meshes/{n}.npz", pos=generator.random((30, 2)), alpha=generator.random(30)
+        )
+    places = range(0, 200)
+    (folder / "corpus.txt").write_text("\n".join(f"films of ZnO were grown {n}" for n in places))
+    labelled = "films O\nof O\nZnO B-MAT\nwere O\ngrown{} O\n"
+    (folder / "labelled.txt").write_text("\n".join(labelled.format(n) for n in places))
 
 
 TRAIN = "from matattn.cli.train import main; main()"
@@ -97,35 +117,35 @@ def finish(folder, *more):
     with open(run / "metrics.csv") as table:
         epochs = [{**row, "seconds": None} for row in csv.DictReader(table)]
     weights = (run / "model" / "model.safetensors").read_bytes()
-    return weights, (run / "predictions.csv").read_bytes(), epochs
+    predictions = run / "predictions.csv"
+    return weights, predictions.read_bytes() if predictions.exists() else None, epochs
 
 
-def killed_training(folder, times=10):
+def killed_training(folder, settings, times):
     """The same command until it finishes, killed in between."""
     generator = np.random.default_rng(0)
     for name in ("whole", "killed"):
         (folder / name).mkdir()
         rows(folder / name)
-    epochs = "trainer.max_epochs=60"
     begin = time.monotonic()
-    with train(folder / "whole", epochs) as process:
+    with train(folder / "whole", *settings) as process:
         process.stdout.readline()
         started = time.monotonic() - begin
         process.communicate(timeout=300)
     seconds = time.monotonic() - begin - started
-    whole = finish(folder / "whole", epochs)  # reads it: the run is finished
+    whole = finish(folder / "whole", *settings)  # reads it: the run is finished
     killed = lost = 0
     while killed < times:
-        with train(folder / "killed", epochs) as process:
+        with train(folder / "killed", *settings) as process:
             process.stdout.readline()  # the run begins: random moments until its end
             time.sleep(float(generator.uniform(0, seconds)))
             process.kill()
             process.communicate()
         killed += process.returncode == -signal.SIGKILL
         if process.returncode == 0:
-            lost += finish(folder / "killed", epochs) != whole
+            lost += finish(folder / "killed", *settings) != whole
             shutil.rmtree(folder / "killed" / "run")
-    return killed, lost + (finish(folder / "killed", epochs) != whole)
+    return killed, lost + (finish(folder / "killed", *settings) != whole)
 
 
 # Kills itself before the file number argv[1] gets its name.
@@ -148,18 +168,18 @@ def killed_before_each_file(folder):
     """The first of the two epochs is the best, and its checkpoint is not written again."""
     (folder / "whole").mkdir()
     rows(folder / "whole")
-    epochs = "trainer.max_epochs=2"
-    whole, lost = finish(folder / "whole", epochs), 0
+    settings = *CRYSTALS, "trainer.max_epochs=2"
+    whole, lost = finish(folder / "whole", *settings), 0
     for number in range(1000):
         shutil.rmtree(folder / "killed", ignore_errors=True)
         (folder / "killed").mkdir()
         rows(folder / "killed")
-        process = train(folder / "killed", epochs, program=KILLED_BEFORE_A_FILE, first=[number])
+        process = train(folder / "killed", *settings, program=KILLED_BEFORE_A_FILE, first=[number])
         _, said = process.communicate(timeout=300)
         if process.returncode == 0:  # it has no more files
             break
         assert process.returncode == -signal.SIGKILL, said
-        lost += finish(folder / "killed", epochs) != whole
+        lost += finish(folder / "killed", *settings) != whole
     return number, lost
 
 
@@ -167,15 +187,15 @@ def full_disk_in_training(folder):
     """A disk that grows from nothing: one line that names a file, and what was there stays."""
     (folder / "whole").mkdir()
     rows(folder / "whole")
-    epochs = "trainer.max_epochs=3"
-    whole = finish(folder / "whole", epochs)
+    settings = *CRYSTALS, "trainer.max_epochs=3"
+    whole = finish(folder / "whole", *settings)
     tried = lost = 0
     with disk(folder / "full", 64):
         rows(folder / "full")
         last, done = folder / "full" / "run" / "checkpoints" / "last.ckpt", None
         for size in range(64, 4000, 60):
             remount(folder / "full", f"size={size}k")
-            process = train(folder / "full", epochs)
+            process = train(folder / "full", *settings)
             _, said = process.communicate(timeout=300)
             if process.returncode == 0:
                 break
@@ -188,7 +208,7 @@ def full_disk_in_training(folder):
                 epoch = read(last)["epoch"]
                 lost += done is not None and epoch < done
                 done = epoch
-        return tried, lost + (finish(folder / "full", epochs) != whole)
+        return tried, lost + (finish(folder / "full", *settings) != whole)
 
 
 # Checkpoints
@@ -450,7 +470,18 @@ def full_disk_behind_the_output(folder):
 
 SLOW, ROOT_ONLY = 1, 2
 FAULTS = {
-    "kill -9 during a training, resumed by the same command": (killed_training, SLOW),
+    **{
+        f"kill -9 during a training of {settings[0].removeprefix('model=')}": (
+            partial(killed_training, settings=(*settings, f"trainer.max_epochs={epochs}"), times=n),
+            SLOW,
+        )
+        for settings, epochs, n in (
+            (CRYSTALS, 60, 10),
+            (MESHES, 60, 10),
+            (SPINS, 60, 5),
+            (TEXT, 10, 10),
+        )
+    },
     "kill -9 before each file of a run gets its name": (killed_before_each_file, SLOW),
     "kill -9 while a checkpoint is saved": (killed_while_it_saves, SLOW),
     "kill -9 of one of two processes that build a cache": (killed_while_one_of_two_builds, SLOW),
