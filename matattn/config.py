@@ -14,14 +14,17 @@ from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 from matattn.errors import ConfigError
 from matattn.runtime import memory
 
-# What each section of a configuration may build.
+# What each section of a configuration may build: how the name begins, and where it is defined.
 ALLOWED = {
     "model": ("matattn.models.",),
     "data": ("matattn.datasets.",),
     "optimizer": ("matattn.training.",),
-    "trainer": ("lightning.",),
-    "logger": ("lightning.",),
-}
+    "trainer": (
+        "lightning.Trainer", "lightning.pytorch.trainer.", "lightning.pytorch.callbacks.",
+        "lightning.pytorch.strategies.",
+    ),
+    "logger": ("lightning.pytorch.loggers.",),
+}  # fmt: skip
 
 
 MOST_TENSORS = 5_000  # parameters of a network: of hundreds of blocks
@@ -29,11 +32,14 @@ TRAINED = 4  # times the memory of its weights: with gradients and AdamW's two m
 
 
 def check_targets(config: Any, place: str = "") -> None:
-    """Raise ConfigError if a ``_target_`` in a (nested) plain config is not on the allow-list."""
+    """Raise ConfigError if a ``_target_`` in a (nested) plain config is not on the allow-list, or
+    for a text in which Hydra would find one later."""
+    if isinstance(config, str) and "${" in config:
+        raise ConfigError(f"{place}={config!r}: ${{ is not allowed here")
     if isinstance(config, Mapping):
         target = config.get("_target_")
         allowed = ALLOWED.get(place.split(".")[0].split("[")[0], ())
-        if target is not None and not str(target).startswith(allowed):
+        if target is not None and not _is_allowed(str(target), allowed):
             raise ConfigError(
                 f"{place or 'config'}._target_: {target!r} is not allowed; it must begin with "
                 f"{' or '.join(allowed) or 'nothing: no target is allowed here'}"
@@ -43,6 +49,20 @@ def check_targets(config: Any, place: str = "") -> None:
     elif isinstance(config, list | tuple):
         for index, value in enumerate(config):
             check_targets(value, f"{place}[{index}]")
+
+
+def _is_allowed(target: str, allowed: tuple[str, ...]) -> bool:
+    """By its name, and by where it is defined: Hydra also follows what a module imports."""
+    import hydra
+    from hydra.errors import HydraException
+
+    if not target.startswith(allowed):
+        return False
+    try:
+        found = hydra.utils.get_object(target)
+    except (HydraException, ImportError, ValueError):
+        return True  # what cannot be found is said when it is built
+    return f"{getattr(found, '__module__', '')}.".startswith(allowed)
 
 
 def require(

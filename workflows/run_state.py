@@ -12,9 +12,11 @@ from matattn.errors import ConfigError
 from matattn.files import write_text
 
 FINISHED, FAILED = "metrics.json", "error.txt"
+_LOOK = 2.0  # seconds: a report that looks at the run holds the lock for a moment
 
 
 def _lock(folder: Path) -> FileLock:
+    folder = folder.resolve()
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
@@ -26,7 +28,7 @@ def working_on(folder: Path) -> Iterator[None]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _lock(folder).acquire(blocking=False):
+        with _lock(folder).acquire(timeout=_LOOK):
             yield
     except Timeout:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -61,8 +62,11 @@ def _read(folder: Path) -> Run | None:
     found, message = state(folder)
     value, what = None, ""
     if found == "finished":
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        what, value = objective(task, metrics)
+        try:
+            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            what, value = objective(task, metrics)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            found, message = "failed", f"metrics.json cannot be read: {error}"
     settings = {key: value for key, value in _flat(config).items()
                 if key.split(".")[0] not in _HIDDEN}  # fmt: skip
     settings["model"] = str(config["model"].get("_target_", "")).rsplit(".", 1)[-1]
@@ -82,7 +86,10 @@ def objective(workflow: str, metrics: Mapping[str, Any]) -> tuple[str, float]:
         results = list(found.values())
         if len(results) == 1:
             return f"{split} MAE, {results[0]['unit']}", results[0]["mae"]
-        shares = [result["mae"] / result["baselines"]["mean"] for result in results]
+        shares = [
+            result["mae"] / result["baselines"]["mean"] if result["baselines"]["mean"] else math.inf
+            for result in results
+        ]
         return f"{split} MAE over the mean predictor's", statistics.fmean(shares)
     if workflow == "field_surrogate":
         errors = [result["relative_l2"] for result in found.values()]

@@ -39,9 +39,9 @@ _NO_MATTER = ("paths", "overwrite", "logger", "data.download")
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Run one configuration (``conf/train.yaml``) and return its metrics.
 
-    A finished run is not repeated unless ``overwrite=true``; an unfinished one resumes from its
-    last epoch. Raises ConfigError when the configuration is inconsistent, or when the folder holds
-    a run of another configuration or of other data.
+    A finished run is not repeated unless ``overwrite=true``; an unfinished one always resumes from
+    its last epoch. Raises ConfigError when the configuration is inconsistent, or when the folder
+    holds a run of another configuration or of other data.
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     config = {str(key): value for key, value in cast(dict[str, Any], plain).items()}
@@ -71,11 +71,13 @@ def _run_in(
     """The metrics of the run in a folder that no other process uses."""
     earlier = _earlier_run(folder)
     _clear_partial(folder)
-    if earlier and config["overwrite"]:
-        _clear(folder)
-    elif earlier:
-        _check_same(folder, earlier, config, prepared.fingerprint)
     finished = folder / "metrics.json"
+    if earlier:
+        other = _other_run(folder, earlier, config, prepared.fingerprint)
+        if other and not config["overwrite"]:
+            raise ConfigError(other)
+        if config["overwrite"] and (other or finished.exists()):  # else: requeued, it goes on
+            _clear(folder)
     if finished.exists():
         print(f"{folder} holds this run, finished; overwrite=true trains again")
         return json.loads(finished.read_text(encoding="utf-8"))
@@ -143,21 +145,20 @@ def _earlier_run(folder: Path) -> dict[str, Any] | None:
     return earlier
 
 
-def _check_same(
+def _other_run(
     folder: Path, earlier: dict[str, Any], config: dict[str, Any], fingerprint: str
-) -> None:
-    """Refuse to go on with a run of another configuration or of other data."""
+) -> str:
+    """Why what is there cannot be gone on with: another configuration, or other data; or ""."""
     if earlier["data_fingerprint"] != fingerprint:
-        raise ConfigError(
-            f"{folder}: the data have changed since this run began; overwrite=true trains again"
-        )
+        return f"{folder}: the data have changed since this run began; overwrite=true trains again"
     old, new = _what_matters(earlier), _what_matters(config)
     different = [place for key in new for place in _differences(old.get(key), new[key], key)]
-    if different:
-        raise ConfigError(
-            f"{folder} holds a run of another configuration ({', '.join(different)} differ); "
-            "choose another paths.output_dir, or overwrite=true"
-        )
+    if not different:
+        return ""
+    return (
+        f"{folder} holds a run of another configuration ({', '.join(different)} differ); choose "
+        "another paths.output_dir, or overwrite=true"
+    )
 
 
 def _what_matters(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:

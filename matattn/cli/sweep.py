@@ -29,21 +29,21 @@ def report(
     """
     import sys
 
+    from rich.console import Console
+
     from matattn.errors import MatattnError
     from matattn.workflows import sweep_report
-
-    try:
-        runs = sweep_report.find_runs(folder)
-    except MatattnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    for table in sweep_report.tables(runs):
-        console.print(table)
-    if output is not None:
-        sweep_report.write(output, runs)
-        console.print(f"{output}, {output.with_suffix('.png')}", soft_wrap=True)
+    try:
+        runs = sweep_report.find_runs(folder)
+        for table in sweep_report.tables(runs):
+            console.print(table)
+        if output is not None:
+            sweep_report.write(output, runs)
+            console.print(f"{output}, {output.with_suffix('.png')}", soft_wrap=True)
+    except (MatattnError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None

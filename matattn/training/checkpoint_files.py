@@ -43,6 +43,6 @@ def read(path: str | Path) -> dict[str, Any]:
         if isinstance(error, pickle.UnpicklingError):  # PyTorch's text says how to open it anyway
             reason = "it holds other objects than tensors, numbers and texts"
         raise TrainingError(
-            f"{path}: cannot be read: {reason}; restore it from a copy, or delete it and "
-            "overwrite=true trains again"
+            f"{path}: cannot be read: {reason}; restore it from a copy, or delete it: the same "
+            "command trains again"
         ) from None

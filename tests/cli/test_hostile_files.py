@@ -122,6 +122,18 @@ def training(*more):
     return make
 
 
+def with_pickle(*more):
+    """A case of ``matattn train`` beside a pickle, which the command line names."""
+
+    def make(folder):
+        import torch
+
+        torch.save(Payload(), folder / "evil.pt")
+        return training(*more)(folder)
+
+    return make
+
+
 def checkpoint(content):
     """A case of a run folder that somebody else has filled."""
 
@@ -249,6 +261,12 @@ CASES = {
     "config.yaml with 10^10 aliases": checkpoint(aliases_in_yaml),
     "_target_=builtins.open": training("model._target_=builtins.open", "+model.file=canary"),
     "_target_ below the schedule": training("optimizer.schedule._target_=os.system"),
+    "_target_ that a module imports": with_pickle(
+        "+trainer.strategy={_target_: lightning.pytorch.strategies.ddp.torch.load, f: evil.pt, "
+        "weights_only: false}"),
+    "_target_ in an interpolation": with_pickle(
+        "+trainer.strategy='\\${oc.create:{_target_: torch.load, f: evil.pt, "
+        "weights_only: false}}'"),
     "callback in the trainer": training("+trainer.callbacks=[{_target_: os.system}]"),
     "table with ../ in its ids": outside_file,
     "npz with a pickle": mesh_data(pickle_in_npz),

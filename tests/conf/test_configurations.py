@@ -197,6 +197,11 @@ def test_misspelt_keys_are_refused(override):
         ("data", "matattn.models.crystalformer.Crystalformer"),
         ("trainer", "matattn.datasets.crystals.load"),
         ("paths", "matattn.datasets.crystals.load"),
+        ("optimizer", "matattn.training.step_seed.torch.load"),
+        ("model", "matattn.models.crystalformer.ImageRule"),
+        ("trainer", "lightning.fabric.utilities.cloud_io._load"),
+        ("trainer", "lightning.pytorch.callbacks.model_checkpoint.torch.load"),
+        ("logger", "lightning.pytorch.cli.LightningCLI"),
     ],
 )
 def test_only_allowed_targets_are_built(place, target):
@@ -204,6 +209,12 @@ def test_only_allowed_targets_are_built(place, target):
         check_targets({place: {"x": [1, {"_target_": target}]}})
     with pytest.raises(ConfigError, match="is not allowed"):
         build({"_target_": target}, place)
+
+
+def test_texts_that_would_become_targets():
+    text = "${oc.create:{_target_: torch.load}}"
+    with pytest.raises(ConfigError, match=r"trainer.strategy='\$\{oc.create:.*is not allowed"):
+        check_targets({"trainer": {"_target_": "lightning.Trainer", "strategy": text}})
 
 
 def test_wrong_arguments_are_named():
