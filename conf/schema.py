@@ -29,7 +29,18 @@ def _when(given: Any, yes: Any, no: Any) -> Any:
     return yes if given else no
 
 
+def _settings_hash(*, _root_: Any) -> str:
+    """Of what the trials of a search have in common, so that another search is another study."""
+    from matattn.config import config_hash
+
+    config = OmegaConf.to_container(_root_, resolve=False)
+    assert isinstance(config, dict)
+    return config_hash({str(k): v for k, v in config.items() if k not in ("hydra", "paths")})
+
+
 def register() -> None:
-    """Make the schema known to Hydra, as ``schema``, and ``${when:CONDITION,YES,NO}``."""
+    """Make the schema known to Hydra, as ``schema``, with ``${when:CONDITION,YES,NO}`` and
+    ``${settings_hash:}``."""
+    OmegaConf.register_new_resolver("settings_hash", _settings_hash, replace=True)
     OmegaConf.register_new_resolver("when", _when, replace=True)
     ConfigStore.instance().store(name="schema", node=TrainConfig)

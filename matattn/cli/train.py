@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from matattn.errors import ConfigError, MatattnError
+from matattn.errors import ConfigError, MatattnError, TrainingError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+# Errors of submitit and joblib when one of their processes is gone.
+KILLED = ("UncompletedJobError", "TerminatedWorkerError", "BrokenProcessPool")
+SOME_KILLED = (
+    "a run of the sweep was killed, often for its memory; others may still run: matattn sweep "
+    "report tells, and the same command does what is not done"
+)
 
 
 def train(context: typer.Context) -> None:
@@ -62,7 +70,10 @@ def main() -> None:
     try:
         job()
     except (MatattnError, RuntimeError, HydraException, OmegaConfBaseException, OSError) as error:
-        if isinstance(error, RuntimeError) and type(error).__name__ != "BackendError":
+        name = type(error).__name__
+        if name in KILLED:
+            stop(TrainingError(SOME_KILLED))
+        if isinstance(error, RuntimeError) and name != "BackendError":
             raise  # a defect; the kernels' BackendError is a user's mistake
         stop(error)
 

@@ -175,11 +175,16 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("averaging", [0, 3])
-def test_stopped_and_resumed_equals_uninterrupted(table, tmp_path, monkeypatch, averaging):
+@pytest.mark.parametrize("averaging, overwrite", [(0, "false"), (3, "false"), (0, "true")])
+def test_stopped_and_resumed_equals_uninterrupted(
+    table, tmp_path, monkeypatch, averaging, overwrite
+):
+    """Also where a finished run was to be overwritten: a requeued job has the same command."""
     # A rate at which validation gets worse: the last epoch is not the best one.
-    option = [f"task.averaging_epochs={averaging}", "optimizer.lr=0.3"]
+    option = [f"task.averaging_epochs={averaging}", "optimizer.lr=0.3", f"overwrite={overwrite}"]
     training.run(config(table, tmp_path / "whole", *option))
+    if overwrite == "true":
+        training.run(config(table, tmp_path / "cut", *option))
 
     begun = []
 
