@@ -179,7 +179,8 @@ def processes(marker, part=b""):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize(
-    "launcher, worker", [("joblib_pool", b"popen_loky"), ("local_cluster", b"submitit.core._submit")]
+    "launcher, worker",
+    [("joblib_pool", b"popen_loky"), ("local_cluster", b"submitit.core._submit")],
 )
 def test_a_killed_run_is_told(tmp_path, launcher, worker):
     marker = f"MATATTN_TEST={tmp_path}"
