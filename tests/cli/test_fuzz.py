@@ -14,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import OmegaConf
@@ -171,6 +171,7 @@ def test_folders(model, entries, how):
         folder, table = Path(place) / "in put", Path(place) / "table.jsonl"
         folder.mkdir()
         fill(folder, entries)
+        assume(how != "glob" or not os.path.lexists(folder / "*"))  # that file would be meant
         (folder / "zz good.cif").write_bytes(GOOD)
         expected = sorted(folder.iterdir())
         if how in ("folder", "to a file"):

@@ -81,13 +81,16 @@ def remount(folder, options):
 
 
 def rows(folder):
-    """Crystals, meshes and sentences."""
     generator = np.random.default_rng(0)
     lattices = [((3 + n % 7 / 7) * np.eye(3)).tolist() for n in range(200)]
     content = [{"id": f"a{n}", "lattice": lattice,
                 "frac": [[0, 0, 0]], "Z": [n % 50 + 3], "alpha": float(generator.normal())}
                for n, lattice in enumerate(lattices)]  # fmt: skip
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, content)))
+
+
+def meshes_and_text(folder):
+    generator = np.random.default_rng(0)
     (folder / "meshes").mkdir()
     for n in range(20):
         np.savez(
@@ -127,6 +130,7 @@ def killed_training(folder, settings, times):
     for name in ("whole", "killed"):
         (folder / name).mkdir()
         rows(folder / name)
+        meshes_and_text(folder / name)
     begin = time.monotonic()
     with train(folder / "whole", *settings) as process:
         process.stdout.readline()
