@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
@@ -31,11 +31,11 @@ def _when(given: Any, yes: Any, no: Any) -> Any:
 
 def _settings_hash(*, _root_: Any) -> str:
     """Of what the trials of a search have in common, so that another search is another study."""
-    from matattn.config import config_hash
+    from matattn.config import config_hash, what_matters
 
-    config = OmegaConf.to_container(_root_, resolve=False)
-    assert isinstance(config, dict)
-    return config_hash({str(k): v for k, v in config.items() if k not in ("hydra", "paths")})
+    config = cast(dict[str, Any], OmegaConf.to_container(_root_, resolve=False))
+    config.pop("hydra", None)
+    return config_hash(what_matters(config))
 
 
 def register() -> None:

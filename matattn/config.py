@@ -27,6 +27,8 @@ ALLOWED = {
 }  # fmt: skip
 
 
+# What does not change a run's result does not change its folder either.
+_NO_MATTER = ("paths", "overwrite", "logger", "data.download")
 MOST_TENSORS = 5_000  # parameters of a network: of hundreds of blocks
 TRAINED = 4  # times the memory of its weights: with gradients and AdamW's two moments
 
@@ -182,6 +184,14 @@ def import_extra(module: str) -> ModuleType:
             f"{module.rsplit('.', 1)[-1]} needs the package {error.name}: install matattn with its "
             "extras, pip install 'matattn[all]'"
         ) from error
+
+
+def what_matters(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """``config`` without the keys of ``_NO_MATTER``."""
+    kept = {key: value for key, value in config.items() if place + key not in _NO_MATTER}
+    if "data" in kept and not place:
+        kept["data"] = what_matters(kept["data"], "data.")
+    return kept
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

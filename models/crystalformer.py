@@ -95,7 +95,6 @@ class InfinitelyConnectedAttention(nn.Module):
         reciprocal: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(dim, num_heads)
         if reciprocal and num_heads % 2:
             raise ValueError(f"num_heads={num_heads} is odd: half of the heads are reciprocal")
         self.num_heads, self.summation = num_heads, summation

@@ -7,7 +7,7 @@ Engine", arXiv 2508.12594; and FLARE++ (arXiv 2608.11519), whose latent queries 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import cast
 
@@ -354,9 +354,8 @@ class FLARE(_MeshNetwork):
         num_octaves: int = 0,
         init: str = "published",
     ) -> None:
-        sizes = {"num_blocks": num_blocks, "ffn_ratio * dim": ffn_ratio * dim}
-        check_sizes(dim, num_heads, num_latents=num_latents, **sizes)
-        _check(norm, activation, init)
+        sizes = {"num_blocks": num_blocks, "num_latents": num_latents}
+        _check(dim, num_heads, sizes, ffn_ratio, norm, activation, init)
         _one_of("scale", scale, SCALES)
         _one_of("queries", queries, QUERIES)
         mixers: list[nn.Module] = [
@@ -424,9 +423,7 @@ class FullAttention(_MeshNetwork):
         num_octaves: int = 0,
         init: str = "published",
     ) -> None:
-        sizes = {"num_blocks": num_blocks, "ffn_ratio * dim": ffn_ratio * dim}
-        check_sizes(dim, num_heads, **sizes)
-        _check(norm, activation, init)
+        _check(dim, num_heads, {"num_blocks": num_blocks}, ffn_ratio, norm, activation, init)
         mixers: list[nn.Module] = [
             SelfAttention(dim, num_heads, kv_depth, activation) for _ in range(num_blocks)
         ]
@@ -436,7 +433,16 @@ class FullAttention(_MeshNetwork):
         )  # fmt: skip
 
 
-def _check(norm: str, activation: str, init: str) -> None:
+def _check(
+    dim: int,
+    num_heads: int,
+    sizes: Mapping[str, int],
+    ffn_ratio: float,
+    norm: str,
+    activation: str,
+    init: str,
+) -> None:
+    check_sizes(dim, num_heads, **sizes, **{"ffn_ratio * dim": ffn_ratio * dim})
     _one_of("norm", norm, NORMS)
     _one_of("activation", activation, ACTIVATIONS)
     _one_of("init", init, INITS)

@@ -180,21 +180,21 @@ def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, A
     """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
     task, dataset, network = config["task"], prepared.dataset, prepared.network
     masked = _pretrain(config, folder / "pretraining", prepared)
-    room = network.encoder.max_length - 2  # beside [CLS] and [SEP]
     splits = {
-        split: [
-            short
-            for sentence in dataset.of_split(split)
-            for part in parts(sentence, WINDOW, prepared.types)
-            for short in _fitting(prepared.tokenizer, room, part)
-        ]
+        split: [part for s in dataset.of_split(split) for part in parts(s, WINDOW, prepared.types)]
         for split in ("train", "val", "test")
+    }
+    room = network.encoder.max_length - 2  # beside [CLS] and [SEP]
+    trained = {
+        split: [
+            short for part in splits[split] for short in _fitting(prepared.tokenizer, room, part)
+        ]
+        for split in ("train", "val")
     }
     labels = {name: number for number, name in enumerate(_labels(prepared.types))}
     collate = partial(_collate_sentences, prepared.tokenizer, network.encoder.max_length, labels)
     optimizer = {**config["optimizer"], "schedule": prepared.schedule}
-    module = SpanLabels(network, optimizer, [opening(s) for s in splits["train"]], folder)
-    trained = {split: splits[split] for split in ("train", "val")}
+    module = SpanLabels(network, optimizer, [opening(s) for s in trained["train"]], folder)
     log = fit_texts(config, folder, module, trained, collate)
     described: dict[str, Any] = {
         "kind": "text",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from matattn.config import check_targets, config_hash, import_extra, require
+from matattn.config import check_targets, config_hash, import_extra, require, what_matters
 from matattn.errors import ConfigError
 from matattn.files import is_partial, write_text
 from matattn.runtime import tune_malloc
@@ -32,8 +31,6 @@ WORKFLOWS = {
     )  # fmt: skip
 }
 SHARED = ("property_prediction", "field_surrogate")  # whose batches processes can share
-# What does not change a run's result does not change its folder either.
-_NO_MATTER = ("paths", "overwrite", "logger", "data.download")
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -45,9 +42,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     config = {str(key): value for key, value in cast(dict[str, Any], plain).items()}
-    check_targets(config)
     names = {"model": config["model"].pop("name"), "data": config["data"]["name"]}
     _check(config, names)
+    check_targets(config)
     if config["init_from"]:
         config = adopt(config)
     folder = run_folder(config, names)
@@ -92,7 +89,7 @@ def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:
     """Where a run lives: <root>/<model>-<data>/seed<seed>-<hash>, or ``paths.output_dir``."""
     if given := config["paths"]["output_dir"]:
         return Path(given)
-    hashed = _what_matters(config)
+    hashed = what_matters(config)
     del hashed["seed"]
     run_name = f"seed{config['seed']}-{config_hash(hashed)}"
     return Path(config["paths"]["output_root"]) / f"{names['model']}-{names['data']}" / run_name
@@ -151,7 +148,7 @@ def _other_run(
     """Why what is there cannot be gone on with: another configuration, or other data; or ""."""
     if earlier["data_fingerprint"] != fingerprint:
         return f"{folder}: the data have changed since this run began; overwrite=true trains again"
-    old, new = _what_matters(earlier), _what_matters(config)
+    old, new = what_matters(earlier), what_matters(config)
     different = [place for key in new for place in _differences(old.get(key), new[key], key)]
     if not different:
         return ""
@@ -159,14 +156,6 @@ def _other_run(
         f"{folder} holds a run of another configuration ({', '.join(different)} differ); choose "
         "another paths.output_dir, or overwrite=true"
     )
-
-
-def _what_matters(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """``config`` without the keys of ``_NO_MATTER``."""
-    kept = {key: value for key, value in config.items() if place + key not in _NO_MATTER}
-    if "data" in kept and not place:
-        kept["data"] = _what_matters(kept["data"], "data.")
-    return kept
 
 
 def _differences(old: Any, new: Any, place: str) -> list[str]:

@@ -114,8 +114,9 @@ def prepare(config: dict[str, Any]) -> Prepared:
     if (count := parameter_count(model)) * TRAINED * 8 > memory():
         raise ConfigError(f"model: {count:.3g} parameters do not fit into this machine's memory")
     # Of every sample: derivatives of a complex amplitude, or spins.
-    floats = {"samples": 2 * count, "final_samples": system.sites}
-    for key, number in (floats | {"symmetrized_samples": system.sites}).items():
+    spins = system.sites
+    floats = {"samples": 2 * count, "final_samples": spins, "symmetrized_samples": spins}
+    for key, number in floats.items():
         if (needed := task[key] * number * 8) > memory():
             raise ConfigError(
                 f"task.{key}={task[key]}: these take at least {needed / 1e9:.0f} GB, more "

@@ -131,7 +131,7 @@ def fill(folder, entries):
     """Make what the system lets one make: names that are too long, or twice there, stay out."""
     for name, kind, content in entries:
         path = folder / name
-        if path.stem.endswith("good"):  # of the file that is put there
+        if name in ("good.cif", "zz good.cif"):  # that is put there afterwards
             continue
         try:
             if kind == "folder":

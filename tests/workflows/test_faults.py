@@ -472,20 +472,17 @@ def full_disk_behind_the_output(folder):
     return 1, int(status != 2 or f"standard output: {FULL}" not in said or "Traceback" in said)
 
 
+def killed(settings, epochs, times=10):
+    settings = *settings, f"trainer.max_epochs={epochs}"
+    return partial(killed_training, settings=settings, times=times)
+
+
 SLOW, ROOT_ONLY = 1, 2
 FAULTS = {
-    **{
-        f"kill -9 during a training of {settings[0].removeprefix('model=')}": (
-            partial(killed_training, settings=(*settings, f"trainer.max_epochs={epochs}"), times=n),
-            SLOW,
-        )
-        for settings, epochs, n in (
-            (CRYSTALS, 60, 10),
-            (MESHES, 60, 10),
-            (SPINS, 60, 5),
-            (TEXT, 10, 10),
-        )
-    },
+    "kill -9 during a training of crystalformer": (killed(CRYSTALS, epochs=60), SLOW),
+    "kill -9 during a training of flare": (killed(MESHES, epochs=60), SLOW),
+    "kill -9 during a training of wavefunction": (killed(SPINS, epochs=60, times=5), SLOW),
+    "kill -9 during a training of text_encoder": (killed(TEXT, epochs=10), SLOW),
     "kill -9 before each file of a run gets its name": (killed_before_each_file, SLOW),
     "kill -9 while a checkpoint is saved": (killed_while_it_saves, SLOW),
     "kill -9 of one of two processes that build a cache": (killed_while_one_of_two_builds, SLOW),
