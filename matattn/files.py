@@ -66,14 +66,15 @@ def _seal(content: bytes | memoryview) -> bytes:
 
 def encodable(text: str) -> str:
     """``text`` with escapes in place of what UTF-8 has not: bytes of a file's name that are no
-    text, or half a character that JSON wrote as one."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    text, or half a character that JSON wrote as one; and of carriage returns, which end lines of
+    a CSV file even where nobody meant a line."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\r", "\\r")
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as partial:
-        partial.write_text(encodable(text), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, content: Any) -> None:

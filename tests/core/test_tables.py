@@ -25,6 +25,12 @@ def test_csv(tmp_path):
     assert csv_text([]) == ""
 
 
+def test_a_carriage_return_does_not_end_a_line():
+    """Python's writer does not quote it, and its reader then refuses the table."""
+    (row,) = csv.DictReader(csv_text([{"id": "\r", "message": "a\r\nb"}]).splitlines(True))
+    assert row == {"id": "\\r", "message": "a\\r\nb"}
+
+
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
 def test_other_formats_keep_types_and_digits(tmp_path, suffix):
     path = tmp_path / f"t.{suffix}"
