@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from matattn.models.coulgat import CoulombGATConv
-from matattn.neighbors import ImageRule
 from matattn.runtime import processor, tune_malloc
+from matattn.structures.image_rule import ImageRule
 from matattn.tables import write_table
 
 HEADS, CHANNELS, DEGREE, CUTOFF = 4, 8, 30, 3.0

@@ -27,16 +27,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from matattn.datasets import pde_plate_with_hole
-from matattn.field_baselines import baselines, relative_l2
+from matattn.datasets.pde import plate_with_hole as pde_plate_with_hole
 from matattn.files import write_text
-from matattn.mesh_batch import InputScaling, collate_meshes
+from matattn.meshes.baselines import baselines, relative_l2
+from matattn.meshes.batch import InputScaling, collate_meshes
 from matattn.models.flare import FLARE, FullAttention
 from matattn.runtime import peak_memory, tune_malloc
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.sampler import EpochShuffle
 from matattn.training.schedules import OneCycleWithMomentum
-from matattn.workflows.field_surrogate import relative_errors
+from matattn.workflows.meshes.train import relative_errors
 
 SHARED = {"num_inputs": 2, "dim": 32, "num_blocks": 4, "num_heads": 4, "num_octaves": 3,
           "init": "xavier"}  # fmt: skip

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from matattn.conf.schema import register
 from matattn.files import atomic_path, write_text
-from matattn.workflows import training
+from matattn.workflows.run import run as train
 
 MODEL = "mp-formation-energy"
 SEEDS = (0, 1, 2)
@@ -64,7 +64,7 @@ def run(data: str, start: str, rows: int, seed: int, root: Path) -> dict[str, An
                 f"paths.output_dir={folder}",
             ],
         )
-    return training.run(config)
+    return train(config)
 
 
 def held_out(metrics: dict[str, Any], target: str) -> dict[str, float]:

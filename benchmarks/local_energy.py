@@ -32,8 +32,8 @@ from matattn.datasets.j1j2 import load
 from matattn.models.factored_attention import TransformerWaveFunction
 from matattn.spins import PAULI, SpinSystem
 from matattn.tables import write_table
-from matattn.workflows.spin_exchange import exchange, local_energies
-from matattn.workflows.vmc_engine import Settings, VMCEngine
+from matattn.workflows.spins.engine import Settings, VMCEngine
+from matattn.workflows.spins.exchange import exchange, local_energies
 
 COLUMNS = ("system", "parameters", "what", "chunk_size", "seconds", "ratio_to_netket", "floor_s")
 CHUNKS = (128, 256, 512, 1024)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from matattn.mesh_batch import MeshBatch
+from matattn.meshes.batch import MeshBatch
 from matattn.models.flare import FLARE
 from matattn.runtime import peak_memory, tune_malloc
 from matattn.tables import write_table

@@ -27,7 +27,7 @@ from matattn import pretrained
 from matattn.datasets import crystals
 from matattn.files import write_text
 from matattn.runtime import tune_malloc
-from matattn.workflows.prediction import Predictor, encode
+from matattn.workflows.structures.predict import Predictor, encode
 
 Item = dict[str, torch.Tensor]
 COUNT = 600  # structures of each kind

@@ -1,6 +1,7 @@
 """CGCNN and SchNet from PyTorch Geometric's operators, with periodic neighbour lists.
 
-Its own neighbour search needs a compiled extra, so lists come from ``matattn.neighbors``.
+Its own neighbour search needs a compiled extra: lists come from
+``matattn.structures.neighbors``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import CGConv, SchNet, global_mean_pool
 
-from matattn.batch import geometry
-from matattn.neighbors import periodic_neighbors
+from matattn.structures.batch import geometry
+from matattn.structures.neighbors import periodic_neighbors
 
 
 class CGCNN(nn.Module):

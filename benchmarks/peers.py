@@ -38,14 +38,14 @@ from peer_networks import CGCNN, PeriodicSchNet, nearest_graph, published_elemen
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
-from matattn.batch import geometry, join, to_graph
-from matattn.dataset import PropertyDataset
 from matattn.datasets.crystals import load
 from matattn.files import write_text
-from matattn.metrics import baselines, mean_absolute_error
 from matattn.models.crystalformer import Crystalformer
-from matattn.neighbors import ImageRule
 from matattn.runtime import tune_malloc
+from matattn.structures.batch import geometry, join, to_graph
+from matattn.structures.dataset import PropertyDataset
+from matattn.structures.image_rule import ImageRule
+from matattn.structures.metrics import baselines, mean_absolute_error
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.sampler import EpochShuffle
 from matattn.training.schedules import OneCycle

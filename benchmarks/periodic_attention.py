@@ -42,13 +42,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matattn.batch import CrystalBatch, collate
 from matattn.files import write_text
 from matattn.kernels.periodic_attention import periodic_attention, reference
 from matattn.models.crystalformer import Crystalformer, Geometry, InfinitelyConnectedAttention
-from matattn.neighbors import ImageRule
 from matattn.runtime import tune_malloc
-from matattn.structure import tensors_from_arrays
+from matattn.structures.batch import CrystalBatch, collate
+from matattn.structures.image_rule import ImageRule
+from matattn.structures.structure import tensors_from_arrays
 
 HEADS, DIM, COUNT, SPACING = 8, 16, 64, 14 / 64
 DENSITY = 0.06  # atoms/Å^3

@@ -30,9 +30,9 @@ from low_rank_routing_gpu import bytes_per_ms, exponentials_per_ms, milliseconds
 from periodic_attention import COUNT, DIM, HEADS, SPACING, TRAINING, crystals
 from torch import Tensor
 
-from matattn.batch import CrystalBatch, collate
 from matattn.kernels.periodic_attention import periodic_attention, reference
 from matattn.models.crystalformer import Crystalformer
+from matattn.structures.batch import CrystalBatch, collate
 
 SIZES = ((32, 20), (256, 20), (1024, 20), (128, 200))  # crystals, atoms in each
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}

@@ -52,20 +52,20 @@ OFTEN = {
     SAVE: ["matattn.training.checkpoint_files:AtomicCheckpoints.save_checkpoint"],
     "seed the random numbers": ["matattn.training.step_seed:StepSeed.on_train_batch_start"],
     "look at the loss": [
-        "matattn.workflows.property_prediction:stop_unless_finite",
-        "matattn.workflows.field_surrogate:stop_unless_finite",
+        "matattn.workflows.structures.train:stop_unless_finite",
+        "matattn.workflows.meshes.train:stop_unless_finite",
     ],
     "write metrics.csv": ["matattn.training.run_log:write_text"],
 }
 ONCE = {
-    "lock the run": ["matattn.workflows.run_state:FileLock.acquire"],
-    "look for an earlier run": ["matattn.workflows.training:_earlier_run"],
-    "remove half files": ["matattn.workflows.training:_clear_partial"],
-    "write config.yaml": ["matattn.workflows.training:write_text"],
+    "lock the run": ["matattn.workflows.run_folder:FileLock.acquire"],
+    "look for an earlier run": ["matattn.workflows.run:_earlier_run"],
+    "remove half files": ["matattn.workflows.run:_clear_partial"],
+    "write config.yaml": ["matattn.workflows.run:write_text"],
     "read the cache": ["matattn.cache:read_sealed"],
     "fingerprint of the data": [
-        "matattn.dataset:PropertyDataset.fingerprint",
-        "matattn.fields:FieldDataset.fingerprint",
+        "matattn.structures.dataset:PropertyDataset.fingerprint",
+        "matattn.meshes.fields:FieldDataset.fingerprint",
     ],
     "read the last checkpoint": ["matattn.training.checkpoint_files:read"],
     "checksums of the model": ["matattn.bundle:sha256"],

@@ -25,8 +25,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from matattn.files import write_text
-from matattn.workflows.report import save_figure
-from matattn.workflows.sweep_report import find_runs
+from matattn.workflows.structures.report import save_figure
+from matattn.workflows.sweeps import find_runs
 
 KEYS = ("network", "data", "target", "unit", "split")
 COLUMNS = (*KEYS, "rows", "seeds", "mae", "deviation", "linear_composition", "mean",

@@ -31,11 +31,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch_geometric.data import Batch, Data
 
-from matattn.batch import geometry, join, to_graph
 from matattn.datasets.crystals import load
 from matattn.files import write_text
 from matattn.models.crystalformer import Crystalformer
 from matattn.runtime import tune_malloc
+from matattn.structures.batch import geometry, join, to_graph
 from matattn.training.optimizers import adamw
 
 BATCH = 64

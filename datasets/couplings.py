@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from pymatgen.core import Element
 
-from matattn.dataset import PropertyDataset
 from matattn.datasets.molecules import (
     Molecule,
     bond_distances,
@@ -21,6 +20,7 @@ from matattn.datasets.molecules import (
     means_by_type,
 )
 from matattn.errors import DataError
+from matattn.structures.dataset import PropertyDataset
 from matattn.units import find_properties
 
 Found = Iterator[tuple[str, Molecule, list[str]]]  # place, molecule, type of every pair

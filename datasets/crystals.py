@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matattn.cache import Arrays, cached
-from matattn.dataset import (
+from matattn.datasets.formats import Row, Rows, find_files, read_rows
+from matattn.errors import DataError, StructureError
+from matattn.files import encodable, sha256
+from matattn.structures.dataset import (
     SPLITS,
     PropertyDataset,
     check_sizes,
@@ -26,10 +29,7 @@ from matattn.dataset import (
     group_split,
     random_split,
 )
-from matattn.datasets.formats import Row, Rows, find_files, read_rows
-from matattn.errors import DataError, StructureError
-from matattn.files import encodable, sha256
-from matattn.structure import tensors_from_arrays, to_data, validate_arrays
+from matattn.structures.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.units import Property, find_properties
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from matattn.dataset import check_sizes
 from matattn.datasets.field_files import present, read_npz
 from matattn.errors import DataError
-from matattn.fields import Field, FieldDataset, MeshSample
+from matattn.meshes.fields import Field, FieldDataset, MeshSample
+from matattn.structures.dataset import check_sizes
 
 SOURCE = (
     "https://huggingface.co/datasets/vedantpuri/PDESurrogates "

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from matattn.dataset import SPLITS
 from matattn.errors import DataError
+from matattn.structures.dataset import SPLITS
 
 Shape = tuple[int | None, ...]  # None: any length
 

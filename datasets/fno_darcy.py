@@ -15,7 +15,7 @@ import numpy as np
 
 from matattn.datasets.field_files import mat_arrays, published_split, quads, take
 from matattn.errors import DataError
-from matattn.fields import Field, FieldDataset, MeshSample
+from matattn.meshes.fields import Field, FieldDataset, MeshSample
 
 SOURCE = (
     "https://huggingface.co/datasets/vedantpuri/PDESurrogates (FNO.tar.gz) or the drive that "

@@ -24,8 +24,8 @@ from pymatgen.core import Element, Molecule
 
 from matattn.errors import DataError, StructureError
 from matattn.parallel import parallel_map
-from matattn.structure import validate
-from matattn.structure_files import is_molecule, is_structure_file, parse_extxyz, read
+from matattn.structures.files import is_molecule, is_structure_file, parse_extxyz, read
+from matattn.structures.structure import validate
 
 Row = dict[str, Any]
 Rows = tuple[list[tuple[str, Row]], list[str]]  # (place, row) pairs; messages about other rows

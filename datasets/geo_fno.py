@@ -22,7 +22,7 @@ from matattn.datasets.field_files import (
     take,
 )
 from matattn.errors import DataError
-from matattn.fields import Field, FieldDataset, MeshSample
+from matattn.meshes.fields import Field, FieldDataset, MeshSample
 
 SOURCE = (
     "https://huggingface.co/datasets/vedantpuri/PDESurrogates (Geo-FNO.tar.gz) or the drive that "

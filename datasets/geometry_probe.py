@@ -17,10 +17,10 @@ from __future__ import annotations
 import numpy as np
 
 from matattn.config import require
-from matattn.dataset import PropertyDataset
 from matattn.datasets.prototypes import read_table
-from matattn.neighbors import SELF, periodic_neighbors
-from matattn.structure import to_data, to_tensors
+from matattn.structures.dataset import PropertyDataset
+from matattn.structures.neighbors import SELF, periodic_neighbors
+from matattn.structures.structure import to_data, to_tensors
 from matattn.units import find_properties
 
 BOND, WIDTH, CUTOFF = 2.5, 1.0, 6.0  # Å

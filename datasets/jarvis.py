@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element
 
-from matattn.dataset import SPLITS, PropertyDataset, check_sizes
 from matattn.datasets.crystals import (
     labelled,
     make_dataset,
@@ -28,6 +27,7 @@ from matattn.datasets.crystals import (
 from matattn.datasets.formats import Row, Rows, find_files, read_rows
 from matattn.download import present
 from matattn.errors import DataError
+from matattn.structures.dataset import SPLITS, PropertyDataset, check_sizes
 from matattn.units import find_properties
 
 # Targets of the digits in ``split_codes``.

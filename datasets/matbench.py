@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from matattn.dataset import PropertyDataset
 from matattn.datasets.crystals import make_dataset, read_table
 from matattn.datasets.formats import Rows, find_files, pymatgen_row, read_rows
 from matattn.download import present
 from matattn.errors import DataError, StructureError
+from matattn.structures.dataset import PropertyDataset
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from matattn.dataset import group_split
 from matattn.datasets.text_formats import READERS, read_brat, read_corpus, read_mulms
 from matattn.errors import ConfigError, DataError
+from matattn.structures.dataset import group_split
 from matattn.text import Sentence, TextDataset, split_words
 
 MATERIAL_TYPES = ("MAT", "Material", "MATERIAL", "name", "formula")

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from matattn.dataset import PropertyDataset
 from matattn.datasets.crystals import make_dataset
 from matattn.datasets.formats import Row, pymatgen_row
 from matattn.datasets.queries import answer
 from matattn.errors import DataError, StructureError
+from matattn.structures.dataset import PropertyDataset
 
 # The database's names of properties, per atom in eV, and ours.
 _FIELDS = {

@@ -1,6 +1,6 @@
 """The user's own meshes: one file per sample, all with the same fields at their nodes.
 
-``matattn.mesh_files`` reads the files: VTU, VTK and other formats of meshio, and .npz.
+``matattn.meshes.files`` reads the files: VTU, VTK and other formats of meshio, and .npz.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from matattn.dataset import SPLITS, check_sizes, random_split
 from matattn.errors import DataError
-from matattn.fields import SCALINGS, Field, FieldDataset, MeshSample
-from matattn.mesh_files import SUFFIXES, is_mesh_file, read_mesh
+from matattn.meshes.fields import SCALINGS, Field, FieldDataset, MeshSample
+from matattn.meshes.files import SUFFIXES, is_mesh_file, read_mesh
+from matattn.structures.dataset import SPLITS, check_sizes, random_split
 
 
 def load(
@@ -44,7 +44,7 @@ def load(
         inputs: fields that are known beside the coordinates.
         units: units of fields and of the coordinates x, y, z; without one, numbers are as in the
             files.
-        scaling: how the network sees inputs and coordinates (see ``matattn.fields.Field``).
+        scaling: how the network sees inputs and coordinates (see ``matattn.meshes.fields.Field``).
         split: "official" (``split.csv`` in the folder with the columns id and split, or
             sub-folders train, val, test), or "random" (seeded 80/10/10 of the files); None:
             official if the folder has either, else random.

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from matattn.dataset import PropertyDataset, random_split
 from matattn.datasets import crystals
 from matattn.errors import DataError, StructureError
-from matattn.structure import tensors_from_arrays, to_data, validate_arrays
+from matattn.structures.dataset import PropertyDataset, random_split
+from matattn.structures.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.units import Property
 
 _BOND = 1.25  # atoms are bonded up to so many times the sum of their covalent radii

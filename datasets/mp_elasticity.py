@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy._core import multiarray
 
-from matattn.dataset import SPLITS, PropertyDataset
 from matattn.datasets import crystals
 from matattn.datasets.jarvis import structure
 from matattn.download import present
 from matattn.errors import DataError, MatattnError
 from matattn.files import atomic_path
+from matattn.structures.dataset import SPLITS, PropertyDataset
 
 URLS = {
     "bulk": (40258705, 40258675, 40258666),

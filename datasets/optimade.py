@@ -17,12 +17,12 @@ import numpy as np
 from pymatgen.core import Element
 from rich.console import Console
 
-from matattn.dataset import PropertyDataset
 from matattn.datasets.crystals import make_dataset
 from matattn.datasets.formats import Row
 from matattn.datasets.queries import answer
 from matattn.download import get_json
 from matattn.errors import DataError
+from matattn.structures.dataset import PropertyDataset
 
 _STRUCTURE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites", "species")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from matattn.dataset import PropertyDataset
 from matattn.datasets.crystals import read_table
 from matattn.datasets.formats import Rows
 from matattn.datasets.molecules import split_table
 from matattn.download import present
 from matattn.errors import DataError
+from matattn.structures.dataset import PropertyDataset
 
 URL = "http://quantum-machine.org/data/qm7.mat"
 _BOHR = 0.529177210903  # Å

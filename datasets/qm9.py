@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pymatgen.core import Element
 
-from matattn.dataset import PropertyDataset
 from matattn.datasets.crystals import read_table
 from matattn.datasets.formats import Row, Rows, read_rows
 from matattn.datasets.molecules import split_table
 from matattn.download import present
 from matattn.errors import DataError
+from matattn.structures.dataset import PropertyDataset
 
 URL = "https://ndownloader.figshare.com/files/3195389"
 # What the second line of an official file holds behind its number, and the keys of extended XYZ.

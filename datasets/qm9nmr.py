@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element
 
-from matattn.dataset import PropertyDataset
 from matattn.datasets.molecules import Molecule, bond_distances, bonds, make_dataset
 from matattn.errors import DataError
-from matattn.metrics import linear_fit
-from matattn.structure import MAX_ATOMIC_NUMBER
+from matattn.structures.dataset import PropertyDataset
+from matattn.structures.metrics import linear_fit
+from matattn.structures.structure import MAX_ATOMIC_NUMBER
 from matattn.units import Property, find_properties
 
 DELTAS = ("baseline", "increments")

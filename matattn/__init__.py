@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from matattn.workflows.field_prediction import FieldPredictor
-    from matattn.workflows.prediction import Predictor
-    from matattn.workflows.text_prediction import TextModel
-    from matattn.workflows.wavefunction_prediction import WaveFunction
+    from matattn.workflows.meshes.predict import FieldPredictor
+    from matattn.workflows.spins.predict import WaveFunction
+    from matattn.workflows.structures.predict import Predictor
+    from matattn.workflows.text.predict import TextModel
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -32,32 +32,19 @@ def load(
     Args:
         model: the name of a model that comes with matattn (``matattn models`` lists them), or a
             bundle folder, the ``model/`` folder that every finished run writes.
-        device: "cpu", "cuda", "cuda:1", ..., or "auto": a GPU if there is one.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto": a GPU if there is one. Wave functions run
+            where jax chooses, and models of text on the CPU, whatever it says.
 
     Returns:
-        A :class:`matattn.workflows.prediction.Predictor`, or for a model of fields on meshes a
-        :class:`matattn.workflows.field_prediction.FieldPredictor`, for a wave function a
-        :class:`matattn.workflows.wavefunction_prediction.WaveFunction` (on jax's own choice of
-        device), for a model of text a :class:`matattn.workflows.text_prediction.TextModel` (on the
-        CPU). Loading verifies checksums and never unpickles. Raises BundleError, and
-        ConfigError for a device that is not there.
+        A ``Predictor`` of structures, a ``FieldPredictor`` of fields on meshes, a ``WaveFunction``
+        or a ``TextModel``; each is in ``predict.py`` of its folder in ``workflows/``.
+
+    Raises:
+        BundleError: there is no such model, or it is damaged. Checksums are verified, and nothing
+            is ever unpickled.
+        ConfigError: the device is not there, or a package is not installed.
     """
     from matattn import pretrained
 
     folder = pretrained.find(model)  # before the slow import: a mistyped name is told at once
-    kind = pretrained.kind(folder)
-    if kind == "spins":
-        from matattn.workflows.wavefunction_prediction import WaveFunction
-
-        return WaveFunction.load(folder)
-    if kind == "text":
-        from matattn.workflows.text_prediction import TextModel
-
-        return TextModel.load(folder)
-    if kind == "meshes":
-        from matattn.workflows.field_prediction import FieldPredictor
-
-        return FieldPredictor.load(folder, device)
-    from matattn.workflows.prediction import Predictor
-
-    return Predictor.load(folder, device)
+    return pretrained.kind(folder).load(folder, device)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,9 +30,8 @@ class AttentionLayer(NamedTuple):
         return cls(module, weight.T.unflatten(0, (heads, -1)))
 
 
-@runtime_checkable
 class Attends(Protocol):
-    """A network whose attention can be looked into."""
+    """A network whose attention can be looked into, if it has such layers."""
 
     def attention_layers(self) -> list[AttentionLayer]:
         """Its layers, from the input on."""

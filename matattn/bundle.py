@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from matattn.ensemble import Ensemble, members
 from matattn.errors import BundleError
 from matattn.files import sha256, write_bytes, write_json, write_text
+from matattn.kinds import KINDS, kind_of
 from matattn.uncertainty import Uncertainty
 
 NETWORKS = {
@@ -41,13 +41,6 @@ FORMAT = 1
 ROOM = 2**30  # bytes: tables that a network makes, libraries that it loads
 MOST_MEMBERS = 100  # networks of an ensemble
 REQUIRED = ("format", "network", "arguments")
-# What else a config.json says, by what the network reads.
-KINDS = {
-    "crystals": ("targets", "normaliser", "elements"),
-    "meshes": ("targets", "normaliser", "coordinates", "inputs", "input_scaling"),
-    "spins": ("system", "observables"),
-    "text": ("labels", "vocabulary"),
-}
 _FILES = ("model.safetensors", "config.json", "card.md")
 _UNCERTAINTY = "uncertainty.safetensors"  # optional
 _TOKENIZER = "tokenizer.json"  # of models of text
@@ -55,7 +48,7 @@ _TOKENIZER = "tokenizer.json"  # of models of text
 
 def save(
     folder: str | Path,
-    network: nn.Module,
+    networks: nn.Module | Sequence[nn.Module],
     arguments: dict[str, Any],
     config: dict[str, Any],
     card: str,
@@ -64,19 +57,22 @@ def save(
 ) -> None:
     """Write a bundle; ``folder`` is replaced only when everything is written.
 
-    ``arguments`` are the constructor arguments (plain values) of ``network``, or of every member if
-    it is an ``Ensemble``; ``config`` describes the model further (targets, units, normaliser,
-    elements seen, metrics, ...). ``files`` are further files of text, for example a tokenizer.
+    ``networks`` is one network, or the members of an ensemble, and ``arguments`` are the
+    constructor arguments (plain values) of each; ``config`` describes the model further (targets,
+    units, normaliser, elements seen, metrics, ...). ``files`` are further files of text, for
+    example a tokenizer.
     """
-    networks = members(network)
     content = dict(config)
-    if isinstance(network, Ensemble):
+    if isinstance(networks, nn.Module):
+        name, weights = type(networks).__name__, networks.state_dict()
+    else:
+        name, weights = type(networks[0]).__name__, _together(networks).state_dict()
         content["members"] = len(networks)
-    tensors = {"model.safetensors": network.state_dict()}
+    tensors = {"model.safetensors": weights}
     if uncertainty is not None:
         content["uncertainty"] = uncertainty.config()
         tensors[_UNCERTAINTY] = uncertainty.tensors()
-    _write(Path(folder), type(networks[0]).__name__, arguments, content, card, tensors, files)
+    _write(Path(folder), name, arguments, content, card, tensors, files)
 
 
 def save_arrays(
@@ -129,10 +125,16 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
     return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
 
 
-def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | None]:
-    """The network of a bundle, in evaluation mode, its config, and its uncertainty if it has one.
+def _together(networks: Sequence[nn.Module]) -> nn.Module:
+    """Return the members of an ensemble as one module, with the names of its weights."""
+    return nn.ModuleDict({"members": nn.ModuleList(networks)})
 
-    Raises BundleError naming the folder and the file when something is missing, damaged or unknown.
+
+def load(folder: str | Path) -> tuple[list[nn.Module], dict[str, Any], Uncertainty | None]:
+    """Return the networks of a bundle, in evaluation mode, its config, and its uncertainty.
+
+    There are several networks only if it holds an ensemble. Raises BundleError naming the folder
+    and the file when something is missing, damaged or unknown.
     """
     from safetensors.torch import load_file
 
@@ -151,15 +153,15 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any], Uncertainty | N
         _check_finite(weights)
         with _memory_for(sum(tensor.nbytes for tensor in weights.values())):
             networks = [network_class(**config["arguments"]) for _ in range(count)]
-        network = Ensemble(networks) if "members" in config else networks[0]
-        network.load_state_dict(weights)
+        whole = _together(networks) if "members" in config else networks[0]
+        whole.load_state_dict(weights)
         if "uncertainty" in config:
             tensors = load_file(folder / _UNCERTAINTY)
             uncertainty = Uncertainty.from_parts(config["uncertainty"], tensors)
     except (TypeError, ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise BundleError(f"{folder}: config.json and weights do not fit: {reason}") from error
-    return network.eval(), config, uncertainty
+    return [network.eval() for network in networks], config, uncertainty
 
 
 def load_arrays(folder: str | Path) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
@@ -218,7 +220,12 @@ def describe(folder: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{folder}/config.json: cannot be read: {error}") from error
     described = config if isinstance(config, dict) else {}
-    required = (*REQUIRED, *KINDS.get(str(described.get("kind", "crystals")), ()))
+    try:
+        kind = kind_of(described)
+    except KeyError as error:
+        known = ", ".join(KINDS)
+        raise BundleError(f"{folder}/config.json: unknown kind {error}; known: {known}") from None
+    required = (*REQUIRED, *kind.bundle_keys)
     if missing := [key for key in required if key not in described]:
         raise BundleError(f"{folder}/config.json: lacks {', '.join(missing)}")
     if config["format"] != FORMAT:

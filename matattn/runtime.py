@@ -10,6 +10,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def tune_malloc() -> None:
@@ -98,3 +102,21 @@ def machine(accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         text += f", {torch.cuda.get_device_name()}"
     return text
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device called ``name``; "auto" is a GPU if there is one, else the CPU.
+
+    Raises ConfigError when there is no such device.
+    """
+    import torch
+
+    from matattn.errors import ConfigError
+
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    if name not in known:
+        raise ConfigError(f"no device {name!r}; this machine has {', '.join(known)}")
+    return torch.device(name)

@@ -15,17 +15,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-
-from matattn.ensemble import Ensemble
+from torch import Tensor
 
 LEVEL = 0.9  # L
 FEWEST_ROWS = 20  # calibration rows below which an interval would mean little
 FAR = 0.99  # share of the calibration rows that do not count as far from the training rows
 COMPONENTS = 32  # of the features, in which distances are measured
+
+
+class HasMembers(Protocol):
+    """An ensemble, whose members can be told apart."""
+
+    def member_outputs(self, features: Tensor) -> Tensor:
+        """Return the outputs of every member [M, B, T] from features [B, F]."""
 
 
 def conformal_quantile(scores: Tensor, level: float) -> float:
@@ -61,11 +66,11 @@ class LatentDistance:
         return torch.cat([torch.cdist(part, references).amin(1) for part in points.split(256)])
 
 
-def _latent_distance(network: nn.Module, features: Tensor, distance: LatentDistance) -> Tensor:
+def _latent_distance(network: object, features: Tensor, distance: LatentDistance) -> Tensor:
     return distance(features)[:, None]
 
 
-def _last_layer(network: nn.Module, features: Tensor, distance: LatentDistance) -> Tensor:
+def _last_layer(network: object, features: Tensor, distance: LatentDistance) -> Tensor:
     """Standard deviation of a Bayesian linear layer on the same components, up to a factor."""
     known = distance.references.double()
     points = ((features - distance.center) @ distance.axes).double()
@@ -73,13 +78,13 @@ def _last_layer(network: nn.Module, features: Tensor, distance: LatentDistance) 
     return (1 + (points @ inverse * points).sum(1)).sqrt().float()[:, None]
 
 
-def _ensemble(network: nn.Module, features: Tensor, distance: LatentDistance) -> Tensor:
+def _ensemble(network: HasMembers, features: Tensor, distance: LatentDistance) -> Tensor:
     """Standard deviation over the members of an ensemble, in units of the labels' spread."""
-    return cast(Ensemble, network).member_outputs(features).std(0)
+    return network.member_outputs(features).std(0)
 
 
 # Spread [m, 1 or T] of every prediction, up to a factor, which the calibration finds.
-SPREADS: Mapping[str, Callable[[nn.Module, Tensor, LatentDistance], Tensor]] = {
+SPREADS: Mapping[str, Callable[[Any, Tensor, LatentDistance], Tensor]] = {
     "latent_distance": _latent_distance,
     "last_layer": _last_layer,
     "ensemble": _ensemble,
@@ -104,7 +109,7 @@ class Uncertainty:
     def fit(
         cls,
         method: str,
-        network: nn.Module,
+        network: object,
         train: tuple[Tensor, Tensor],
         calibration: tuple[Tensor, Tensor],
     ) -> Uncertainty:
@@ -122,7 +127,7 @@ class Uncertainty:
         far = min(conformal_quantile(distances, FAR), float(distances.max()))
         return cls(method, distance, floor, errors / (spread + floor), far)
 
-    def half_widths(self, network: nn.Module, features: Tensor, level: float = LEVEL) -> Tensor:
+    def half_widths(self, network: object, features: Tensor, level: float = LEVEL) -> Tensor:
         """Half widths of the intervals [m, T] in physical units, for features [m, F]."""
         spread = SPREADS[self.method](network, features, self.distance) + self.floor
         columns = [column[~column.isnan()] for column in self.scores.T]

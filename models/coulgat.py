@@ -21,12 +21,14 @@ from torch_geometric.nn.inits import glorot, zeros
 from torch_geometric.utils import add_self_loops
 
 from matattn.attention import AttentionLayer, LayerProbe
-from matattn.batch import Structures, edge_length
 from matattn.errors import StructureError
 from matattn.models.element_features import NUM_ELEMENTS
 from matattn.models.element_features import element_features as element_table
 from matattn.models.sizes import check_sizes
-from matattn.neighbors import SELF, ImageRule
+from matattn.structures.batch import Structures, edge_length
+from matattn.structures.image_rule import ImageRule
+from matattn.structures.neighbors import SELF
+from matattn.structures.network import StructureNetwork
 
 LAWS = ("log", "reference")
 QUERIES = ("static", "dynamic")
@@ -419,7 +421,7 @@ class CoulGATBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class CoulGAT(nn.Module):
+class CoulGAT(StructureNetwork):
     r"""Properties of molecules and crystals, or of their atoms or pairs of atoms.
 
     Embedding of the elements, ``num_blocks`` of :class:`CoulombGATConv` (with ``residual``, in
@@ -450,6 +452,7 @@ class CoulGAT(nn.Module):
     the mean; a readout that does not depend on the order and number of atoms.
     """
 
+    citations = ("coulgat",)
     reads_molecules = True
     LAW_LR = 5.0  # the law's constants start from physics and have further to go
     atom_reference: Tensor
@@ -521,6 +524,16 @@ class CoulGAT(nn.Module):
             self.of_pairs = nn.Sequential(nn.Linear(2 * dim + NUM_RADIAL, dim), nn.SiLU())
         self.head = nn.Linear(dim, num_targets)
 
+    @property
+    def level(self) -> str:
+        """Return what has a value of each target, as ``readout`` says."""
+        return {"atoms": "atom", "pairs": "pair"}.get(self.readout_level, "structure")
+
+    @property
+    def element_constants(self) -> Tensor:
+        """Return the constants ``atom_reference`` [98, T] of the elements."""
+        return self.atom_reference
+
     def law_parameters(self) -> list[nn.Parameter]:
         """Constants of the laws of all layers, which learn ``LAW_LR`` times as fast as the rest."""
         return [p for m in self.modules() if isinstance(m, ScreenedCoulomb) for p in m.parameters()]
@@ -542,8 +555,7 @@ class CoulGAT(nn.Module):
 
         Atoms that are equivalent by ``symmetry`` may stand as one, unless every atom has a value.
         """
-        per_structure = self.readout_level in ("mean", "sum")
-        return ImageRule(self.cutoff, symmetry=symmetry if per_structure else 0.0)
+        return ImageRule(self.cutoff, symmetry=symmetry if self.level == "structure" else 0.0)
 
     def geometry(self, batch: Structures) -> Geometry:
         """Edges, lengths and species of a batch; lengths are differentiable by pos and cell.
@@ -605,9 +617,6 @@ class CoulGAT(nn.Module):
     def output_layer(self) -> nn.Linear:
         """The last layer, with one row per target."""
         return self.head
-
-    def forward(self, batch: Structures) -> Float[Tensor, "rows targets"]:
-        return self.readout(self.features(batch))
 
 
 class OnNodeFeatures(nn.Module):

@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matattn.attention import AttentionLayer, LayerProbe
-from matattn.batch import Structures, edge_length
 from matattn.kernels.periodic_attention import cutoff_for_tolerance, periodic_attention
 from matattn.kernels.periodic_attention.reciprocal import (
     SUMS,
@@ -31,7 +30,9 @@ from matattn.kernels.periodic_attention.reference import (
 )
 from matattn.models.element_features import element_features as element_table
 from matattn.models.sizes import check_sizes
-from matattn.neighbors import ImageRule
+from matattn.structures.batch import Structures, edge_length
+from matattn.structures.image_rule import ImageRule
+from matattn.structures.network import StructureNetwork
 from matattn.training.processes import summed
 
 SUMMATIONS = ("converged", "published_adaptive", "published_r2")
@@ -214,7 +215,7 @@ class CrystalformerBlock(nn.Module):
         return x + self.linear2(torch.relu(self.linear1(x)))
 
 
-class Crystalformer(nn.Module):
+class Crystalformer(StructureNetwork):
     r"""Properties of a crystal from its periodic structure.
 
     Embedding of the elements, ``num_blocks`` of (infinitely connected attention, MLP), mean over
@@ -241,6 +242,7 @@ class Crystalformer(nn.Module):
     was chosen (the published boxes leave errors up to 1e-3 in skewed cells); element properties.
     """
 
+    citations = ("crystalformer",)
     elements: Tensor
 
     def __init__(
@@ -397,9 +399,6 @@ class Crystalformer(nn.Module):
     def output_layer(self) -> nn.Linear:
         """The last layer, with one row per target."""
         return cast(nn.Linear, self.head[-1])
-
-    def forward(self, batch: Structures) -> Float[Tensor, "crystals targets"]:
-        return self.readout(self.features(batch))
 
 
 _REFERENCE_NAMES = {

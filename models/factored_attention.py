@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -171,6 +171,9 @@ class TransformerWaveFunction(nn.Module):
 
     Raises ValueError when the patches do not divide the lattice, or the widths do not fit.
     """
+
+    kind: ClassVar[str] = "spins"
+    citations: ClassVar[tuple[str, ...]] = ("factored_attention", "netket", "blurred_sampling")
 
     extent: Sequence[int]
     patch: Sequence[int] = (2, 2)

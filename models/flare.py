@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from matattn.attention import AttentionLayer, LayerProbe
 from matattn.kernels.low_rank_routing import low_rank_routing, sharded_low_rank_routing
 from matattn.kernels.low_rank_routing.spectrum import mixing_spectrum
-from matattn.mesh_batch import MeshBatch
+from matattn.meshes.batch import MeshBatch
+from matattn.meshes.network import MeshNetwork
 from matattn.models.sizes import check_sizes
 
 SCALES = ("one", "sqrt")
@@ -241,7 +242,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class _MeshNetwork(nn.Module):
+class _PointwiseEnds(MeshNetwork):
     """Input features, blocks, and a readout at every node."""
 
     def __init__(
@@ -304,7 +305,7 @@ class _MeshNetwork(nn.Module):
         return self.out_proj(x)
 
 
-class FLARE(_MeshNetwork):
+class FLARE(_PointwiseEnds):
     r"""Fields [nodes, T] on a mesh, from coordinates and input fields [nodes, d + F].
 
     Residual blocks of ``LowRankRouting`` and ``ResidualMLP``, between residual MLPs at both ends; a
@@ -334,6 +335,8 @@ class FLARE(_MeshNetwork):
     Raises:
         ValueError: ``dim`` is not a multiple of ``num_heads``, or an option is unknown.
     """
+
+    citations = ("flare", "flare_plus_plus")
 
     def __init__(
         self,
@@ -402,11 +405,13 @@ class FLARE(_MeshNetwork):
         return torch.stack(values), vectors
 
 
-class FullAttention(_MeshNetwork):
+class FullAttention(_PointwiseEnds):
     """FLARE's network with softmax attention between all nodes in place of the routing.
 
     Arguments as for ``FLARE``. Cost O(N^2 C) per block.
     """
+
+    citations = ("flare",)  # its network, without its attention
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from matattn.crystal_text import SYMBOLS
+from matattn.structures.crystal_text import SYMBOLS
 
 LABELS = ("O", "B-name", "I-name", "B-formula", "I-formula")
 LONGEST = 40  # characters of a word that the detector sees
@@ -57,6 +57,9 @@ class MaterialDetector(nn.Module):
         hidden: of the LSTM, in each direction.
         num_layers: of the LSTM.
     """
+
+    kind = "text"
+    citations = ("matter",)
 
     def __init__(
         self, dim: int = 96, hidden: int = 128, num_layers: int = 2, dropout: float = 0.3

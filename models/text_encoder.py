@@ -13,11 +13,13 @@ from pymatgen.core import Structure
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from matattn.batch import Structures
-from matattn.crystal_text import PAD, REPRESENTATIONS, VOCABULARY, represent, token_ids
 from matattn.errors import StructureError
 from matattn.models.sizes import check_sizes
-from matattn.neighbors import SELF, ImageRule
+from matattn.structures.batch import Structures
+from matattn.structures.crystal_text import PAD, REPRESENTATIONS, VOCABULARY, represent, token_ids
+from matattn.structures.image_rule import ImageRule
+from matattn.structures.neighbors import SELF
+from matattn.structures.network import StructureNetwork
 
 NUMBERS = ("digits", "place_values")
 
@@ -124,6 +126,9 @@ class MaskedLanguageModel(nn.Module):
 class TokenClassifier(nn.Module):
     """A label for every token: ids [B, L] -> logits [B, L, labels]; arguments of the encoder."""
 
+    kind = "text"
+    citations = ("matter",)
+
     def __init__(
         self,
         vocab_size: int,
@@ -148,21 +153,23 @@ class TokenClassifier(nn.Module):
         return self.labels(self.dropout(self.encoder(ids)))
 
 
-class CrystalText(nn.Module):
+class CrystalText(StructureNetwork):
     """Properties of a crystal from its text: the mean of the encoded tokens, and a linear layer.
 
-    The network sees a representation of ``matattn.crystal_text`` and nothing else; so what changes
-    the text but not the crystal (order of sites, choice of cell) changes its prediction. It takes
-    the batches of the networks of geometry, whose neighbour lists it does not use.
+    The network sees a representation of ``matattn.structures.crystal_text`` and nothing else; so
+    what changes the text but not the crystal (order of sites, choice of cell) changes its
+    prediction. It takes the batches of the networks of geometry, and uses no neighbour list.
 
     Args:
-        representation: one of ``matattn.crystal_text.REPRESENTATIONS``.
+        representation: one of ``matattn.structures.crystal_text.REPRESENTATIONS``.
         numbers: "digits", or "place_values" (digits that carry their power of ten).
         max_length: tokens; longer texts are refused, never cut.
         dim, num_heads, num_blocks, ffn_dim, dropout: as ``TextEncoder``.
 
     Source: MatText (Alampara et al., arXiv:2406.17295), whose encoder has dim 512 and 4 blocks.
     """
+
+    citations = ("mattext",)
 
     def __init__(
         self,
@@ -224,9 +231,6 @@ class CrystalText(nn.Module):
     def output_layer(self) -> nn.Linear:
         """The layer after the features."""
         return self.output
-
-    def forward(self, batch: Structures) -> Float[Tensor, "crystals targets"]:
-        return self.readout(self.features(batch))
 
     def _tokens(
         self, z: np.ndarray, pos: np.ndarray, cell: np.ndarray, where: str = "structure"

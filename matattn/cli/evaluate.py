@@ -49,9 +49,9 @@ def evaluate(
 
     from matattn.files import write_json
     from matattn.kernels.dispatch import BackendError
-    from matattn.workflows import evaluation
-    from matattn.workflows.prediction import Predictor
-    from matattn.workflows.report import results_table
+    from matattn.workflows.structures import evaluate as evaluation
+    from matattn.workflows.structures.predict import Predictor
+    from matattn.workflows.structures.report import results_table
 
     errors = Console(stderr=True)
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,9 @@ import typer
 from matattn.cli.arguments import Model
 
 if TYPE_CHECKING:
-    from matattn.workflows.prediction import Predictor
+    from rich.progress import Progress, TaskID
+
+    from matattn.workflows.structures.predict import Predictor
 
 
 def explain(
@@ -64,50 +67,29 @@ def explain(
     try:
         folder = pretrained.find(model)
         kind = pretrained.kind(folder)
-        if kind != "crystals" and (data or compare):
-            raise ExplanationError(f"--data and --compare need structures; {folder} reads {kind}")
-        if kind == "spins" and inputs:
+        if kind.name != "structures" and (data or compare):
+            reads = f"{folder} reads {kind.name}"
+            raise ExplanationError(f"--data and --compare need structures; {reads}")
+        if not kind.takes_input and inputs:
             raise ExplanationError(f"{inputs[0]}: a wave function needs no input; leave it out")
-        if kind != "spins" and data is None and not inputs:
+        if kind.takes_input and data is None and not inputs:
             raise ExplanationError("give structures or meshes after the model, or use --data")
         start_predicting()
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
         from rich.console import Console
         from rich.progress import Progress
-
-        from matattn.workflows import explanation
-        from matattn.workflows.explanation_sections import findings, sections
-        from matattn.workflows.prediction import Predictor
     except MatattnError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     errors = Console(stderr=True)
     try:
         with Progress(console=errors, disable=not errors.is_terminal) as progress:
-            bar = progress.add_task("measures", total=None)
-
-            def advance(steps: int) -> None:
-                progress.advance(bar, steps)
-
-            if kind == "spins":
-                lines = _wave_function(folder, seed, output, advance)
-            elif kind == "meshes":
-                lines = _meshes(folder, inputs or [], target, structures, seed, output, advance)
-            else:
-                predictor = Predictor.load(folder)
-                others = {name: Predictor.load(name) for name in compare or []}
-                if data is None:
-                    items, where = _from_files(predictor, inputs or [], structures), "files"
-                else:
-                    items, where = _from_data(predictor, data, inputs or [], structures)
-                progress.update(bar, total=explanation.steps(predictor))
-                result, scenes = explanation.structures(
-                    predictor, items, where, target, others, seed, advance
-                )
-                lines = findings(result)
-                explanation.write(output, folder, result, sections(result), scenes)
-                _show(result)
+            request = _Request(
+                folder, inputs or [], data, compare or [], target, structures, seed, output,
+                progress, progress.add_task("measures", total=None),
+            )  # fmt: skip
+            lines = _EXPLAIN[kind.name](request)
     except (MatattnError, HydraException, OmegaConfBaseException, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -116,28 +98,63 @@ def explain(
     print(f"{output / 'report.html'}: open it in a browser", file=sys.stderr)
 
 
-def _meshes(
-    folder: Path,
-    inputs: Sequence[str],
-    target: str | None,
-    most: int,
-    seed: int,
-    output: Path,
-    advance: Callable[[int], Any],
-) -> list[str]:
-    """Explain the fields of mesh files; returns what to print."""
-    from matattn.errors import DataError, ExplanationError
-    from matattn.mesh_files import read_mesh
-    from matattn.workflows import explanation, field_explanation
-    from matattn.workflows.field_prediction import FieldPredictor, find_meshes
+@dataclass(frozen=True)
+class _Request:
+    """What the command line says, and its progress bar."""
 
-    predictor = FieldPredictor.load(folder)
+    folder: Path
+    inputs: Sequence[str]
+    data: str | None
+    compare: Sequence[str]
+    target: str | None
+    most: int
+    seed: int
+    output: Path
+    progress: Progress
+    bar: TaskID
+
+    def advance(self, steps: int) -> None:
+        """Move the progress bar."""
+        self.progress.advance(self.bar, steps)
+
+
+def _structures(request: _Request) -> list[str]:
+    """Explain predictions of crystals or molecules; return what to print."""
+    from matattn.workflows.explain.report import write
+    from matattn.workflows.structures import explain
+    from matattn.workflows.structures.explain_sections import findings, sections
+    from matattn.workflows.structures.predict import Predictor
+
+    predictor = Predictor.load(request.folder)
+    others = {name: Predictor.load(name) for name in request.compare}
+    if request.data is None:
+        items, where = _from_files(predictor, request.inputs, request.most), "files"
+    else:
+        items, where = _from_data(predictor, request.data, request.inputs, request.most)
+    request.progress.update(request.bar, total=explain.steps(predictor))
+    result, scenes = explain.structures(
+        predictor, items, where, request.target, others, request.seed, request.advance
+    )
+    write(request.output, request.folder, result, sections(result), scenes)
+    _show(result)
+    return findings(result)
+
+
+def _meshes(request: _Request) -> list[str]:
+    """Explain the fields of mesh files; return what to print."""
+    from matattn.errors import DataError, ExplanationError
+    from matattn.meshes.files import read_mesh
+    from matattn.workflows.explain.report import write
+    from matattn.workflows.meshes import explain
+    from matattn.workflows.meshes.predict import FieldPredictor, find_meshes
+
+    predictor = FieldPredictor.load(request.folder)
     coordinates, names, known = (
         [field.name for field in predictor.fields(kind)]
         for kind in ("coordinates", "inputs", "targets")
     )
     samples = []
-    for path in find_meshes(inputs)[:most]:
+    for path in find_meshes(request.inputs)[: request.most]:
         try:
             try:
                 samples.append(read_mesh(path, len(coordinates), names, known))
@@ -147,25 +164,33 @@ def _meshes(
             print(f"left out: {error}", file=sys.stderr)
     if not samples:
         raise ExplanationError("none of the meshes can be read")
-    result = field_explanation.explain(predictor, samples, target, seed, advance)
-    parts = field_explanation.sections(result)
-    explanation.write(output, folder, result, parts)
+    result = explain.explain(predictor, samples, request.target, request.seed, request.advance)
+    parts = explain.sections(result)
+    write(request.output, request.folder, result, parts)
     return parts[0].text.split("\n\n")
 
 
-def _wave_function(
-    folder: Path, seed: int, output: Path, advance: Callable[[int], Any]
-) -> list[str]:
-    """Explain a wave function; returns what to print."""
+def _spins(request: _Request) -> list[str]:
+    """Explain a wave function; return what to print."""
     from matattn.config import import_extra
-    from matattn.workflows import explanation
+    from matattn.workflows.explain.report import write
 
-    prediction = import_extra("matattn.workflows.wavefunction_prediction")
-    wave = import_extra("matattn.workflows.wavefunction_explanation")
-    result = wave.explain(prediction.WaveFunction.load(folder), seed, advance)
-    explanation.write(output, folder, result, wave.sections(result))
+    prediction = import_extra("matattn.workflows.spins.predict")
+    wave = import_extra("matattn.workflows.spins.explain")
+    state = prediction.WaveFunction.load(request.folder)
+    result = wave.explain(state, request.seed, request.advance)
+    write(request.output, request.folder, result, wave.sections(result))
     rank = result["heads"]["spearman_importance_ablation"]
     return [f"{result['system']}: Spearman of head importance against ablation: {rank}"]
+
+
+def _text(request: _Request) -> list[str]:
+    from matattn.errors import ExplanationError
+
+    raise ExplanationError(f"{request.folder}: models of text cannot be explained by attention")
+
+
+_EXPLAIN = {"structures": _structures, "meshes": _meshes, "spins": _spins, "text": _text}
 
 
 def _from_files(predictor: Predictor, inputs: Sequence[str], most: int) -> list[dict[str, Any]]:
@@ -174,7 +199,7 @@ def _from_files(predictor: Predictor, inputs: Sequence[str], most: int) -> list[
     The others are named on the standard error; raises ExplanationError when there is none.
     """
     from matattn.errors import ExplanationError, StructureError
-    from matattn.structure_stream import StructureStream, find_sources
+    from matattn.structures.stream import StructureStream, find_sources
 
     items: list[dict[str, Any]] = []
     with StructureStream(find_sources(inputs)) as stream:
@@ -200,7 +225,7 @@ def _from_data(
     held out.
     """
     from matattn.errors import ConfigError
-    from matattn.workflows.evaluation import load_data
+    from matattn.workflows.structures.evaluate import load_data
 
     dataset = load_data(data, predictor, overrides)
     for split in ("test", "val"):
@@ -215,7 +240,7 @@ def _show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from matattn.workflows.explanation_sections import summary_rows
+    from matattn.workflows.structures.explain_sections import summary_rows
 
     console = Console()
     if not console.is_terminal:

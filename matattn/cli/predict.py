@@ -54,15 +54,12 @@ def predict(
     try:
         folder = pretrained.find(model)
         kind = pretrained.kind(folder)
-        if kind == "spins":
-            summary = _observe(folder, inputs, rows)
-        elif not inputs:
+        if kind.takes_input and not inputs:
             raise MatattnError("give structures or meshes after the model: files or folders")
-        elif kind == "meshes":
-            fields, output = output, output and output / "predictions.csv"
-            summary = _predict_fields(folder, inputs, fields, device, rows)
-        else:
-            summary = _screen(folder, inputs, output, device, rows)
+        fields = output
+        if kind.name == "meshes":  # fields go into a folder, with the table beside them
+            output = output and output / "predictions.csv"
+        summary = _PREDICT[kind.name](folder, inputs, fields, device, rows)
         end = summary, int(all(row["status"] != "ok" for row in rows))
     except KeyboardInterrupt as stop:
         (number,) = stop.args or (signal.SIGINT,)
@@ -82,7 +79,9 @@ def _stop(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
 
 
-def _observe(folder: Path, inputs: list[str], rows: list[dict[str, Any]]) -> str:
+def _observe(
+    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
+) -> str:
     """Fill ``rows``, and say from what."""
     from matattn.errors import DataError
 
@@ -90,7 +89,7 @@ def _observe(folder: Path, inputs: list[str], rows: list[dict[str, Any]]) -> str
         raise DataError(f"{inputs[0]}: a wave function needs no input; leave it out")
     from matattn.config import import_extra
 
-    prediction = import_extra("matattn.workflows.wavefunction_prediction")
+    prediction = import_extra("matattn.workflows.spins.predict")
     return str(prediction.observe_folder(folder, rows))
 
 
@@ -107,7 +106,7 @@ def _predict_fields(
     from rich.console import Console
     from rich.progress import Progress
 
-    from matattn.workflows.field_prediction import FieldPredictor, find_meshes, predict_files
+    from matattn.workflows.meshes.predict import FieldPredictor, find_meshes, predict_files
 
     paths = find_meshes(inputs)
     predictor = FieldPredictor.load(folder, device)
@@ -128,7 +127,7 @@ def _screen(
     if output is not None:
         check_output(output)
     start_predicting()
-    from matattn.structure_stream import StructureStream, find_sources
+    from matattn.structures.stream import StructureStream, find_sources
 
     sources = find_sources(inputs)
     if not sources:
@@ -138,8 +137,8 @@ def _screen(
         from rich.progress import Progress
 
         from matattn.kernels.dispatch import BackendError
-        from matattn.workflows.prediction import Predictor
-        from matattn.workflows.screening import Screening
+        from matattn.workflows.structures.predict import Predictor
+        from matattn.workflows.structures.screen import Screening
 
         screening = Screening(Predictor.load(folder, device), stream, rows)
         console = Console(stderr=True)
@@ -150,6 +149,22 @@ def _screen(
         except BackendError as error:
             raise MatattnError(str(error)) from error
     return screening.summary()
+
+
+def _refuse_text(
+    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
+) -> str:
+    from matattn.errors import BundleError
+
+    raise BundleError(f"{folder}: this model reads text: matattn tokenize {folder} TEXT")
+
+
+_PREDICT = {
+    "structures": _screen,
+    "meshes": _predict_fields,
+    "spins": _observe,
+    "text": _refuse_text,
+}
 
 
 def _write(rows: list[dict[str, Any]], output: Path | None) -> bool:

@@ -32,17 +32,17 @@ def report(
     from rich.console import Console
 
     from matattn.errors import MatattnError
-    from matattn.workflows import sweep_report
+    from matattn.workflows import sweeps
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     try:
-        runs = sweep_report.find_runs(folder)
-        for table in sweep_report.tables(runs):
+        runs = sweeps.find_runs(folder)
+        for table in sweeps.tables(runs):
             console.print(table)
         if output is not None:
-            sweep_report.write(output, runs)
+            sweeps.write(output, runs)
             console.print(f"{output}, {output.with_suffix('.png')}", soft_wrap=True)
     except (MatattnError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -38,7 +38,7 @@ def tokenize(
 def _run(model: str, text: str, json_lines: bool) -> None:
     import matattn
     from matattn.errors import BundleError
-    from matattn.workflows.text_prediction import TextModel
+    from matattn.workflows.text.predict import TextModel
 
     lines, numbers = _lines(text)
     loaded = matattn.load(model)

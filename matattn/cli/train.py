@@ -54,7 +54,7 @@ def main() -> None:
         from hydra.types import RunMode
 
         from matattn.kernels.dispatch import BackendError
-        from matattn.workflows.sweep_report import objective
+        from matattn.workflows.sweeps import objective
 
         try:
             return objective(cfg.task.workflow, _run(cfg))[1]
@@ -81,7 +81,7 @@ def main() -> None:
 def _run(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
-    from matattn.workflows.training import run
+    from matattn.workflows.run import run
 
     try:
         return run(cfg)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from matattn.errors import BundleError
+from matattn.kinds import KINDS, Kind, kind_of
 
 FOLDER = Path(__file__).parent
 
@@ -39,10 +40,9 @@ def find(model: str | Path) -> Path:
     )
 
 
-def kind(folder: Path) -> str:
-    """What the network of a bundle reads: "crystals", "meshes", "spins" or "text"."""
+def kind(folder: Path) -> Kind:
+    """Return what the network of a bundle reads, from its config.json."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return str(config.get("kind", "crystals"))
-    except (OSError, ValueError, AttributeError):
-        return "crystals"  # loading the bundle says what is wrong
+        return kind_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, KeyError):
+        return KINDS["structures"]  # loading the bundle says what is wrong

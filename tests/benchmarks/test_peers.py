@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from matattn.structure import tensors_from_arrays, to_data
+from matattn.structures.structure import tensors_from_arrays, to_data
 
 
 @pytest.fixture

@@ -31,9 +31,9 @@ from matattn.errors import MatattnError
 from matattn.files import encodable
 from matattn.kernels.dispatch import BackendError
 from matattn.models.crystalformer import Crystalformer
-from matattn.structure_files import is_structure_file
+from matattn.structures.files import is_structure_file
 from matattn.training.optimizers import adamw, per_step
-from matattn.workflows import training
+from matattn.workflows import run
 
 # MATATTN_EXAMPLES=5000 pytest tests/cli/test_fuzz.py: a long run, other examples each time.
 examples = settings(
@@ -321,7 +321,7 @@ def until_training(monkeypatch, tmp_path):
         raise Ready(config, prepared)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "_run_in", stop)
+    monkeypatch.setattr(run, "_run_in", stop)
     register()
     with initialize_config_module("matattn.conf", version_base="1.3"):
         yield
@@ -334,7 +334,7 @@ def start(overrides):
         cfg = compose("train", overrides)
         config = OmegaConf.to_container(cfg)
         try:
-            training.run(cfg)
+            run.run(cfg)
         except Ready as ready:
             begin(*ready.args)
         return config, ""

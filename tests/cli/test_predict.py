@@ -17,13 +17,14 @@ from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 import matattn
-from matattn import bundle, pretrained, structure_stream
-from matattn.batch import collate
+from matattn import bundle, pretrained
 from matattn.cli import app
 from matattn.models.crystalformer import Crystalformer
-from matattn.structure import to_tensors
-from matattn.workflows import screening
-from matattn.workflows.prediction import TOLERANCE, Predictor
+from matattn.structures import stream
+from matattn.structures.batch import collate
+from matattn.structures.structure import to_tensors
+from matattn.workflows.structures import screen
+from matattn.workflows.structures.predict import TOLERANCE, Predictor
 
 ARGUMENTS = {"num_targets": 2, "dim": 8, "num_heads": 1, "num_blocks": 1, "ffn_dim": 8}
 DESCRIPTION = {
@@ -169,14 +170,14 @@ def test_the_last_line_says_how_it_went(model, files):
 
 def test_processes_change_nothing(model, files, monkeypatch):
     _, expected = predict(model, *(files / "salt.cif" for _ in range(4)), files)
-    monkeypatch.setattr(structure_stream, "WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(stream, "WORTH_A_PROCESS", 2)
     result, rows = predict(model, *(files / "salt.cif" for _ in range(4)), files)
     assert rows == expected and " in " in result.stderr and " process" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_what_is_finished(model, files, monkeypatch, keyboard, number):
-    monkeypatch.setattr(screening, "CHUNK", 1)
+    monkeypatch.setattr(screen, "CHUNK", 1)
     original = Predictor.predict
 
     def third_time_signal(self, structures, *rest):
@@ -196,7 +197,7 @@ def test_a_signal_leaves_what_is_finished(model, files, monkeypatch, keyboard, n
 
 
 def test_a_failure_leaves_what_is_finished(model, files, monkeypatch):
-    monkeypatch.setattr(screening, "CHUNK", 2)
+    monkeypatch.setattr(screen, "CHUNK", 2)
     original = Crystalformer.features
 
     def second_time_fails(self, batch):

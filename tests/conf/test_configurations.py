@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from matattn.batch import collate
 from matattn.conf.schema import register
 from matattn.config import build, check_targets, config_hash
 from matattn.errors import ConfigError
+from matattn.structures.batch import collate
 from matattn.testing import random_crystal
 
 CONF = Path(str(files("matattn.conf")))

@@ -9,7 +9,8 @@ import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from matattn.crystal_text import (
+from matattn.errors import ConfigError, StructureError
+from matattn.structures.crystal_text import (
     REPRESENTATIONS,
     VOCABULARY,
     permute,
@@ -20,7 +21,6 @@ from matattn.crystal_text import (
     tokens,
     translate,
 )
-from matattn.errors import ConfigError, StructureError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mattext" / "xtal2txt_0.1.0_reference.json"
 CASES = json.loads(GOLDEN.read_text(encoding="utf-8"))

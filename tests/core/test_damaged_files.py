@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from matattn.errors import StructureError
-from matattn.structure import validate
-from matattn.structure_files import entries
+from matattn.structures.files import entries
+from matattn.structures.structure import validate
 
 # MATATTN_EXAMPLES=5000 pytest tests/core/test_damaged_files.py: a long run.
 EXAMPLES = int(os.environ.get("MATATTN_EXAMPLES", "200"))

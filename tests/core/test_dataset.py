@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matattn.dataset import PropertyDataset, group_split, random_split
 from matattn.errors import DataError
-from matattn.metrics import baselines, evaluate
-from matattn.structure import tensors_from_arrays, to_data
+from matattn.structures.dataset import PropertyDataset, group_split, random_split
+from matattn.structures.metrics import baselines, evaluate
+from matattn.structures.structure import tensors_from_arrays, to_data
 from matattn.units import find_property
 
 ENERGY, GAP = find_property("e_form"), find_property("band_gap")

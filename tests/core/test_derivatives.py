@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from matattn.batch import collate
-from matattn.derivatives import energy_forces_stress
 from matattn.kernels import periodic_attention as operator
 from matattn.models.crystalformer import Crystalformer
+from matattn.structures.batch import collate
+from matattn.structures.derivatives import energy_forces_stress
 from matattn.testing import random_crystal, random_rotation, rutile_supercell
 
 DEVICE = torch.device("cpu")

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from matattn.errors import DataError
-from matattn.field_baselines import baselines, relative_l2
-from matattn.fields import Field, FieldDataset, MeshSample
-from matattn.mesh_batch import InputScaling, collate_meshes
+from matattn.meshes.baselines import baselines, relative_l2
+from matattn.meshes.batch import InputScaling, collate_meshes
+from matattn.meshes.fields import Field, FieldDataset, MeshSample
 
 X, Y = Field("x", "m", "range"), Field("y", "m", "standard")
 LOAD = Field("load", "N", 10.0)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from matattn.errors import DataError
-from matattn.fields import MeshSample
-from matattn.mesh_files import is_mesh_file, read_mesh, write_vtu
+from matattn.meshes.fields import MeshSample
+from matattn.meshes.files import is_mesh_file, read_mesh, write_vtu
 
 POS = np.array([[0, 0], [1, 0], [1, 2], [0, 2], [2, 0]], dtype=np.float32)
 QUAD, TRIANGLE = np.array([[0, 1, 2, 3]]), np.array([[1, 4, 2]])

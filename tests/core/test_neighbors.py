@@ -6,8 +6,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from matattn.batch import by_atom_budget, collate
-from matattn.neighbors import ImageRule, periodic_neighbors
+from matattn.structures.batch import by_atom_budget, collate
+from matattn.structures.image_rule import ImageRule
+from matattn.structures.neighbors import periodic_neighbors
 from matattn.testing import random_crystal
 
 

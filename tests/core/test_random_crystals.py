@@ -10,13 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from matattn.batch import collate
 from matattn.errors import StructureError
 from matattn.models.coulgat import CoulGAT
 from matattn.models.crystalformer import Crystalformer
-from matattn.neighbors import ImageRule
 from matattn.runtime import one_thread
-from matattn.structure import tensors_from_arrays, validate_arrays
+from matattn.structures.batch import collate
+from matattn.structures.image_rule import ImageRule
+from matattn.structures.structure import tensors_from_arrays, validate_arrays
 from matattn.testing import EXACT, TOLERANCE, CrystalContract, assert_close
 
 # MATATTN_EXAMPLES=5000 pytest tests/core/test_random_crystals.py: a long run, other ones each time.

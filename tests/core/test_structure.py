@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from matattn.errors import StructureError
-from matattn.structure import to_data, to_tensors, validate, validate_arrays
-from matattn.structure_files import read
+from matattn.structures.files import read
+from matattn.structures.structure import to_data, to_tensors, validate, validate_arrays
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
 

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from matattn import structure_stream
 from matattn.errors import MatattnError
-from matattn.structure_stream import StructureStream, find_sources
+from matattn.structures import stream as structure_stream
+from matattn.structures.stream import StructureStream, find_sources
 
 ROW = {"lattice": (4 * np.eye(3)).tolist(), "Z": [11, 17], "frac": [[0] * 3, [0.5] * 3]}
 POSCAR = "salt\n4.0\n1 0 0\n0 1 0\n0 0 1\nNa Cl\n1 1\ndirect\n0 0 0\n.5 .5 .5\n"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from matattn.batch import collate, geometry
-from matattn.neighbors import ImageRule
-from matattn.symmetry import orbits
+from matattn.structures.batch import collate, geometry
+from matattn.structures.image_rule import ImageRule
+from matattn.structures.symmetry import orbits
 from matattn.testing import random_crystal, rutile_supercell
 
 CUTOFF = 7.0
@@ -95,7 +95,9 @@ def test_tolerances_that_merge_shells_are_refused(symmetry):
 def test_a_proposal_that_the_distances_deny_is_refused(monkeypatch):
     """Whatever the symmetry search says: unequal surroundings never share a row."""
     crystal = random_crystal(np.random.default_rng(3), 4)
-    monkeypatch.setattr("matattn.symmetry.orbits", lambda *arguments: np.array([0, 0, 1, 2]))
+    monkeypatch.setattr(
+        "matattn.structures.symmetry.orbits", lambda *arguments: np.array([0, 0, 1, 2])
+    )
     reduced, full = lists(crystal)
     assert reduced.orbit_size.tolist() == [1] * 4
     check_all_images_are_there(reduced, full)

@@ -5,7 +5,7 @@ import pytest
 
 from matattn.datasets.geometry_probe import load, morse
 from matattn.errors import ConfigError
-from matattn.metrics import baselines
+from matattn.structures.metrics import baselines
 
 
 def test_dimer_in_a_large_cell():

@@ -12,7 +12,7 @@ from scipy.io import savemat
 from matattn.datasets import couplings, md17, qm7, qm9, qm9nmr
 from matattn.datasets.molecules import bond_distances, bonds, means_by_type, sized_split
 from matattn.errors import DataError
-from matattn.metrics import composition, evaluate
+from matattn.structures.metrics import composition, evaluate
 
 METHANE = [[0, 0, 0], [0.63, 0.63, 0.63], [-0.63, -0.63, 0.63], [-0.63, 0.63, -0.63],
            [0.63, -0.63, -0.63]]  # fmt: skip

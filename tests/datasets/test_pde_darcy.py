@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from matattn import cache
-from matattn.datasets import pde_darcy as darcy
-from matattn.datasets.pde_generated import random_mesh
+from matattn.datasets.pde import darcy
+from matattn.datasets.pde.generated import random_mesh
 
 
 @pytest.fixture(scope="module")

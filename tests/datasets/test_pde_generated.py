@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from matattn import cache
-from matattn.datasets.pde_generated import NotSolvedError, generate
+from matattn.datasets.pde.generated import NotSolvedError, generate
 from matattn.errors import DataError
-from matattn.fields import MeshSample
+from matattn.meshes.fields import MeshSample
 
 
 def make(seed, run):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from matattn import cache
-from matattn.datasets import pde_moving_laser_heat as heat
-from matattn.datasets.pde_generated import random_mesh
-from matattn.datasets.pde_moving_laser_heat import Scan, Sheet
+from matattn.datasets.pde import moving_laser_heat as heat
+from matattn.datasets.pde.generated import random_mesh
+from matattn.datasets.pde.moving_laser_heat import Scan, Sheet
 
 DIFFUSIVITY = heat.CONDUCTIVITY / heat.HEAT_CAPACITY  # mm^2/s
 WAVE = np.pi / heat.LENGTH

@@ -5,10 +5,10 @@ import pytest
 from scipy.optimize import fsolve
 
 from matattn import cache
-from matattn.datasets import pde_neo_hookean_plate as rubber
-from matattn.datasets.pde_generated import Layout, NotSolvedError, factorised, random_mesh
-from matattn.datasets.pde_neo_hookean_plate import GRID, LAME, SHEAR, NeoHookean
-from matattn.datasets.pde_plate_with_hole import random_hole
+from matattn.datasets.pde import neo_hookean_plate as rubber
+from matattn.datasets.pde.generated import Layout, NotSolvedError, factorised, random_mesh
+from matattn.datasets.pde.neo_hookean_plate import GRID, LAME, SHEAR, NeoHookean
+from matattn.datasets.pde.plate_with_hole import random_hole
 
 
 @pytest.fixture(scope="module")

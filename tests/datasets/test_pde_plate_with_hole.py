@@ -5,8 +5,8 @@ import pytest
 from scipy.interpolate import LinearNDInterpolator
 
 from matattn import cache
-from matattn.datasets import pde_plate_with_hole as plate
-from matattn.datasets.pde_plate_with_hole import LAME, POISSON, TRACTION, ElasticBody, OGrid
+from matattn.datasets.pde import plate_with_hole as plate
+from matattn.datasets.pde.plate_with_hole import LAME, POISSON, TRACTION, ElasticBody, OGrid
 
 CIRCLE = np.zeros((2, plate.WAVES + 1))  # g = 0: a circle of radius 0.3
 SHEAR = LAME[1]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from matattn.datasets import prototypes_build
 from matattn.datasets.prototypes import (
     PROTOTYPES,
     TABLE_COLUMNS,
@@ -20,15 +19,16 @@ from matattn.datasets.prototypes import (
     read_table,
     reduced_formula,
 )
-from matattn.datasets.prototypes_candidates import candidates
-from matattn.datasets.prototypes_labels import (
+from matattn.errors import DataError
+from tools.prototypes import build as prototypes_build
+from tools.prototypes.candidates import candidates
+from tools.prototypes.labels import (
     Fit,
     fit_birch_murnaghan,
     guess_volume,
     label_all,
     load_calculator,
 )
-from matattn.errors import DataError
 
 # pymatgen calls spglib in a way that spglib is about to drop
 pytestmark = pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:DeprecationWarning")

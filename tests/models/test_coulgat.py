@@ -15,10 +15,10 @@ from torch_geometric.explain import (
     GNNExplainer,
 )
 
-from matattn.batch import collate
 from matattn.errors import StructureError
 from matattn.models.coulgat import CoulGAT, CoulombGATConv, OnNodeFeatures, ScreenedCoulomb
-from matattn.neighbors import ImageRule
+from matattn.structures.batch import collate
+from matattn.structures.image_rule import ImageRule
 from matattn.testing import (
     CrystalContract,
     MoleculeContract,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from matattn.batch import collate
 from matattn.kernels.periodic_attention import reference
 from matattn.models.crystalformer import (
     RECIPROCAL,
@@ -18,7 +17,8 @@ from matattn.models.crystalformer import (
     from_reference_state,
 )
 from matattn.models.element_features import element_features
-from matattn.neighbors import ImageRule
+from matattn.structures.batch import collate
+from matattn.structures.image_rule import ImageRule
 from matattn.testing import CrystalContract, random_crystal, rutile_supercell
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "crystalformer" / "model_small.npz"

@@ -8,7 +8,7 @@ import torch
 
 from matattn.kernels.low_rank_routing import low_rank_routing
 from matattn.kernels.low_rank_routing.spectrum import mixing_spectrum
-from matattn.mesh_batch import MeshBatch
+from matattn.meshes.batch import MeshBatch
 from matattn.models.flare import FLARE, FullAttention
 from matattn.testing import MeshContract
 

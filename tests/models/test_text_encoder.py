@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from matattn.batch import collate
-from matattn.crystal_text import represent
 from matattn.errors import StructureError
 from matattn.models.text_encoder import (
     CrystalText,
@@ -13,6 +11,8 @@ from matattn.models.text_encoder import (
     TextEncoder,
     TokenClassifier,
 )
+from matattn.structures.batch import collate
+from matattn.structures.crystal_text import represent
 from matattn.testing import ModelContract, assert_close, random_crystal
 
 SMALL = {"dim": 16, "num_heads": 2, "num_blocks": 2, "ffn_dim": 24}

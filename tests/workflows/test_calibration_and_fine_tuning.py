@@ -15,8 +15,8 @@ from matattn.conf.schema import register
 from matattn.ensemble import Ensemble
 from matattn.errors import BundleError, ConfigError
 from matattn.units import find_properties
-from matattn.workflows import training
-from matattn.workflows.fine_tuning import start_from
+from matattn.workflows import run as training
+from matattn.workflows.structures.fine_tune import start_from
 
 SMALL = [
     "model.dim=16",

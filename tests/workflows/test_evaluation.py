@@ -8,14 +8,14 @@ import pytest
 import torch
 from hydra.errors import HydraException
 
-from matattn.dataset import PropertyDataset
 from matattn.errors import ConfigError, DataError
-from matattn.metrics import baselines
 from matattn.models.crystalformer import Crystalformer
-from matattn.structure import tensors_from_arrays, to_data
+from matattn.structures.dataset import PropertyDataset
+from matattn.structures.metrics import baselines
+from matattn.structures.structure import tensors_from_arrays, to_data
 from matattn.units import find_properties
-from matattn.workflows import evaluation
-from matattn.workflows.prediction import Predictor
+from matattn.workflows.structures import evaluate
+from matattn.workflows.structures.predict import Predictor
 
 PLACES = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
 CRYSTALS = [  # split, atomic numbers
@@ -55,7 +55,7 @@ def predictor():
 
 
 def test_groups_are_of_held_out_rows(dataset):
-    groups = {name: rows.tolist() for name, rows in evaluation.held_out_groups(dataset)}
+    groups = {name: rows.tolist() for name, rows in evaluate.held_out_groups(dataset)}
     filled = {name: rows for name, rows in groups.items() if rows}
     assert filled == {
         "1 to 4 sites": [4, 5, 6, 7, 8, 9, 10],
@@ -72,9 +72,9 @@ def test_groups_are_of_held_out_rows(dataset):
 
 
 def test_errors_are_those_of_what_predict_says(dataset, predictor):
-    result = evaluation.evaluate(predictor, dataset)
+    result = evaluate.evaluate(predictor, dataset)
     structures = [
-        evaluation.Structure(i.cell[0].numpy(), i.z.numpy(), i.pos.numpy(),
+        evaluate.Structure(i.cell[0].numpy(), i.z.numpy(), i.pos.numpy(),
                              coords_are_cartesian=True) for i in dataset.items
     ]  # fmt: skip
     rows = predictor.predict(structures)
@@ -107,7 +107,7 @@ def test_intervals_have_coverage_and_width(dataset, predictor, monkeypatch):
         return rows
 
     monkeypatch.setattr(Predictor, "predict", predict)
-    result = evaluation.evaluate(predictor, dataset)
+    result = evaluate.evaluate(predictor, dataset)
     energy = result["splits"]["test"]["formation_energy_per_atom"]
     assert energy["interval"]["coverage"] == pytest.approx(2 / 5)  # 7 and 11 of 6, 7, 8, 10, 11
     assert energy["interval"]["mean_width"] == pytest.approx(0.4)
@@ -122,7 +122,7 @@ def test_a_crystal_without_prediction_is_named_and_left_out(dataset, predictor, 
         return rows
 
     monkeypatch.setattr(Predictor, "predict", predict)
-    result = evaluation.evaluate(predictor, dataset)
+    result = evaluate.evaluate(predictor, dataset)
     assert result["failed"] == {"c6": "m"}
     assert result["splits"]["test"]["formation_energy_per_atom"]["n"] == 4
 
@@ -130,7 +130,7 @@ def test_a_crystal_without_prediction_is_named_and_left_out(dataset, predictor, 
 def test_rows_that_the_model_has_seen_are_told(dataset, predictor):
     def remarks(data):
         trained = dataclasses.replace(predictor, config=predictor.config | {"data": data})
-        return evaluation.evaluate(trained, dataset)["remarks"]
+        return evaluate.evaluate(trained, dataset)["remarks"]
 
     (same,) = remarks({"name": "small", "fingerprint": dataset.fingerprint()})
     assert "was trained on the train rows of these data" in same
@@ -143,30 +143,30 @@ def test_rows_that_the_model_has_seen_are_told(dataset, predictor):
 def test_targets_must_fit(dataset, predictor):
     gap = dataclasses.replace(dataset, targets=find_properties("volume_per_atom"))
     with pytest.raises(ConfigError, match=r"the model predicts band_gap \(eV\), .*not volume_per"):
-        evaluation.evaluate(predictor, gap)
+        evaluate.evaluate(predictor, gap)
 
 
 def test_data_by_name_and_by_file(predictor, tmp_path):
-    data = evaluation.load_data("prototypes", predictor, ["data.targets=[e_form]"])
+    data = evaluate.load_data("prototypes", predictor, ["data.targets=[e_form]"])
     assert [target.name for target in data.targets] == ["formation_energy_per_atom"]
     row = {"lattice": (4 * np.eye(3)).tolist(), "frac": [[0, 0, 0]], "e_form": -1, "gap": 1}
     rows = [row | {"id": n, "Z": [n], "split": "train" if n < 9 else "val"} for n in range(3, 12)]
     path = tmp_path / "my data=1.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    data = evaluation.load_data(str(path), predictor, ["data.max_sites=1"])
+    data = evaluate.load_data(str(path), predictor, ["data.max_sites=1"])
     assert data.name == path.name and len(data.rows("val")) == 3 and len(data.targets) == 2
     with pytest.raises(DataError, match="no column for target 'log10_bulk_modulus'"):
-        evaluation.load_data(str(path), predictor, ["data.targets=[k_vrh]"])
+        evaluate.load_data(str(path), predictor, ["data.targets=[k_vrh]"])
     with pytest.raises(DataError, match="absent.jsonl: no such file"):
-        evaluation.load_data("absent.jsonl", predictor, [])
+        evaluate.load_data("absent.jsonl", predictor, [])
     with pytest.raises(HydraException, match="data/mp2019"):
-        evaluation.load_data("mp2019", predictor, [])
+        evaluate.load_data("mp2019", predictor, [])
 
 
 def test_rows_kept_apart_for_intervals_stay_apart(predictor):
-    data = evaluation.load_data("prototypes", predictor, ["data.targets=[e_form]"])
+    data = evaluate.load_data("prototypes", predictor, ["data.targets=[e_form]"])
     assert not len(data.rows("calibration"))
     trained_on = {"name": "prototypes", "fingerprint": data.hold_out(0.05).fingerprint()}
     trained = dataclasses.replace(predictor, config=predictor.config | {"data": trained_on})
-    data = evaluation.load_data("prototypes", trained, ["data.targets=[e_form]"])
+    data = evaluate.load_data("prototypes", trained, ["data.targets=[e_form]"])
     assert len(data.rows("calibration")) > 100

@@ -20,17 +20,12 @@ from matattn.cli import app
 from matattn.errors import ExplanationError
 from matattn.models.coulgat import CoulGAT
 from matattn.models.crystalformer import Crystalformer
-from matattn.structure import to_tensors
-from matattn.workflows import (
-    attention_checks,
-    explanation,
-    faithfulness,
-    head_importance,
-    standard_model,
-)
-from matattn.workflows.explained_structures import over, prepare
-from matattn.workflows.explanation_sections import sections
-from matattn.workflows.prediction import Predictor
+from matattn.structures.structure import to_tensors
+from matattn.workflows.explain import checks, faithfulness, heads
+from matattn.workflows.explain.sections import sections
+from matattn.workflows.structures import explain, standard_model
+from matattn.workflows.structures.explained import over, prepare
+from matattn.workflows.structures.predict import Predictor
 
 TARGETS = [{"name": "energy", "unit": "eV"}]
 
@@ -164,7 +159,7 @@ def test_importance_is_the_derivative_by_the_gates(subjects):
     for subject in subjects:
         double = in_double_precision(subject)
         shape = (len(subject.layers), len(subject.layers[0].projection))
-        found = head_importance.importance(double, torch.ones(shape, dtype=torch.float64))
+        found = heads.importance(double, torch.ones(shape, dtype=torch.float64))
         step = 1e-5
         for head in np.ndindex(*shape):
             ends = []
@@ -180,7 +175,7 @@ def test_a_dead_head_is_unimportant_and_pruned_first():
     network = coulgat()
     network.blocks[1].out_proj.weight.data[:, 8:16] = 0  # second head of the second layer
     (subject,) = prepare(predictor(network, "molecules"), molecules())
-    found = head_importance.heads([subject], lambda n: None)
+    found = heads.heads([subject], lambda n: None)
     assert found["importance"][1][1] == found["ablation"][1][1] == 0
     assert found["pruning"]["order"][0] == [1, 1]
     assert found["pruning"]["error"][1] == pytest.approx(found["pruning"]["error"][0], rel=1e-6)
@@ -227,7 +222,7 @@ def test_gradient_is_what_leaving_out_a_little_does(subjects):
 
 
 def test_other_attention(subjects):
-    found = attention_checks.attention_matters(subjects, 0, lambda n: None)
+    found = checks.attention_matters(subjects, 0, lambda n: None)
     assert 0 < found["permuted"]["jsd"] < found["max_jsd"] == pytest.approx(np.log(2))
     assert 0 < found["adversarial"]["change"] <= found["tolerance"] == pytest.approx(0.02)
     assert found["adversarial"]["jsd"] > 0
@@ -236,7 +231,7 @@ def test_other_attention(subjects):
 def test_permuted_weights_are_the_same_weights():
     (subject,) = prepare(predictor(coulgat(), "molecules"), molecules())
     weights = subject.observe()[0].seen
-    other = attention_checks._permuted(subject, weights, seed=0)
+    other = checks._permuted(subject, weights, seed=0)
     for atom in range(len(subject.batch.z)):
         at = subject.batch.edge_index[1] == atom
         torch.testing.assert_close(other[at].sort(0).values, weights[at].sort(0).values)
@@ -246,9 +241,7 @@ def test_permuted_weights_are_the_same_weights():
 def test_shuffled_weights_leave_the_order_by_distance():
     subjects = list(prepare(predictor(coulgat(), "molecules"), molecules()))
     scores = [faithfulness.edge_scores(s) for s in subjects]
-    found = attention_checks.depends_on_weights(
-        subjects, faithfulness.edge_scores, scores, 0, lambda n: None
-    )
+    found = checks.depends_on_weights(subjects, faithfulness.edge_scores, scores, 0, lambda n: None)
     assert found["shuffled_blocks"] == [1, 2]
     assert found["tau"]["shortest first"] == pytest.approx([1, 1])
     assert found["tau"]["logit gradient"][-1] < 0.9
@@ -335,10 +328,10 @@ def test_first_layer_of_node_features_is_the_networks_own():
 def test_batches_do_not_change_what_is_found(monkeypatch):
     whole = list(prepare(predictor(coulgat(), "molecules"), molecules()))
     torch.manual_seed(0)
-    monkeypatch.setattr("matattn.workflows.explained_structures.EDGES_PER_BATCH", 1)
+    monkeypatch.setattr("matattn.workflows.structures.explained.EDGES_PER_BATCH", 1)
     parts = list(prepare(predictor(coulgat(), "molecules"), molecules()))
     assert (len(whole), len(parts)) == (1, 4)
-    one, two = (over(s, lambda x: head_importance.importance(x, torch.ones(2, 2)))
+    one, two = (over(s, lambda x: heads.importance(x, torch.ones(2, 2)))
                 for s in (whole, parts))  # fmt: skip
     assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
 
@@ -354,7 +347,7 @@ def test_values_of_atoms_and_pairs(readout):
         rows = {"atoms": 16, "pairs": 24}[readout]
         assert subjects[0].values().shape == (rows,)
         assert subjects[0].mean(subjects[0].values()).shape == (4,)
-    found = head_importance.heads(subjects, lambda n: None)
+    found = heads.heads(subjects, lambda n: None)
     assert found["error_increase"] is None and np.array(found["ablation"]).min() > 0
 
 
@@ -367,13 +360,13 @@ def test_report_and_json_are_whole(case, tmp_path):
     items = items()
     items[0]["id"] = "</script><b>&"
     advanced = []
-    result, scenes = explanation.structures(
+    result, scenes = explain.structures(
         trained, items, "files", others=others, advance=advanced.append
     )
-    assert sum(advanced) == explanation.steps(trained)
+    assert sum(advanced) == explain.steps(trained)
     network = trained.network
     bundle.save(tmp_path / "model", network, {}, trained.config, "card")
-    explanation.write(tmp_path, tmp_path / "model", result, sections(result), scenes)
+    explain.write(tmp_path, tmp_path / "model", result, sections(result), scenes)
     stored = json.loads((tmp_path / "explanation.json").read_text(), parse_constant=pytest.fail)
     assert stored["unit"] == "eV" and len(stored["model_hash"]) == len(stored["data_hash"]) == 64
     graph = stored["structures"][0]["graph"]
@@ -388,9 +381,9 @@ def test_report_and_json_are_whole(case, tmp_path):
 
 def test_what_cannot_be_explained():
     with pytest.raises(ExplanationError, match="no structure"):
-        explanation.structures(predictor(coulgat(), "molecules"), [], "files")
+        explain.structures(predictor(coulgat(), "molecules"), [], "files")
     with pytest.raises(ExplanationError, match="Linear has no attention"):
-        explanation.steps(predictor(nn.Linear(1, 1), "molecules"))
+        explain.steps(predictor(nn.Linear(1, 1), "molecules"))
     with pytest.raises(ExplanationError, match="Linear has no attention"):
         list(prepare(predictor(nn.Linear(1, 1), "molecules"), molecules()))
     with pytest.raises(ExplanationError, match="predicts energy, not gap"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from matattn.attention import AttentionRecord
-from matattn.workflows.explanation_report import Section, scene, write_report
+from matattn.workflows.explain.report import Section, scene, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [

@@ -14,11 +14,13 @@ from matattn import bundle
 from matattn.attention import LayerProbe, probed
 from matattn.cli import app
 from matattn.errors import ExplanationError
-from matattn.fields import MeshSample
-from matattn.mesh_files import write_vtu
+from matattn.meshes.fields import MeshSample
+from matattn.meshes.files import write_vtu
 from matattn.models.flare import FLARE, FullAttention
-from matattn.workflows import explanation, faithfulness, field_explanation, head_importance
-from matattn.workflows.field_prediction import FieldPredictor
+from matattn.workflows.explain import faithfulness, heads
+from matattn.workflows.meshes import explain as field_explanation
+from matattn.workflows.meshes.predict import FieldPredictor
+from matattn.workflows.structures import explain as explanation
 
 CONFIG = {
     "kind": "meshes",
@@ -114,7 +116,7 @@ def test_dead_head():
     network = NETWORKS["fixed queries"]()
     network.blocks[1].att.out_proj.weight.data[:, 8:] = 0
     whole, _ = field_explanation.prepare(FieldPredictor(network, CONFIG), samples(), None)
-    found = head_importance.heads([whole], lambda n: None)
+    found = heads.heads([whole], lambda n: None)
     assert found["importance"][1][1] == found["ablation"][1][1] == 0
     assert found["pruning"]["order"][0] == [1, 1] and found["error_increase"] is not None
 

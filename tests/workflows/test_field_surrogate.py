@@ -17,11 +17,12 @@ import matattn
 from matattn.cli import app
 from matattn.conf.schema import register
 from matattn.errors import BundleError, ConfigError, DataError, TrainingError
-from matattn.field_baselines import relative_l2
-from matattn.mesh_files import read_mesh
+from matattn.meshes.baselines import relative_l2
+from matattn.meshes.files import read_mesh
 from matattn.training import run_log
-from matattn.workflows import field_surrogate, training
-from matattn.workflows.field_surrogate import GridGradient, relative_errors
+from matattn.workflows import run
+from matattn.workflows.meshes import train
+from matattn.workflows.meshes.train import GridGradient, relative_errors
 
 SMALL = [
     "model=flare", "model.dim=16", "model.num_heads=2", "model.num_blocks=2",
@@ -61,7 +62,7 @@ def config(meshes, folder, *overrides):
 @pytest.fixture(scope="module")
 def finished(meshes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, training.run(config(meshes, folder))
+    return folder, run.run(config(meshes, folder))
 
 
 def test_run_folder_is_complete(finished):
@@ -110,7 +111,7 @@ def assert_same_bits(one, other):
 
 
 def test_two_runs_are_bit_equal(finished, meshes, tmp_path):
-    training.run(config(meshes, tmp_path))
+    run.run(config(meshes, tmp_path))
     assert_same_bits(finished[0], tmp_path)
 
 
@@ -130,15 +131,15 @@ def test_a_resumed_run_is_bit_equal(finished, meshes, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(run_log.RunLog, "on_train_epoch_end", stop)
         with pytest.raises(Stopped):
-            training.run(config(meshes, tmp_path))
-    again = training.run(config(meshes, tmp_path))
+            run.run(config(meshes, tmp_path))
+    again = run.run(config(meshes, tmp_path))
     assert_same_bits(folder, tmp_path)
     for key in ("relative_l2", "relative_l2_ema"):
         assert again["test"]["pressure"][key] == metrics["test"]["pressure"][key]
 
 
 def test_it_learns(meshes, tmp_path):
-    metrics = training.run(config(meshes, tmp_path, "trainer.max_epochs=30", "optimizer.lr=5e-3"))
+    metrics = run.run(config(meshes, tmp_path, "trainer.max_epochs=30", "optimizer.lr=5e-3"))
     result = metrics["test"]["pressure"]
     assert result["relative_l2"] < 0.5 * result["baselines"]["nearest_sample"]
 
@@ -153,7 +154,7 @@ def test_full_attention_trains(meshes, tmp_path):
             [overrides[0], *cfg, "data=meshes", f"data.path={meshes}", "data.targets=[pressure]",
              f"paths.output_dir={tmp_path}", "trainer.max_epochs=1"],
         )  # fmt: skip
-    metrics = training.run(composed)
+    metrics = run.run(composed)
     assert not (tmp_path / "spectrum.png").exists()
     assert metrics["rows"] == {"train": 24, "val": 6, "test": 6}
 
@@ -171,7 +172,7 @@ def test_full_attention_trains(meshes, tmp_path):
 def test_mistakes_are_named_before_anything_is_written(meshes, tmp_path, override, error, message):
     folder = tmp_path / "run"
     with pytest.raises(error, match=message):
-        training.run(config(meshes, folder, override))
+        run.run(config(meshes, folder, override))
     assert not folder.exists()
 
 
@@ -180,16 +181,16 @@ def test_crystals_do_not_fit_a_mesh_network(tmp_path):
     with initialize_config_module("matattn.conf", version_base="1.3"):
         cfg = compose("train", ["model=flare", "data=prototypes"])
     with pytest.raises(ConfigError, match="model=flare needs data of kind 'meshes'"):
-        training.run(cfg)
+        run.run(cfg)
 
 
 def test_a_loss_that_is_not_finite_names_the_meshes(meshes, tmp_path, monkeypatch):
     def infinite(predicted, true, ptr, *_):
         return torch.full((len(ptr) - 1, 1), torch.inf, requires_grad=True)
 
-    monkeypatch.setattr(field_surrogate, "relative_errors", infinite)
+    monkeypatch.setattr(train, "relative_errors", infinite)
     with pytest.raises(TrainingError, match="the loss is inf at step 0"):
-        training.run(config(meshes, tmp_path))
+        run.run(config(meshes, tmp_path))
     named = json.loads((tmp_path / "nonfinite_batch.json").read_text())
     assert len(named["ids"]) == 2
 
@@ -282,7 +283,7 @@ def test_predict_says_what_is_wrong(invoke, meshes, finished, tmp_path):
 
 
 def test_a_mesh_model_is_refused_where_crystals_are_wanted(finished):
-    from matattn.workflows.prediction import Predictor
+    from matattn.workflows.structures.predict import Predictor
 
     with pytest.raises(BundleError, match="this model reads meshes, not crystals"):
         Predictor.load(finished[0] / "model")

@@ -13,7 +13,7 @@ import matattn
 from matattn.cli import app
 from matattn.conf.schema import register
 from matattn.errors import ConfigError
-from matattn.workflows import training
+from matattn.workflows import run
 
 SMALL = ["model.dim=8", "model.num_heads=2", "model.num_blocks=1", "model.ffn_dim=8",
          "task.batch_size=8", "trainer.accelerator=cpu", "trainer.max_epochs=2"]  # fmt: skip
@@ -64,7 +64,7 @@ def finished(files, tmp_path_factory):
     for kind, overrides in KINDS.items():
         folder = tmp_path_factory.mktemp(kind)
         given = [text.format(files) for text in overrides]
-        runs[kind] = folder, training.run(config(folder, *given))
+        runs[kind] = folder, run.run(config(folder, *given))
     return runs
 
 
@@ -155,7 +155,7 @@ def test_wrong_pairings_are_refused(files, tmp_path, overrides, message):
         model = [] if overrides[0] == "model=crystalformer" else ["model=coulgat"]
         cfg = compose("train", [*model, *given, *overrides])
     with pytest.raises(ConfigError, match=message):
-        training.run(cfg)
+        run.run(cfg)
 
 
 def test_a_model_starts_from_another(finished, files, tmp_path):
@@ -167,7 +167,7 @@ def test_a_model_starts_from_another(finished, files, tmp_path):
     with initialize_config_module("matattn.conf", version_base="1.3"):
         small = [text for text in SMALL[4:6]]
         overrides = ["model=coulgat", *small, *given, *start, f"paths.output_dir={tmp_path}/run"]
-        training.run(compose("train", overrides))
+        run.run(compose("train", overrides))
     water = Molecule(["O", "H", "H"], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
     (old,), (new,) = (
         matattn.load(place / "model").predict(water) for place in (folder, tmp_path / "run")

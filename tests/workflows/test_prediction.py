@@ -5,8 +5,8 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from matattn.models.crystalformer import Crystalformer
-from matattn.structure import to_tensors
-from matattn.workflows.prediction import Predictor, encode
+from matattn.structures.structure import to_tensors
+from matattn.workflows.structures.predict import Predictor, encode
 
 ARGUMENTS = {"num_targets": 1, "dim": 8, "num_heads": 1, "num_blocks": 1, "ffn_dim": 8}
 

@@ -16,14 +16,15 @@ from pymatgen.core import Structure
 
 import matattn
 from matattn import parallel
-from matattn.batch import collate
 from matattn.conf.schema import register
-from matattn.derivatives import energy_forces_stress
 from matattn.errors import ConfigError, TrainingError
-from matattn.structure import to_tensors
-from matattn.structure_files import read
+from matattn.structures.batch import collate
+from matattn.structures.derivatives import energy_forces_stress
+from matattn.structures.files import read
+from matattn.structures.structure import to_tensors
 from matattn.training import run_log
-from matattn.workflows import property_prediction, training
+from matattn.workflows import run as training
+from matattn.workflows.structures import train
 
 SMALL = [
     "model.dim=16",
@@ -143,7 +144,7 @@ def test_two_runs_are_bit_equal(finished, table, tmp_path):
 
 
 def test_neighbour_lists_from_processes_change_nothing(finished, table, tmp_path, monkeypatch):
-    monkeypatch.setattr(property_prediction, "WORTH_A_PROCESS", 3)
+    monkeypatch.setattr(train, "WORTH_A_PROCESS", 3)
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     other = tmp_path / "again"
     handler = signal.getsignal(signal.SIGTERM)

@@ -9,9 +9,9 @@ import pytest
 import matattn
 from matattn import pretrained
 from matattn.datasets import crystals
-from matattn.structure_files import read
+from matattn.structures.files import read
 from matattn.units import PROPERTIES
-from matattn.workflows.prediction import encode
+from matattn.workflows.structures.predict import encode
 
 ROOT = Path(__file__).parents[2]
 # {model: {formula: [value, lower, upper]}} of docs/examples/*.cif

@@ -19,9 +19,9 @@ from matattn import files
 from matattn.cli import app
 from matattn.errors import ConfigError, DataError, TrainingError, WriteError
 from matattn.training.checkpoint_files import AtomicCheckpoints, read
-from matattn.workflows import run_state
-from matattn.workflows.run_state import keeping_errors, state, working_on
-from matattn.workflows.sweep_report import differing, find_runs, groups, objective, tables, write
+from matattn.workflows import run_folder
+from matattn.workflows.run_folder import keeping_errors, state, working_on
+from matattn.workflows.sweeps import differing, find_runs, groups, objective, tables, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +96,7 @@ def test_an_error_is_told_when_it_cannot_be_kept(tmp_path, monkeypatch):
     def full_disk(*_):
         raise WriteError("no space")
 
-    monkeypatch.setattr(run_state, "write_text", full_disk)
+    monkeypatch.setattr(run_folder, "write_text", full_disk)
     with pytest.raises(ConfigError, match="wrong"), keeping_errors(tmp_path):
         raise ConfigError("wrong")
 

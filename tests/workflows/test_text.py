@@ -20,8 +20,9 @@ from matattn.conf.schema import register
 from matattn.errors import BundleError, ConfigError, DataError
 from matattn.models.matter_tokenizer import WordCounts, make_tokenizer, train_vocabulary
 from matattn.text import Sentence
-from matattn.workflows import language_model, text_prediction, tokenization, training
-from matattn.workflows.text_prediction import MARGIN, WINDOW, TextModel, cut
+from matattn.workflows import run as training
+from matattn.workflows.text import language_model, predict, tokenization
+from matattn.workflows.text.predict import MARGIN, WINDOW, TextModel, cut
 
 NACL = Path(__file__).parents[2] / "docs" / "examples" / "NaCl.cif"
 MATERIALS = ["ZnO", "TiO2", "GaAs", "germanium", "hydroxyapatite", "perovskite oxide", "CdTe"]
@@ -400,7 +401,7 @@ class _Tokenizer:
 def test_tokenizer_file_that_is_none(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="tokenizer.json: cannot be read"):
-        text_prediction.load_tokenizer(tmp_path)
+        predict.load_tokenizer(tmp_path)
 
 
 def test_every_label_of_words_with_many_pieces_is_learned():

@@ -29,12 +29,12 @@ from matattn.datasets.j1j2 import load
 from matattn.errors import BundleError, ConfigError, TrainingError
 from matattn.models.factored_attention import TransformerWaveFunction, to_arrays
 from matattn.spins import PAULI
-from matattn.workflows import training
-from matattn.workflows.attention_claim import attention_maps, folded, freeze
-from matattn.workflows.natural_gradient import natural_gradient
-from matattn.workflows.spin_exchange import exchange, local_energies
-from matattn.workflows.spin_observables import draw, energy, exact_sum, observables, symmetrized
-from matattn.workflows.vmc_engine import Settings, VMCEngine, _blurred
+from matattn.workflows import run
+from matattn.workflows.spins.attention_maps import attention_maps, folded, freeze
+from matattn.workflows.spins.engine import Settings, VMCEngine, _blurred
+from matattn.workflows.spins.exchange import exchange, local_energies
+from matattn.workflows.spins.natural_gradient import natural_gradient
+from matattn.workflows.spins.observables import draw, energy, exact_sum, observables, symmetrized
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wavefunction"
 SETTINGS = {
@@ -358,7 +358,7 @@ def configured(folder, *overrides):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, training.run(configured(folder, "model.attention=t5"))
+    return folder, run.run(configured(folder, "model.attention=t5"))
 
 
 def test_run_folder_is_complete(finished):
@@ -455,14 +455,14 @@ def test_terminated_runs_resume_bit_for_bit(tmp_path, devices):
 @pytest.mark.slow
 def test_a_run_starts_from_another(finished, tmp_path):
     start = f"init_from={finished[0] / 'model'}"
-    metrics = training.run(
+    metrics = run.run(
         configured(tmp_path, start, "data.j2=0.4", "trainer.max_epochs=1", "model.attention=t5")
     )
     assert metrics["energies"]["fresh samples"]["relative_error"] < 0.5
     with pytest.raises(BundleError, match="for another lattice"):
-        training.run(configured(tmp_path / "b", start, "data.extent=6x6"))
+        run.run(configured(tmp_path / "b", start, "data.extent=6x6"))
     with pytest.raises(ConfigError, match="Crystalformer is no wave function"):
-        training.run(configured(tmp_path / "c", "init_from=mp-band-gap"))
+        run.run(configured(tmp_path / "c", "init_from=mp-band-gap"))
     with pytest.raises(BundleError, match="is no torch network"):
         bundle.load(finished[0] / "model")
 
@@ -482,7 +482,7 @@ def test_a_run_starts_from_another(finished, tmp_path):
 )
 def test_mistakes_are_named(tmp_path, override, message):
     with pytest.raises(matattn.errors.MatattnError, match=message):
-        training.run(configured(tmp_path, override))
+        run.run(configured(tmp_path, override))
     assert not any(tmp_path.iterdir())
 
 
@@ -492,11 +492,11 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         if name.rsplit(".", 1)[1].startswith(("spin_", "vmc_", "variational", "natural_")):
             monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError, match="needs the package netket.*matattn.all"):
-        training.run(configured(tmp_path))
+        run.run(configured(tmp_path))
 
 
 def test_short_chains_are_told(tmp_path):
-    from matattn.workflows.variational_monte_carlo import prepare
+    from matattn.workflows.spins.train import prepare
 
     register()
     cfg = configured(tmp_path, "task.chains=32")

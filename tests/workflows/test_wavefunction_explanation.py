@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("netket")
 
 from matattn.models.factored_attention_torch import TorchWaveFunction  # noqa: E402
-from matattn.workflows import head_importance  # noqa: E402
-from matattn.workflows.wavefunction_explanation import (  # noqa: E402
+from matattn.workflows.explain import heads as head_importance  # noqa: E402
+from matattn.workflows.spins.explain import (  # noqa: E402
     ExplainedConfigurations,
     attention_record,
     fidelity,

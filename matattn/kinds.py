@@ -1,0 +1,60 @@
+"""What networks read: structures, meshes, spins or text. One word for it everywhere.
+
+A kind is also the name of its folder in ``workflows/``, whose ``predict`` has the class that loads
+a bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all parts of matattn need to know of networks of one kind.
+
+    Args:
+        name: of the kind, and of its folder in ``workflows/``.
+        predictor: the class of ``workflows/<name>/predict.py`` whose ``load(folder, device)``
+            reads a bundle.
+        bundle_keys: what config.json of a bundle must say beyond what all of them do.
+        takes_input: whether a prediction is made of something that a user gives.
+    """
+
+    name: str
+    predictor: str
+    bundle_keys: tuple[str, ...]
+    takes_input: bool = True
+
+    def load(self, folder: str | Path, device: str = "cpu") -> Any:
+        """Return the predictor of a bundle; raises BundleError or ConfigError."""
+        from matattn.config import import_extra
+
+        module = import_extra(f"matattn.workflows.{self.name}.predict")
+        return getattr(module, self.predictor).load(folder, device)
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("structures", "Predictor", ("targets", "normaliser", "elements")),
+        Kind(
+            "meshes",
+            "FieldPredictor",
+            ("targets", "normaliser", "coordinates", "inputs", "input_scaling"),
+        ),
+        Kind("spins", "WaveFunction", ("system", "observables"), takes_input=False),
+        Kind("text", "TextModel", ("labels", "vocabulary")),
+    )
+}
+
+
+def kind_of(config: Mapping[str, Any]) -> Kind:
+    """Return the kind of a bundle from its config.json, which names none if it is "structures".
+
+    Raises KeyError for a kind that is not known.
+    """
+    return KINDS[str(config.get("kind", "structures"))]

@@ -1,0 +1,121 @@
+"""What a network of fields has to beat: predictions that need no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.spatial import KDTree
+
+from matattn.meshes.fields import FieldDataset, MeshSample
+
+Predict = Callable[[MeshSample], np.ndarray]
+PROBES = 256  # places at which meshes without common nodes are compared
+
+
+def relative_l2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """|predicted - true| / |true| of every field [T], from [N, T], with norms over the nodes."""
+    error = np.linalg.norm(predicted.astype(np.float64) - true, axis=0)
+    return error / np.maximum(np.linalg.norm(true.astype(np.float64), axis=0), 1e-30)
+
+
+def baselines(dataset: FieldDataset) -> dict[str, Predict]:
+    """Predictors fitted on the training samples.
+
+    ``constant``: the mean over all nodes. ``nearest_sample``: the field of the training sample
+    with the nearest inputs. Where nodes correspond (``dataset.aligned``) also ``mean_field``, the
+    mean at each node, and ``kernel_ridge``, Gaussian kernel ridge regression from all inputs of a
+    sample to all its values, with width and ridge chosen on the validation samples or, without any,
+    on every tenth training sample. Elsewhere samples are compared at points of the training meshes,
+    each mesh by its node that is nearest to the point.
+    """
+    train = dataset.samples("train")
+    mean = np.concatenate([sample.y for sample in train]).mean(0)
+    found: dict[str, Predict] = {"constant": lambda s: np.broadcast_to(mean, s.y.shape)}
+    if not dataset.aligned:
+        return found | {"nearest_sample": _nearest_at_probes(train)}
+    features = np.stack([sample.inputs.ravel() for sample in train]).astype(np.float64)
+    spread = features.std(0)
+    varying = spread > 0
+
+    def describe(samples: Sequence[MeshSample]) -> np.ndarray:
+        rows = np.stack([sample.inputs.ravel() for sample in samples])
+        return rows[:, varying] / spread[varying]
+
+    known = describe(train)
+    fields = np.stack([sample.y for sample in train]).astype(np.float64)
+
+    def nearest(sample: MeshSample) -> np.ndarray:
+        return fields[_squared_distances(describe([sample]), known).argmin()]
+
+    average = fields.mean(0)
+    found |= {"mean_field": lambda s: average, "nearest_sample": nearest}
+    held = dataset.samples("val")
+    fitted = np.arange(len(train))
+    if not held:
+        held, fitted = train[::10], np.flatnonzero(np.arange(len(train)) % 10)
+    if len(fitted) and known.shape[1]:
+        choice = _KernelRidge(known[fitted], fields[fitted]).choose(describe(held), held)
+        predict = _KernelRidge(known, fields).fit(*choice)
+        found["kernel_ridge"] = lambda s: predict(_squared_distances(describe([s]), known))[0]
+    return found
+
+
+class _KernelRidge:
+    """Gaussian kernel ridge regression [n, F] -> [n, N, T] around the mean field."""
+
+    def __init__(self, known: np.ndarray, fields: np.ndarray) -> None:
+        self.known, self.shape = known, fields.shape[1:]
+        self.average = fields.mean(0)
+        self.residuals = (fields - self.average).reshape(len(known), -1)
+        self.squares = _squared_distances(known, known)
+
+    def fit(self, width: float, ridge: float) -> Callable[[np.ndarray], np.ndarray]:
+        """Predictions from squared distances [n, training samples]."""
+        kernel = np.exp(-self.squares / (2 * width**2))
+        factor = cho_factor(kernel + ridge * np.eye(len(kernel)))
+        weights = cho_solve(factor, self.residuals)
+
+        def predict(squares: np.ndarray) -> np.ndarray:
+            rows = np.exp(-squares / (2 * width**2)) @ weights
+            return self.average + rows.reshape(-1, *self.shape)
+
+        return predict
+
+    def choose(self, rows: np.ndarray, held: Sequence[MeshSample]) -> tuple[float, float]:
+        """Width (from multiples of the median distance) and ridge with the least error there."""
+        typical = float(np.sqrt(np.median(self.squares))) or 1.0
+        squares = _squared_distances(rows, self.known)
+        errors = {}
+        for width, ridge in product(typical * np.array([1, 2, 4, 8]), [1e-6, 1e-4, 1e-2]):
+            pairs = zip(held, self.fit(width, ridge)(squares), strict=True)
+            errors[width, ridge] = np.mean([relative_l2(s.y, p) for s, p in pairs])
+        return min(errors, key=errors.__getitem__)
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[n, m] of rows [n, F] and [m, F]; by one product, which is quick where F is large."""
+    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    return np.maximum(squares, 0)
+
+
+def _nearest_at_probes(train: list[MeshSample]) -> Predict:
+    points = np.concatenate([sample.pos for sample in train])
+    chosen = np.random.default_rng(0).permutation(len(points))[:PROBES]
+    probes = points[chosen]
+
+    def describe(sample: MeshSample) -> np.ndarray:
+        return sample.inputs[KDTree(sample.pos).query(probes)[1]].ravel()
+
+    known = np.stack([describe(sample) for sample in train]).astype(np.float64)
+    spread = known.std(0)
+    spread[spread == 0] = 1
+    known /= spread
+
+    def predict(sample: MeshSample) -> np.ndarray:
+        near = train[_squared_distances(describe(sample)[None] / spread, known).argmin()]
+        return near.y[KDTree(near.pos).query(sample.pos)[1]]
+
+    return predict

@@ -1,0 +1,178 @@
+"""Batches of crystals and molecules: atoms of all of them in one list, no padding.
+
+A molecule is a structure without a cell: its cell is zero, and its images are its atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from matattn.kernels.periodic_attention.reference import safe_distance
+from matattn.structures.image_rule import ImageRule
+from matattn.structures.neighbors import Neighbors
+
+
+@runtime_checkable
+class Structures(Protocol):
+    """What networks need of a batch: ``CrystalBatch``, or a PyG ``Batch`` with these keys.
+
+    A batch with symmetry also has ``orbit_size``, ``multiplicity`` and ``distance``; one with
+    values of pairs has ``pair_index``.
+    """
+
+    z: Tensor
+    pos: Tensor
+    cell: Tensor
+    batch: Tensor
+    edge_index: Tensor
+    image: Tensor | None
+    num_graphs: int
+
+
+def edge_length(batch: Structures) -> Tensor:
+    """Length [E] of every edge, Å; without symmetry differentiable by pos and cell."""
+    if getattr(batch, "multiplicity", None) is not None:
+        return cast(Any, batch).distance
+    source, target = batch.edge_index
+    place = batch.pos[source]
+    if batch.image is not None:
+        cell = batch.cell[batch.batch[target]]
+        place = place + torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)
+    return safe_distance(place - batch.pos[target])
+
+
+@dataclass(frozen=True)
+class CrystalBatch:
+    """B crystals with N rows and E neighbours in all; keys as in PyTorch Geometric.
+
+    A row is an atom, and source j of a neighbour sits at pos[j] + image @ cell. With symmetry a
+    row stands for ``orbit_size`` equivalent atoms and an entry of the list for ``multiplicity``
+    images; then ``distance`` is given, since it does not follow from the positions.
+    """
+
+    z: Tensor  # [N] atomic numbers
+    pos: Tensor  # [N, 3] Å
+    cell: Tensor  # [B, 3, 3] Å, rows are lattice vectors
+    batch: Tensor  # [N] crystal of each row
+    edge_index: Tensor  # [2, E], row 0 source j, row 1 target i, sorted by target
+    image: Tensor | None  # [E, 3]
+    orbit_size: Tensor | None  # [N]
+    multiplicity: Tensor | None  # [E]
+    distance: Tensor | None  # [E] Å
+    y: Tensor  # [B, T], or a row for every atom or pair; NaN = no label
+    row: Tensor  # [B] row of each crystal in its data set
+    pair_index: Tensor | None = None  # [2, P] rows of the pairs that have values
+
+    @property
+    def num_graphs(self) -> int:
+        return self.cell.shape[0]
+
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> CrystalBatch:
+        """Move to a device; ``dtype`` applies to the floating-point tensors."""
+        moved = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            if tensor is not None:
+                kind = dtype if tensor.is_floating_point() else None
+                tensor = tensor.to(device=device, dtype=kind, non_blocking=non_blocking)
+            moved[field.name] = tensor
+        return CrystalBatch(**moved)
+
+
+@dataclass(frozen=True)
+class CrystalGraph:
+    """One crystal with its neighbour list, ready to be put into batches."""
+
+    z: Tensor  # [R] of the atoms that stand for the rows
+    pos: Tensor  # [R, 3] Å
+    cell: Tensor  # [1, 3, 3] Å
+    y: Tensor  # [1, T], or a row for every atom or pair
+    row: int
+    neighbors: Neighbors
+    pair_index: Tensor | None = None  # [2, P]
+
+
+def to_graph(item: Mapping[str, Any] | Any, neighbors: Neighbors) -> CrystalGraph:
+    """From keys z, pos, cell and optionally y, row and pair_index (a dict or PyG ``Data``).
+
+    With symmetry, atoms and pairs have no values of their own.
+    """
+    atoms = torch.from_numpy(neighbors.atoms)
+    y = item["y"] if "y" in item else torch.empty(1, 0)
+    row = int(item["row"]) if "row" in item else -1
+    pairs = item["pair_index"] if "pair_index" in item else None
+    return CrystalGraph(
+        item["z"][atoms], item["pos"][atoms], item["cell"], y, row, neighbors, pairs
+    )
+
+
+def geometry(item: Mapping[str, Any] | Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """z [N], pos [N, 3] Å and cell [3, 3] Å of a crystal: what an ``ImageRule`` is called with."""
+    return item["z"].numpy(), item["pos"].numpy(), item["cell"][0].numpy()
+
+
+def collate(items: Sequence[Mapping[str, Any] | Any], images: ImageRule) -> CrystalBatch:
+    """A batch of crystals with keys z, pos, cell and optionally y and row."""
+    return join([to_graph(item, images(*geometry(item))) for item in items])
+
+
+def join(graphs: Sequence[CrystalGraph]) -> CrystalBatch:
+    """A batch of crystals whose neighbour lists are made. All of them with symmetry, or none."""
+    lists = [graph.neighbors for graph in graphs]
+    rows = np.array([len(n.counts) for n in lists])
+    edges = np.array([len(n.source) for n in lists])
+    start = np.cumsum(rows) - rows
+    source = np.concatenate([n.source for n in lists]) + np.repeat(start, edges)
+    counts = np.concatenate([n.counts for n in lists])
+    target = np.repeat(np.arange(len(counts)), counts)
+    symmetric = lists[0].multiplicity is not None
+    real = graphs[0].pos.dtype
+    return CrystalBatch(
+        z=torch.cat([graph.z for graph in graphs]),
+        pos=torch.cat([graph.pos for graph in graphs]),
+        cell=torch.cat([graph.cell for graph in graphs]),
+        batch=torch.from_numpy(np.repeat(np.arange(len(graphs)), rows)),
+        edge_index=torch.from_numpy(np.stack([source, target])),
+        image=None if symmetric else _joined([n.image for n in lists], torch.int64),
+        orbit_size=_joined([n.orbit_size for n in lists], real) if symmetric else None,
+        multiplicity=_joined([n.multiplicity for n in lists], real) if symmetric else None,
+        distance=_joined([n.distance for n in lists], real) if symmetric else None,
+        y=torch.cat([graph.y for graph in graphs]),
+        row=torch.tensor([graph.row for graph in graphs]),
+        pair_index=_joined_pairs(graphs, start),
+    )
+
+
+def _joined_pairs(graphs: Sequence[CrystalGraph], start: np.ndarray) -> Tensor | None:
+    pairs = [g.pair_index + int(s) for g, s in zip(graphs, start, strict=True)
+             if g.pair_index is not None]  # fmt: skip
+    return torch.cat(pairs, 1) if pairs else None
+
+
+def _joined(arrays: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)).to(dtype)
+
+
+def by_atom_budget(sizes: Iterable[int], budget: int) -> Iterator[list[int]]:
+    """Consecutive index lists with at most ``budget`` atoms each (always at least one crystal)."""
+    chosen: list[int] = []
+    atoms = 0
+    for index, size in enumerate(sizes):
+        if chosen and atoms + size > budget:
+            yield chosen
+            chosen, atoms = [], 0
+        chosen.append(index)
+        atoms += size
+    if chosen:
+        yield chosen

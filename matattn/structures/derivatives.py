@@ -1,0 +1,73 @@
+r"""Forces and stress of an energy that a network predicts.
+
+With a homogeneous strain :math:`\varepsilon`, positions and cell become :math:`r (1 + \varepsilon)`
+and :math:`L (1 + \varepsilon)`, and
+
+.. math::
+    F_i = -\frac{\partial E}{\partial r_i}, \qquad
+    \sigma_{ab} = \frac{1}{V} \frac{\partial E}{\partial \varepsilon_{ab}}
+
+(Nielsen and Martin, Phys. Rev. B 32, 3780, 1985). Positive stress pulls the crystal together; the
+pressure is minus a third of its trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from matattn.structures.batch import CrystalBatch
+
+
+@dataclass(frozen=True)
+class EnergyDerivatives:
+    """Energy of B crystals with N atoms in all, and its first derivatives."""
+
+    energy: Float[Tensor, " crystals"]  # eV per cell
+    forces: Float[Tensor, "atoms 3"]  # eV/Å
+    stress: Float[Tensor, "crystals 3 3"]  # eV/Å^3
+
+
+def energy_forces_stress(
+    energy: Callable[[CrystalBatch], Tensor], batch: CrystalBatch, create_graph: bool = False
+) -> EnergyDerivatives:
+    """Energy, forces and stress from ``energy(batch)``: the energy of every cell [B], eV.
+
+    For a saved model this is ``model.energy``; a network's raw output is normalised and per atom.
+    With ``create_graph`` the results can be
+    differentiated again, to train on forces and stress.
+
+    A molecule has no volume: its stress is NaN. Works on a batch of all atoms; raises ValueError
+    for one that is reduced by symmetry, where distances do not follow from the positions.
+    Images that enter or leave the range of the sum make the energy jump by the list's tolerance.
+    """
+    if batch.distance is not None:
+        raise ValueError(
+            "forces and stress need a batch of all atoms; make its neighbour list with symmetry=0"
+        )
+    with torch.enable_grad():
+        pos = batch.pos.detach().requires_grad_()
+        strain = torch.zeros_like(batch.cell).requires_grad_()
+        symmetric = (strain + strain.transpose(1, 2)) / 2
+        moved = pos + torch.einsum("na,nab->nb", pos, symmetric[batch.batch])
+        strained = replace(batch, pos=moved, cell=batch.cell + batch.cell @ symmetric)
+        values = energy(strained)
+        if values.shape != (batch.num_graphs,):
+            raise ValueError(
+                f"energy(batch) has shape {tuple(values.shape)}, expected one value for each of "
+                f"{batch.num_graphs} crystals"
+            )
+        by_pos, by_strain = torch.autograd.grad(
+            values.sum(), (pos, strain), create_graph=create_graph
+        )
+    volume = torch.linalg.det(batch.cell).abs()
+    volume = torch.where(volume > 0, volume, torch.nan)
+    return EnergyDerivatives(
+        energy=values if create_graph else values.detach(),
+        forces=-by_pos,
+        stress=by_strain / volume[:, None, None],
+    )

@@ -1,0 +1,61 @@
+"""Which periodic images an atom attends to: one rule for a network, and the list it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from matattn.structures.neighbors import Neighbors, boxed_neighbors, periodic_neighbors
+from matattn.structures.symmetry import reduced_neighbors
+
+LARGEST_SYMMETRY = 0.01  # Å: beyond it, shells of one crystal would run into each other
+
+
+@dataclass(frozen=True)
+class ImageRule:
+    """Which images are summed.
+
+    ``box=False``: all images within ``cutoff`` Å of the atom. ``box=True``: all images
+    |n_t| <= max(ceil(cutoff |b_t| / 2 pi), 2) of positions as they stand in the cell, the rule of
+    the published code (``cutoff=0`` is its fixed range of 2).
+
+    ``symmetry`` > 0 lets symmetry-equivalent atoms stand as one row, and images of one row at one
+    distance as one neighbour, where distances agree within so many Å
+    (``matattn.structures.symmetry``). That changes nothing that a network of distances sees, but
+    positions have no part in it: forces need ``symmetry=0``.
+    """
+
+    cutoff: float
+    box: bool = False
+    symmetry: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.symmetry <= LARGEST_SYMMETRY:
+            raise ValueError(f"symmetry={self.symmetry} Å: expected 0 to {LARGEST_SYMMETRY}")
+        if self.box and self.symmetry:
+            raise ValueError("boxes of images do not have the symmetry of the crystal")
+
+    def __call__(self, z: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> Neighbors:
+        """Neighbour list of atoms ``z`` [N] at ``pos`` [N, 3] Å in ``cell`` [3, 3] Å.
+
+        A molecule has a cell of zeros. Symmetry is not looked for in it.
+        """
+        pos, cell = np.asarray(pos, dtype=np.float64), np.asarray(cell, dtype=np.float64)
+        if self.box and not cell.any():
+            raise ValueError("boxes of images need a cell, and a molecule has none")
+        if self.symmetry and cell.any():
+            return reduced_neighbors(z, pos, cell, self.cutoff, self.symmetry)
+        search = boxed_neighbors if self.box else periodic_neighbors
+        target, source, image, distance = search(pos, cell, self.cutoff)
+        order = np.lexsort((source, target))
+        small = np.abs(image).max(initial=0) < 2**15
+        return Neighbors(
+            atoms=np.arange(len(pos), dtype=np.int32),
+            orbit_size=np.ones(len(pos), dtype=np.int32),
+            counts=np.bincount(target, minlength=len(pos)).astype(np.int32),
+            source=source[order].astype(np.int32),
+            distance=distance[order],
+            image=image[order].astype(np.int16 if small else np.int32),
+            multiplicity=np.ones(len(order), dtype=np.float32) if self.symmetry else None,
+        )

@@ -1,0 +1,101 @@
+"""Which periodic images an atom attends to: neighbour lists of crystals, and of molecules.
+
+A list is sorted by target row i, then by source row j. A row is an atom, or an orbit of
+symmetry-equivalent atoms. The atom's own place (j = i, image 0, distance 0) is in the list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pymatgen.core import Lattice
+from pymatgen.optimization.neighbors import find_points_in_spheres
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Neighbour list of one crystal, in arrays small enough to keep for a whole data set.
+
+    ``source`` j and ``distance`` of a row's neighbours follow each other, ``counts`` of them for
+    each row. Without symmetry, row i is atom i and source j sits at ``pos[j] + image @ cell``;
+    with symmetry, ``atoms`` names one atom of each orbit and ``image`` is None.
+    """
+
+    atoms: np.ndarray  # [R] int32, the atom that stands for each row
+    orbit_size: np.ndarray  # [R] int32, how many atoms a row stands for
+    counts: np.ndarray  # [R] int32, neighbours of each row
+    source: np.ndarray  # [E] int32, row of each neighbour
+    distance: np.ndarray  # [E] float64, Å
+    multiplicity: np.ndarray | None = None  # [E] float32, images at this distance; None: one each
+    image: np.ndarray | None = None  # [E, 3] int16, of very sheared cells int32
+
+
+# Product of a cell's sides over its volume: 1.2 of hexagonal cells, 1.4 of face-centred ones.
+# pymatgen's search goes through all cells between the atoms, and the corners of a more sheared one.
+MOST_SHEARED = 1.5
+MOST_BINS = 1e6  # pymatgen takes about 240 bytes for each
+SELF = 1e-3  # Å: a neighbour nearer than that is the atom's own place, with whatever rounding
+
+
+def periodic_neighbors(
+    pos: np.ndarray, cell: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Target i, source j, image and distance of all images within ``cutoff`` Å.
+
+    A cell of zeros has no images but the atoms themselves. Shapes [E], [E], [E, 3] and [E] (Å).
+    """
+    if not cell.any():
+        return _search(pos, cell, cutoff)
+    volume, basis = abs(np.linalg.det(cell)), np.eye(3)
+    if np.prod(np.linalg.norm(cell, axis=1)) > MOST_SHEARED * volume:
+        basis = np.rint(Lattice(cell).lll_mapping)  # whole numbers
+    compact = basis @ cell
+    moved = -np.rint(pos @ np.linalg.inv(compact) - 0.5)  # cells, to be in the compact one
+    target, source, image, distance = _search(pos + moved @ compact, compact, cutoff)
+    image = (image + moved[source] - moved[target]) @ basis
+    return target, source, image.astype(np.int64), distance
+
+
+def _search(
+    pos: np.ndarray, cell: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    width = _bin_width(pos, cell, cutoff)
+    if width > cutoff:  # pymatgen's bins are as wide as the cutoff, and empty ones cost as others
+        found = _search(pos, cell, width)
+        near = found[3] <= cutoff
+        return found[0][near], found[1][near], found[2][near], found[3][near]
+    pos, cell = np.ascontiguousarray(pos), np.ascontiguousarray(cell)
+    periodic = np.full(3, cell.any(), dtype=np.int64)
+    if not cell.any():
+        cell = np.eye(3)
+    target, source, image, distance = find_points_in_spheres(
+        pos, pos, r=float(cutoff), pbc=periodic, lattice=cell, tol=1e-8
+    )
+    return target, source, np.rint(image).astype(np.int64), distance
+
+
+def _bin_width(pos: np.ndarray, cell: np.ndarray, cutoff: float) -> float:
+    """``cutoff``, Å, doubled until bins of this width are at most ``MOST_BINS``."""
+    sides = np.linalg.norm(cell, axis=1) if cell.any() else np.ptp(pos, axis=0)
+    width = max(cutoff, 0.1)  # pymatgen's smallest
+    while np.prod(sides / width + 2) > MOST_BINS:  # with a layer around, also of a flat molecule
+        width *= 2
+    return width
+
+
+def boxed_neighbors(
+    pos: np.ndarray, cell: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return target i, source j, image and distance of the published boxes, see ``ImageRule``.
+
+    Shapes [E], [E], [E, 3] and [E] (Å).
+    """
+    planes = np.linalg.norm(np.linalg.inv(cell), axis=0)
+    half = np.maximum(np.ceil(cutoff * planes), 2).astype(int)
+    grid = np.stack(np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij"), -1)
+    images = grid.reshape(-1, 3)
+    atoms = len(pos)
+    vectors = pos[None, :, None] + images @ cell - pos[:, None, None]
+    target, source, n = np.indices((atoms, atoms, len(images))).reshape(3, -1)
+    return target, source, images[n], np.linalg.norm(vectors, axis=-1).ravel()

@@ -1,0 +1,148 @@
+"""Predict fields on meshes with a saved model. Imports no Lightning."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from matattn import bundle
+from matattn.errors import DataError
+from matattn.meshes.batch import InputScaling, collate_meshes
+from matattn.meshes.fields import Field, MeshSample
+from matattn.meshes.files import is_mesh_file, read_mesh, write_vtu
+from matattn.meshes.network import MeshNetwork
+from matattn.runtime import find_device, peak_memory
+
+NODES_PER_BATCH = 20_000
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class FieldPredictor:
+    """A trained network with all it needs: ``FieldPredictor.load(folder).predict(samples)``."""
+
+    network: MeshNetwork
+    config: dict[str, Any]
+    device: torch.device = CPU
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> FieldPredictor:
+        """The model in ``folder``; raises BundleError or ConfigError."""
+        (network,), config, _ = bundle.load(folder)
+        where = find_device(device)
+        return cls(cast(MeshNetwork, network).to(where), config, where)
+
+    def fields(self, kind: str) -> tuple[Field, ...]:
+        """The ``coordinates``, ``inputs`` or ``targets`` of the model."""
+        return tuple(Field(**described) for described in self.config[kind])
+
+    def predict(self, samples: Sequence[MeshSample]) -> Iterator[np.ndarray]:
+        """The predicted fields [N, T] of each sample, in physical units; ``y`` is not looked at."""
+        scaling = InputScaling(**self.config["input_scaling"])
+        mean, std = (np.array(self.config["normaliser"][key]) for key in ("mean", "std"))
+        self.network.eval()
+        for group in _by_node_budget(samples):
+            batch = collate_meshes(group, scaling).to(self.device)
+            with torch.no_grad():
+                output = self.network(batch).cpu().numpy() * std + mean
+            yield from np.split(output.astype(np.float32), batch.ptr[1:-1].numpy())
+
+
+def _by_node_budget(samples: Iterable[MeshSample]) -> Iterator[list[MeshSample]]:
+    """Samples in their order, as many at a time as have ``NODES_PER_BATCH`` nodes; one at least."""
+    group: list[MeshSample] = []
+    nodes = 0
+    for sample in samples:
+        if group and nodes + len(sample.pos) > NODES_PER_BATCH:
+            yield group
+            group, nodes = [], 0
+        group.append(sample)
+        nodes += len(sample.pos)
+    if group:
+        yield group
+
+
+def find_meshes(inputs: Sequence[str]) -> list[Path]:
+    """Mesh files of the given files and folders, sorted within a folder.
+
+    Raises DataError when one does not exist or there is none.
+    """
+    found: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found += sorted(path for path in given.iterdir() if is_mesh_file(path))
+        elif given.exists():
+            found.append(given)
+        else:
+            raise DataError(f"{given}: no such file or folder")
+    if not found:
+        raise DataError(f"no mesh file in {', '.join(inputs)}")
+    return found
+
+
+def predict_files(
+    predictor: FieldPredictor,
+    paths: Sequence[Path],
+    output: Path,
+    rows: list[dict[str, Any]],
+    advance: Callable[[], Any] = lambda: None,
+) -> str:
+    """Write ``<output>/<name>.vtu`` with the predicted fields for every mesh file.
+
+    ``rows`` gets id, path, nodes, the least and largest predicted value of each field with its
+    unit, status and message of every file; a bad file is a row with its error, and the rest goes
+    on. Returns a line that says how many, how fast, by what.
+    """
+    begin, nodes = time.perf_counter(), 0
+    coordinates, inputs, targets = map(predictor.fields, ("coordinates", "inputs", "targets"))
+    names = [field.name for field in inputs]
+    for path, name in zip(paths, _unique([path.stem for path in paths]), strict=True):
+        row: dict[str, Any] = {"id": name, "path": str(path), "output": "", "nodes": ""}
+        for field in targets:
+            row |= {f"{field.name}_{key}": "" for key in ("min", "max")}
+            row[f"{field.name}_unit"] = field.unit
+        row |= {"status": "ok", "message": ""}
+        target = output / f"{name}.vtu"
+        try:
+            if target.resolve() == path.resolve():
+                raise DataError(f"{path}: would be overwritten; give another folder with -o")
+            sample = read_mesh(path, len(coordinates), names)
+            (predicted,) = predictor.predict([sample])
+            known = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
+            made = {field.name: predicted[:, column] for column, field in enumerate(targets)}
+            write_vtu(target, sample, known | made)
+            row |= {"output": str(target), "nodes": len(sample.pos)}
+            for key, values in made.items():
+                row |= {f"{key}_min": float(values.min()), f"{key}_max": float(values.max())}
+            nodes += len(sample.pos)
+        except DataError as error:
+            row |= {"status": "DataError", "message": str(error)}
+        except (MemoryError, RuntimeError) as error:
+            row |= {"status": "PredictionError", "message": " ".join(str(error).split())}
+        rows.append(row)
+        advance()
+    seconds = time.perf_counter() - begin
+    done = sum(row["status"] == "ok" for row in rows)
+    return (
+        f"{done} of {len(rows)} meshes ({nodes:,} nodes) in {seconds:.1f} s "
+        f"({nodes / seconds:,.0f} nodes/s) on {predictor.device}, {torch.get_num_threads()} "
+        f"threads; peak memory {peak_memory() / 2**30:.2f} GB; fields are in {output}/*.vtu"
+    )
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names with -1, -2, ... where one stands for several files."""
+    seen = Counter(names)
+    counted: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        counted[name] += 1
+        unique.append(f"{name}-{counted[name]}" if seen[name] > 1 else name)
+    return unique

@@ -1,0 +1,186 @@
+"""Errors of a model on labelled crystals: by split, on new formulas, by size, by chemistry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from omegaconf import OmegaConf
+from pymatgen.core import Element, Molecule, Structure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from matattn.config import build
+from matattn.errors import ConfigError
+from matattn.structures import metrics
+from matattn.structures.dataset import SPLITS, PropertyDataset
+from matattn.structures.metrics import baselines, errors
+from matattn.workflows.structures.predict import Predictor
+
+SIZES = ((1, 4), (5, 8), (9, 12), (13, 20), (21, 40), (41, 10**9))  # sites of a cell
+
+_METALS = frozenset(z for z in range(1, 99) if Element.from_Z(z).is_metal)
+_F_ELEMENTS = frozenset([*range(57, 72), *range(89, 99)])
+# A crystal belongs to the first class that its elements fit.
+CHEMISTRY: dict[str, Callable[[set[int]], bool]] = {
+    "elements": lambda z: len(z) == 1,
+    "oxides (O)": lambda z: 8 in z,
+    "halides (F Cl Br I)": lambda z: bool(z & {9, 17, 35, 53}),
+    "chalcogenides (S Se Te)": lambda z: bool(z & {16, 34, 52}),
+    "pnictides (N P As Sb)": lambda z: bool(z & {7, 15, 33, 51}),
+    "intermetallics (metals only)": lambda z: z <= _METALS,
+    "others": lambda z: True,
+}
+
+
+def load_data(data: str, predictor: Predictor, overrides: Sequence[str]) -> PropertyDataset:
+    """The data set of a name in ``conf/data``, or of a file (``data=table``), with ``overrides``.
+
+    Its targets are the model's unless the overrides say otherwise. If the model was trained on
+    these data, the rows that were kept apart for its intervals are the split "calibration". Raises
+    DataError or ConfigError, and Hydra's errors for a name or a key that is not there.
+    """
+    from hydra import compose, initialize_config_module
+
+    from matattn.conf.schema import register
+
+    is_file = Path(data).suffix != "" or Path(data).exists()
+    register()
+    with initialize_config_module("matattn.conf", version_base="1.3"):
+        config = compose("train", [f"data={'table' if is_file else data}", *overrides])
+    if is_file:
+        config.data.path, config.data.name = data, Path(data).name
+    if not any(override.startswith("data.targets=") for override in overrides):
+        config.data.targets = [target["name"] for target in predictor.targets]
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    if (kind := plain["data"].pop("kind")) not in ("crystals", "molecules"):
+        raise ConfigError(f"data={data} holds {kind}; this model needs crystals or molecules")
+    dataset: PropertyDataset = build(plain["data"], "data")
+    if dataset.level != "structure":
+        raise ConfigError(f"{dataset.name} has a value for every {dataset.level}, not structure")
+    held_out = dataset.hold_out(plain["task"]["calibration"])
+    trained_on = predictor.config.get("data", {}).get("fingerprint")
+    return held_out if held_out.fingerprint() == trained_on else dataset
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: PropertyDataset,
+    advance: Callable[[int], Any] = lambda crystals: None,
+) -> dict[str, Any]:
+    """What ``Predictor.predict`` says of every crystal, compared with its labels.
+
+    Returns ``splits`` (``metrics.evaluate``), ``held_out`` ({group: ``metrics.errors``}, of
+    validation and test rows), ``data``, ``remarks``, and ``failed`` ({id: message}). Baselines are
+    fitted on the training rows of the data.
+
+    Raises ConfigError when the model does not predict the targets of the data.
+    """
+    known = {target["name"]: target["unit"] for target in predictor.targets}
+    for target in dataset.targets:
+        if known.get(target.name) != target.unit:
+            raise ConfigError(
+                f"the model predicts {', '.join(f'{n} ({u})' for n, u in known.items())}, not "
+                f"{target.name} ({target.unit}); give 'data.targets=[...]' of what it predicts"
+            )
+    structures = (
+        Structure(item.cell[0].numpy(), item.z.numpy(), item.pos.numpy(), coords_are_cartesian=True)
+        if item.cell.any()
+        else Molecule(item.z.numpy(), item.pos.numpy())
+        for item in dataset.items
+    )
+    ids = [item.id for item in dataset.items]
+    rows = predictor.predict(structures, ids, advance)
+    usable = np.array([row["status"] == "ok" for row in rows])
+    scored = replace(dataset, split=np.where(usable, dataset.split, ""))
+    predicted = _columns(rows, dataset, "{}")
+    intervals = _columns(rows, dataset, "{}_lower"), _columns(rows, dataset, "{}_upper")
+    floors, fingerprint = baselines(scored), dataset.fingerprint()
+    groups = {
+        name: errors(scored, predicted, floors, chosen, intervals)
+        for name, chosen in held_out_groups(scored)
+    }
+    return {
+        "splits": metrics.evaluate(scored, predicted, intervals),
+        "held_out": {name: result for name, result in groups.items() if result},
+        "data": {
+            "name": dataset.name,
+            "fingerprint": fingerprint,
+            "note": dataset.note,
+            "left_out": dataset.skipped,
+        },
+        "remarks": _remarks(predictor.config.get("data", {}), dataset.name, fingerprint),
+        "failed": {
+            name: row["message"] for name, row in zip(ids, rows, strict=True)
+            if row["status"] != "ok"
+        },
+    }  # fmt: skip
+
+
+def _columns(rows: Sequence[dict[str, Any]], dataset: PropertyDataset, name: str) -> np.ndarray:
+    """Numbers [n, T] of the columns that are called ``name`` after each target; NaN = none."""
+    keys = [name.format(target.name) for target in dataset.targets]
+    return np.array([[row.get(key) for key in keys] for row in rows], dtype=np.float64)
+
+
+def held_out_groups(dataset: PropertyDataset) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and rows of groups of the validation and test crystals.
+
+    Training rows stand in none of them: the baselines were fitted on them.
+    """
+    held_out = np.concatenate([dataset.rows(split) for split in SPLITS[1:]])
+    sizes = np.array([len(item.z) for item in dataset.items])
+    elements = [set(item.z.tolist()) for item in dataset.items]
+    classes = [next(name for name, fits in CHEMISTRY.items() if fits(z)) for z in elements]
+    for low, high in SIZES:
+        name = f"{low} to {high} sites" if high < SIZES[-1][1] else f"{low} sites and more"
+        yield name, held_out[(low <= sizes[held_out]) & (sizes[held_out] <= high)]
+    for name in CHEMISTRY:
+        yield name, np.array([row for row in held_out if classes[row] == name], dtype=int)
+    with_f = [row for row in held_out if elements[row] & _F_ELEMENTS]
+    yield "with lanthanides or actinides", np.array(with_f, dtype=int)
+
+
+def _remarks(trained_on: dict[str, Any], name: str, fingerprint: str) -> list[str]:
+    if trained_on.get("fingerprint") == fingerprint:
+        return [
+            "The model was trained on the train rows of these data: their error shows the fit, "
+            "not what to expect of other crystals."
+        ]
+    if trained_on.get("name") == name:
+        return [
+            f"The model was trained on another selection or version of {name}: it may have seen "
+            "any of these rows."
+        ]
+    known = trained_on.get("name", "data that its config does not name")
+    return [f"The model was trained on {known}: rows of these that stand here are not held out."]
+
+
+def groups_table(groups: dict[str, Any]) -> Table:
+    """Errors of the held-out groups, beside their baselines."""
+    title = "Mean absolute errors of groups of the validation and test rows"
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for name in ("group", "target"):
+        table.add_column(name)
+    for name in ("MAE", "linear in composition", "mean of training labels"):
+        table.add_column(name, justify="right")
+    table.add_column("unit")
+    for name in ("rows", "in interval", "mean width"):
+        table.add_column(name, justify="right")
+    for group, targets in groups.items():
+        for target, found in targets.items():
+            floors, interval = found["baselines"], found.get("interval")
+            numbers = (found["mae"], floors["linear_composition"], floors["mean"])
+            table.add_row(
+                group,
+                target,
+                *(f"{number:.4f}" for number in numbers),
+                found["unit"],
+                str(found["n"]),
+                f"{interval['coverage']:.1%}" if interval else "",
+                f"{interval['mean_width']:.3f}" if interval else "",
+            )
+    return table

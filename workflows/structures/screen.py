@@ -1,0 +1,62 @@
+"""Predict properties of many structures, one chunk after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+
+from matattn.kernels.dispatch import choose
+from matattn.kernels.periodic_attention import BACKENDS
+from matattn.runtime import peak_memory
+from matattn.structures.stream import StructureStream
+from matattn.workflows.structures.predict import Predictor
+
+CHUNK = 500  # structures in memory at a time; enough to fill batches with crystals of one size
+
+
+@dataclass
+class Screening:
+    """``run`` fills ``rows``; when it is interrupted, they hold what is finished."""
+
+    predictor: Predictor
+    stream: StructureStream
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0  # of the whole run
+    network_seconds: float = 0.0
+
+    def run(self, advance: Callable[[int], Any] = lambda crystals: None) -> None:
+        """Predict every entry of the stream: id, path, and what ``Predictor.predict`` gives.
+
+        ``advance`` is called with the number of crystals done after each batch.
+        """
+        begin = time.perf_counter()
+        entries = iter(self.stream)
+        while chunk := list(islice(entries, CHUNK)):
+            before = time.perf_counter()
+            predicted = self.predictor.predict(
+                [entry.structure for entry in chunk], [entry.place for entry in chunk], advance
+            )
+            self.network_seconds += time.perf_counter() - before
+            for entry, row in zip(chunk, predicted, strict=True):
+                self.rows.append({"id": entry.id, "path": entry.path} | row)
+            self.seconds = time.perf_counter() - begin
+
+    def summary(self) -> str:
+        """One line: how many, how fast, by what."""
+        count, done = len(self.rows), sum(row["status"] == "ok" for row in self.rows)
+        device = self.predictor.device
+        backend = choose("periodic_attention", BACKENDS, "auto", device, torch.float32)
+        readers = self.stream.processes
+        reading = max(self.stream.seconds, 1e-6) / max(readers, 1)
+        where = f" in {readers} process{'es' * (readers > 1)}" if readers else ""
+        return (
+            f"{done} of {count} structures in {self.seconds:.1f} s ({count / self.seconds:.0f}/s): "
+            f"parsing {count / reading:.0f}/s{where}, network {count / self.network_seconds:.0f}/s;"
+            f" backend {backend} on {device}, {torch.get_num_threads()} threads; "
+            f"peak memory {peak_memory() / 2**30:.2f} GB"
+        )

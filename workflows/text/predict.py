@@ -1,0 +1,199 @@
+"""Use a saved model of text: pieces of a text, and the spans that its network finds."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from matattn import bundle, pretrained
+from matattn.config import import_extra
+from matattn.errors import BundleError
+from matattn.models.material_detector import MaterialDetector, encode_words
+from matattn.models.matter_tokenizer import word_probability
+from matattn.models.text_encoder import TokenClassifier
+from matattn.text import Sentence, Span, check_unicode, spans_of, split_words
+
+WINDOW = 128  # words that a network sees at once
+MARGIN = 16  # words at the inner ends of a window, which the next window sees better
+_BATCH = 64  # windows at once
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A text, its pieces with their places, and the spans found: start, end, type, probability.
+
+    Places are characters of the text.
+    """
+
+    text: str
+    pieces: list[tuple[str, int, int]]
+    spans: list[tuple[int, int, str, float]]
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A tokenizer with the network beside it: ``matattn.load(folder).tokenize(texts)``."""
+
+    network: nn.Module
+    config: dict[str, Any]
+    tokenizer: Any  # tokenizers.Tokenizer
+
+    @classmethod
+    def load(cls, model: str | Path, device: str = "cpu") -> TextModel:
+        """Load a model by folder, on the CPU whatever ``device`` says.
+
+        Raises BundleError, and ConfigError without ``tokenizers``.
+        """
+        folder = pretrained.find(model)
+        if (kind := pretrained.kind(folder).name) != "text":
+            raise BundleError(f"{folder}: this model reads {kind}, not text")
+        (network,), config, _ = bundle.load(folder)
+        return cls(network, config, load_tokenizer(folder))
+
+    def tokenize(self, texts: str | Iterable[str]) -> list[Tagged]:
+        """Pieces and spans of every text, whatever its length; DataError for what is no Unicode."""
+        given = [texts] if isinstance(texts, str) else list(texts)
+        for number, text in enumerate(given, 1):
+            check_unicode(text, f"text {number}")
+        encoded = self.tokenizer.encode_batch(given, add_special_tokens=False)
+        places = [split_words(text) for text in given]
+        tagged = tag(self, [[word for word, _, _ in found] for found in places])
+        result = []
+        for text, encoding, words, (labels, chances) in zip(
+            given, encoded, places, tagged, strict=True
+        ):
+            pieces = [(piece, *ends) for piece, ends in
+                      zip(encoding.tokens, encoding.offsets, strict=True)]  # fmt: skip
+            spans = [
+                (words[a][1], words[b - 1][2], kind, float(np.mean(chances[a:b])))
+                for a, b, kind in spans_of(labels)
+            ]
+            result.append(Tagged(text, pieces, spans))
+        return result
+
+
+def load_tokenizer(folder: Path, name: str = "tokenizer.json") -> Any:
+    """The tokenizer of a bundle whose sums were checked; BundleError when there is none.
+
+    Names of special tokens, such as [MASK], are plain text for it.
+    """
+    tokenizers = import_extra("tokenizers")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / name))
+    except Exception as error:  # the library raises bare Exceptions
+        raise BundleError(f"{folder}/{name}: cannot be read: {error}") from None
+    tokenizer.encode_special_tokens = True  # not stored in the file
+    return tokenizer
+
+
+def find_spans(model: TextModel, sentences: Iterable[Sentence]) -> list[list[Span]]:
+    """The spans that a model finds in every sentence."""
+    tagged = tag(model, [sentence.words for sentence in sentences])
+    return [spans_of(labels) for labels, _ in tagged]
+
+
+def tag(model: TextModel, texts: Sequence[Sequence[str]]) -> list[tuple[list[str], list[float]]]:
+    """Label and probability of every word of every text (a list of words)."""
+    labels: list[str] = model.config["labels"]
+    rule = model.config.get("word_probability", "paper")
+    windows = [(row, *window) for row, cuts in enumerate(_windows(model, texts)) for window in cuts]
+    found = [([""] * len(text), [0.0] * len(text)) for text in texts]
+    order = sorted(windows, key=lambda window: window[2] - window[1])  # so less is padding
+    for first in range(0, len(order), _BATCH):
+        batch = order[first : first + _BATCH]
+        chances = _probabilities(model, [texts[row][start:end] for row, start, end, *_ in batch])
+        for (row, start, _, low, high), words in zip(batch, chances, strict=True):
+            for place in range(low, high):
+                label, chance = word_probability(words[place - start], rule)
+                found[row][0][place] = labels[label]
+                found[row][1][place] = chance
+    return found
+
+
+def cut(sizes: Sequence[int], room: int = WINDOW) -> Iterator[tuple[int, int, int, int]]:
+    """Windows over words: start, end, and which of its words a window answers for.
+
+    A window has at most ``WINDOW`` words, which take up ``room`` at most; a word that takes up more
+    ends its window. Margins are narrower where ``MARGIN`` words take up an eighth of the room.
+    """
+    ends = [0, *accumulate(sizes)]
+
+    def before(place: int) -> int:
+        return max(place - MARGIN, bisect_left(ends, ends[place] - room // 8))
+
+    high, count = 0, len(sizes)
+    while high < count:
+        low, start = high, before(high)
+        end = min(start + WINDOW, bisect_right(ends, ends[start] + room) - 1)
+        end = max(end, low + 1)
+        high = end if end == count else max(before(end), low + 1)
+        yield start, end, low, high
+
+
+def _windows(
+    model: TextModel, texts: Sequence[Sequence[str]]
+) -> list[Iterator[tuple[int, int, int, int]]]:
+    """Windows over the words of every text in which the network sees each of them."""
+    if isinstance(model.network, MaterialDetector):
+        return [cut([1] * len(text)) for text in texts]
+    encoded = model.tokenizer.encode_batch(
+        [list(text) for text in texts], is_pretokenized=True, add_special_tokens=False
+    )
+    room = cast(TokenClassifier, model.network).encoder.max_length - 2  # beside [CLS] and [SEP]
+    pieces = (Counter(one.word_ids) for one in encoded)
+    return [cut([n[word] for word in range(len(text))], room)
+            for n, text in zip(pieces, texts, strict=True)]  # fmt: skip
+
+
+def _probabilities(model: TextModel, texts: list[Sequence[str]]) -> list[list[np.ndarray]]:
+    """Of every word of every text, the probabilities of its pieces [n, C]."""
+    with torch.no_grad():
+        if isinstance(model.network, MaterialDetector):
+            arguments = encode_words(texts)
+            chances = model.network(**arguments).softmax(-1).numpy()
+            owners = arguments["owners"]
+            ends = np.cumsum(np.bincount(owners[owners >= 0], minlength=sum(map(len, texts))))
+            words = iter(np.split(chances, ends[:-1]))
+            return [[next(words) for _ in text] for text in texts]
+        return _piece_probabilities(cast(TokenClassifier, model.network), model.tokenizer, texts)
+
+
+def _piece_probabilities(
+    network: TokenClassifier, tokenizer: Any, texts: list[Sequence[str]]
+) -> list[list[np.ndarray]]:
+    """Of every word, the probabilities of its first piece; "O" for a word that has none."""
+    ids, owners = encode_pieces(tokenizer, texts, network.encoder.max_length)
+    chances = network(ids).softmax(-1).numpy()
+    unseen = np.zeros((1, chances.shape[-1]))
+    unseen[0, 0] = 1.0
+    found = []
+    for row, text in enumerate(texts):
+        first = {owner: place for place, owner in reversed(list(enumerate(owners[row])))}
+        found.append([chances[row, [first[n]]] if n in first else unseen for n in range(len(text))])
+    return found
+
+
+def encode_pieces(
+    tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int
+) -> tuple[torch.Tensor, list[list[int]]]:
+    """Ids [B, L] of texts given as words, with [CLS] and [SEP], and the word of every piece.
+
+    Special tokens belong to word -1; texts beyond ``max_length`` pieces lose their end.
+    """
+    encoded = tokenizer.encode_batch([list(text) for text in texts], is_pretokenized=True)
+    length = min(max(len(one.ids) for one in encoded), max_length)
+    ids = torch.zeros(len(texts), length, dtype=torch.long)
+    owners = []
+    for row, one in enumerate(encoded):
+        ids[row, : len(one.ids)] = torch.tensor(one.ids[:length])
+        owners.append([-1 if word is None else word for word in one.word_ids[:length]])
+    return ids, owners
