@@ -1,4 +1,4 @@
-"""From configuration to objects, with a closed list of what may be built."""
+"""From configuration to typed settings and objects, with a closed list of what may be built."""
 
 from __future__ import annotations
 
@@ -8,10 +8,24 @@ import json
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Self,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from matattn.errors import ConfigError
+from matattn.kinds import KINDS
 from matattn.runtime import memory
 
 # What each section of a configuration may build: how the name begins, and where it is defined.
@@ -26,110 +40,313 @@ ALLOWED = {
     "logger": ("lightning.pytorch.loggers.",),
 }  # fmt: skip
 
-
 # What does not change a run's result does not change its folder either.
 _NO_MATTER = ("paths", "overwrite", "logger", "data.download")
 MOST_TENSORS = 5_000  # parameters of a network: of hundreds of blocks
 TRAINED = 4  # times the memory of its weights: with gradients and AdamW's two moments
 
 
-def check_targets(config: Any, place: str = "") -> None:
-    """Raise ConfigError if a ``_target_`` in a (nested) plain config is not on the allow-list, or
-    for a text in which Hydra would find one later."""
+def setting(default: Any, expected: str, valid: Callable[[Any], bool]) -> Any:
+    """Declare a value of a ``Section`` with its default, what is expected, and the check of it."""
+    metadata = {"check": (expected, valid)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def at_least(default: Any, least: float) -> Any:
+    """Declare a number that is at least ``least``; ``default`` is its default."""
+    expected = "0 or more" if least == 0 else f"at least {least}"
+    return setting(default, expected, lambda x: x >= least)
+
+
+def one_of(default: str, names: Sequence[str]) -> Any:
+    """Declare one of several names."""
+    return setting(default, f"one of {', '.join(names)}", lambda name: name in names)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the configuration: typed and checked when it is made, then frozen.
+
+    Subclasses are frozen dataclasses whose fields are declared by ``setting`` and its like; their
+    ``key`` is the name of the section. Raises ConfigError naming the key and what was expected.
+    """
+
+    key: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check every value against its annotation and its own check."""
+        hints = get_type_hints(type(self))
+        for item in fields(self):
+            value, hint = getattr(self, item.name), hints[item.name]
+            expected, valid = item.metadata.get("check", (_described(hint), lambda _: True))
+            if not _fits(value, hint) or not valid(value):
+                raise ConfigError(f"{self.key}.{item.name}={value!r}: expected {expected}")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """Make the section from plain values, which must be complete; raises ConfigError."""
+        names = [item.name for item in fields(cls)]
+        if unknown := [key for key in values if key not in names]:
+            raise ConfigError(
+                f"{cls.key}.{unknown[0]}: there is no such key in this section; it has "
+                f"{', '.join(names)}"
+            )
+        if missing := [name for name in names if name not in values]:
+            raise ConfigError(f"{cls.key}.{missing[0]}: cannot be left out")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to be built: the full name of a class or function, and its arguments."""
+
+    target: str
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, values: Any, key: str) -> Self:
+        """Make it from a plain section with ``_target_``; raises ConfigError naming ``key``."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("_target_"), str):
+            raise ConfigError(
+                f"{key}={values!r}: expected a section with _target_ and its arguments"
+            )
+        arguments = {name: value for name, value in values.items() if name != "_target_"}
+        return cls(values["_target_"], arguments)
+
+    @property
+    def name(self) -> str:
+        """Return the name of the class or function itself."""
+        return self.target.rsplit(".", 1)[-1]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the section that it was read from."""
+        return {"_target_": self.target, **self.arguments}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the configuration says of its data beside how to load them.
+
+    Args:
+        name: of the data, in reports and folders.
+        kind: one of ``matattn.kinds.KINDS``.
+        structures: "crystals" or "molecules", where these are the kind.
+        licence: of the data, and so of models that are trained on them; "" where it is not known.
+        citations: keys of ``matattn/references.bib``, or BibTeX entries.
+    """
+
+    name: str
+    kind: str
+    structures: str = "crystals"
+    licence: str = ""
+    citations: Sequence[str] = ()
+
+
+def read_data(data: Mapping[str, Any]) -> tuple[Source, Target]:
+    """Return what the section ``data`` says of its data, and how to load them."""
+    arguments = dict(data)
+    described = {
+        key: arguments.pop(key) for key in ("structures", "licence", "citations") if key in data
+    }
+    if (kind := arguments.pop("kind", None)) not in KINDS:
+        raise ConfigError(f"data.kind={kind!r}: expected one of {', '.join(KINDS)}")
+    source = Source(str(data.get("name", "")), kind, **described)
+    return source, Target.read(arguments, "data")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that a training starts from: name or folder, and the sum of its checksums."""
+
+    path: str
+    sha256: str
+
+
+T = TypeVar("T", bound=Section)
+O = TypeVar("O", bound=Section)  # noqa: E741
+
+
+@dataclass(frozen=True)
+class RunConfig(Generic[T, O]):
+    """One run, as its configuration says; what the data decide is never written into it."""
+
+    model_name: str
+    model: Target
+    source: Source
+    data: Target
+    task: T
+    optimizer: O
+    trainer: Target
+    logger: Target | None
+    paths: Mapping[str, Any]
+    init_from: Origin | None
+    seed: int
+    overwrite: bool
+
+    @property
+    def epochs(self) -> int:
+        """Return the number of epochs."""
+        return self.trainer.arguments["max_epochs"]
+
+    @property
+    def processes(self) -> int:
+        """Return the number of processes that share the training."""
+        return self.trainer.arguments["devices"]
+
+    def record(self) -> dict[str, Any]:
+        """Return the configuration as it is written into the run folder."""
+        return {
+            "model": self.model.plain(),
+            "data": self.data.plain(),
+            "task": _plain(self.task),
+            "optimizer": _plain(self.optimizer),
+            "trainer": self.trainer.plain(),
+            "paths": dict(self.paths),
+            "logger": self.logger.plain() if self.logger else {},
+            "init_from": asdict(self.init_from) if self.init_from else None,
+            "seed": self.seed,
+            "overwrite": self.overwrite,
+        }
+
+    def folder(self) -> Path:
+        """Return where the run lives.
+
+        That is <root>/<model>-<data>/seed<seed>-<hash of what matters>, or ``paths.output_dir``.
+        """
+        if self.paths["output_dir"]:
+            return Path(self.paths["output_dir"])
+        hashed = what_matters(self.record())
+        del hashed["seed"]
+        name = f"seed{self.seed}-{config_hash(hashed)}"
+        return Path(self.paths["output_root"]) / f"{self.model_name}-{self.source.name}" / name
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    return {item.name: getattr(section, item.name) for item in fields(section)}
+
+
+def what_matters(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Return ``config`` without the keys that do not change a result."""
+    kept = {key: value for key, value in config.items() if place + key not in _NO_MATTER}
+    if "data" in kept and not place:
+        kept["data"] = what_matters(kept["data"], "data.")
+        if isinstance(target := kept["data"].get("_target_"), str):
+            # These loaders moved; runs from before keep their folders, and go on.
+            kept["data"]["_target_"] = target.replace(".datasets.pde.", ".datasets.pde_")
+    return kept
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits that stand for a resolved configuration."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def check_targets(config: Any, key: str = "") -> None:
+    """Raise ConfigError if a ``_target_`` in a (nested) plain config is not on the allow-list.
+
+    So it does for a text in which Hydra would find one later.
+    """
     if isinstance(config, str) and "${" in config:
-        raise ConfigError(f"{place}={config!r}: ${{ is not allowed here")
+        raise ConfigError(f"{key}={config!r}: ${{ is not allowed here")
     if isinstance(config, Mapping):
         target = config.get("_target_")
-        allowed = ALLOWED.get(place.split(".")[0].split("[")[0], ())
+        allowed = ALLOWED.get(key.split(".")[0].split("[")[0], ())
         if target is not None and not _is_allowed(str(target), allowed):
             raise ConfigError(
-                f"{place or 'config'}._target_: {target!r} is not allowed; it must begin with "
+                f"{key or 'config'}._target_: {target!r} is not allowed; it must begin with "
                 f"{' or '.join(allowed) or 'nothing: no target is allowed here'}"
             )
-        for key, value in config.items():
-            check_targets(value, f"{place}.{key}" if place else str(key))
+        for name, value in config.items():
+            check_targets(value, f"{key}.{name}" if key else str(name))
     elif isinstance(config, list | tuple):
         for index, value in enumerate(config):
-            check_targets(value, f"{place}[{index}]")
+            check_targets(value, f"{key}[{index}]")
 
 
 def _is_allowed(target: str, allowed: tuple[str, ...]) -> bool:
-    """By its name, and by where it is defined: Hydra also follows what a module imports."""
+    """Check the name, and where it is defined: Hydra also follows what a module imports."""
     import hydra
     from hydra.errors import HydraException
 
     if not target.startswith(allowed):
         return False
     try:
-        found = hydra.utils.get_object(target)
+        built = hydra.utils.get_object(target)
     except (HydraException, ImportError, ValueError):
         return True  # what cannot be found is said when it is built
-    return f"{getattr(found, '__module__', '')}.".startswith(allowed)
+    return f"{getattr(built, '__module__', '')}.".startswith(allowed)
 
 
-def require(
-    key: str, value: Any, kind: type | tuple[type, ...], valid: Callable[[Any], bool], wanted: str
-) -> None:
-    """Raise ConfigError naming ``key`` unless ``value`` is of its kind and valid."""
-    if not isinstance(value, kind) or isinstance(value, bool) or not valid(value):
-        raise ConfigError(f"{key}={value!r}: expected {wanted}")
+def build(target: Target | Mapping[str, Any], key: str, **arguments: Any) -> Any:
+    """Return the object that ``target`` describes; ``key`` is its section in errors.
 
-
-def build(config: Mapping[str, Any], place: str, **arguments: Any) -> Any:
-    """The object that ``config`` (with a ``_target_``) describes; ``place`` is its name in errors.
-
-    Raises ConfigError when the target is not allowed or refuses its arguments.
+    ``arguments`` are given beside those of the configuration, or in their place. Raises ConfigError
+    when the target is not allowed or refuses its arguments.
     """
     import hydra
     from hydra.errors import InstantiationException
 
-    if not isinstance(config, Mapping) or not isinstance(config.get("_target_"), str):
-        raise ConfigError(f"{place}={config!r}: expected a section with _target_ and its arguments")
-    check_targets(config, place)
-    _check_arguments(config, place)
+    target = target if isinstance(target, Target) else Target.read(target, key)
+    config = target.plain()
+    check_targets(config, key)
+    _check_arguments(target, key)
     try:
         with _bounded_network():
-            return hydra.utils.instantiate(dict(config), **arguments, _convert_="all")
+            return hydra.utils.instantiate(config, **arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         if type(cause).__module__ == "matattn.errors":
             raise cause from None
         mistakes: tuple[type[Exception], ...]
         mistakes = (TypeError, ValueError, ArithmeticError, InstantiationException)
-        if place == "model":  # sizes that no tensor can have, or no memory
+        if key == "model":  # sizes that no tensor can have, or no memory
             mistakes = (*mistakes, RuntimeError, MemoryError)
         if isinstance(cause, mistakes) or type(cause).__module__.startswith("lightning"):
             reason = " ".join(str(cause).split()) or type(cause).__name__
             if "allocate" in reason:  # PyTorch says where in its sources, and hydra in whose call
                 reason = "the network does not fit into memory; choose smaller sizes"
-            raise ConfigError(f"{place}: {reason}") from error
+            raise ConfigError(f"{key}: {reason}") from error
         raise cause from None
 
 
-def _check_arguments(config: Mapping[str, Any], place: str) -> None:
+def network_class(model: Target) -> type | None:
+    """Return the class of a network; None if there is none of this name, which ``build`` says."""
+    import hydra
+    from hydra.errors import HydraException
+
+    try:
+        built = hydra.utils.get_object(model.target)
+    except (HydraException, ImportError, ValueError):
+        return None
+    return built if isinstance(built, type) else None
+
+
+def _check_arguments(target: Target, key: str) -> None:
     """Raise ConfigError for an argument of another kind than a function of ours says."""
     import hydra
     from hydra.errors import HydraException
 
-    name = config["_target_"]
-    if not name.startswith("matattn."):
+    if not target.target.startswith("matattn."):
         return
     try:
-        target = hydra.utils.get_object(name)
-        made = cast(Any, target).__init__ if isinstance(target, type) else target
-        hints = get_type_hints(made)
+        called = hydra.utils.get_object(target.target)
+        hints = get_type_hints(cast(Any, called).__init__ if isinstance(called, type) else called)
     except (HydraException, ImportError, NameError, TypeError, ValueError):
         return  # what cannot be found is said when it is built
-    for key, value in config.items():
-        if key in hints and not _fits(value, hints[key]):
-            kind = hints[key]
-            wanted = str(kind if get_args(kind) else kind.__name__).replace("collections.abc.", "")
-            raise ConfigError(f"{place}.{key}={value!r}: expected {wanted}")
+    for name, value in target.arguments.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise ConfigError(f"{key}.{name}={value!r}: expected {_described(hints[name])}")
+
+
+def _described(hint: Any) -> str:
+    return str(hint if get_args(hint) else hint.__name__).replace("collections.abc.", "")
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of the kind that a signature says; true where it says other kinds
-    than those of a configuration."""
+    """Check a plain value against an annotation; anything fits one of no configuration's kinds."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in inner)
@@ -141,6 +358,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Sequence:  # one name may stand for a list of names
         listed = [value] if isinstance(value, str) else value
         return isinstance(listed, list | tuple) and all(_fits(item, inner[0]) for item in listed)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
     if origin is Mapping:
         return isinstance(value, Mapping) and all(_fits(v, inner[1]) for v in value.values())
     return True
@@ -171,7 +390,7 @@ def _bounded_network() -> Iterator[None]:
 
 
 def import_extra(module: str) -> ModuleType:
-    """A module of matattn that needs more than the core packages.
+    """Return a module of matattn that needs more than the core packages.
 
     Raises ConfigError naming the package that is not installed.
     """
@@ -184,19 +403,3 @@ def import_extra(module: str) -> ModuleType:
             f"{module.rsplit('.', 1)[-1]} needs the package {error.name}: install matattn with its "
             "extras, pip install 'matattn[all]'"
         ) from error
-
-
-def what_matters(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """``config`` without the keys of ``_NO_MATTER``."""
-    kept = {key: value for key, value in config.items() if place + key not in _NO_MATTER}
-    if "data" in kept and not place:
-        kept["data"] = what_matters(kept["data"], "data.")
-    return kept
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits that stand for a resolved configuration."""
-    text = json.dumps(config, sort_keys=True, default=str)
-    # These loaders moved; the folders of earlier runs keep their names.
-    text = text.replace("matattn.datasets.pde.", "matattn.datasets.pde_")
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -7,8 +7,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
@@ -19,8 +20,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from matattn.config import build, require
-from matattn.errors import TrainingError
+from matattn.config import RunConfig, Section, Target, build, setting
+from matattn.errors import ConfigError, TrainingError
 from matattn.files import write_json
 from matattn.training import checkpoint_files
 from matattn.training.checkpoint_files import AtomicCheckpoints
@@ -28,6 +29,7 @@ from matattn.training.forked import answering_for
 from matattn.training.optimizers import adamw, per_step
 from matattn.training.run_log import RunLog
 from matattn.training.sampler import EpochShuffle, SharedBatches
+from matattn.training.schedules import Schedule
 from matattn.training.step_seed import StepSeed
 
 # Remarks of Lightning that tell a user nothing.
@@ -36,37 +38,67 @@ _LIGHTNING_REMARKS = (
     ".*`srun` command is available.*",  # runs need one process, on a cluster as elsewhere
     ".*is smaller than the logging interval.*",
     r".*isinstance\(treespec, LeafSpec\).*",
+    ".*you defined a `validation_step` but have no `val_dataloader`.*",  # data without such rows
     ".*Checkpoint directory .* exists and is not empty.*",
 )
 
 
+@dataclass(frozen=True)
+class GradientDescent(Section):
+    """Settings of AdamW and its schedule; ``conf/optimizer`` has the published ones."""
+
+    key: ClassVar[str] = "optimizer"
+
+    lr: float = setting(2e-3, "a number above 0", lambda x: x > 0)
+    betas: list[float] = setting(
+        [0.9, 0.98],
+        "two numbers from 0 to below 1",
+        lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas),
+    )
+    weight_decay: float = setting(1e-5, "0 or more", lambda x: x >= 0)
+    schedule: Mapping[str, Any] = field(
+        default_factory=lambda: {"_target_": "matattn.training.schedules.OneCycle"}
+    )
+
+
+def check_batches(config: RunConfig[Any, Any]) -> None:
+    """Raise ConfigError when a batch cannot be shared by the processes."""
+    if config.task.batch_size < config.processes:
+        raise ConfigError(
+            f"task.batch_size={config.task.batch_size}: expected at least 1, and trainer.devices "
+            f"({config.processes})"
+        )
+
+
 def fit(
-    config: dict[str, Any],
+    config: RunConfig[Any, Any],
     folder: Path,
     module: L.LightningModule,
-    loaders: dict[str, DataLoader],
+    loaders: Mapping[str, DataLoader],
     log: RunLog,
     callbacks: Sequence[L.Callback] = (),
+    epochs: int | None = None,
 ) -> torch.device:
     """Train ``module``, from its last checkpoint in ``folder`` if there is one.
 
     Leaves it with the weights that ``task.select`` asks for, and returns the device on which it was
-    trained, which is a good one for its evaluation. Raises KeyboardInterrupt on SIGINT,
-    and SystemExit with status 143 on SIGTERM.
+    trained, which is a good one for its evaluation. ``epochs`` stands for ``trainer.max_epochs``.
+    Raises KeyboardInterrupt on SIGINT, and SystemExit with status 143 on SIGTERM.
     """
-    watching: list[L.Callback] = [log, StepSeed(config["seed"]), *callbacks]
+    ours: list[L.Callback] = [log, StepSeed(config.seed), *callbacks]
     if "val" in loaders:
-        watching.append(_checkpoint(folder, "best", "val/loss"))
+        ours.append(_checkpoint(folder, "best", "val/loss"))
     # After the best one: what last.ckpt counts as done is on the disk, whenever the run is killed.
-    watching.append(_checkpoint(folder, "last", None))
-    logger = build(config["logger"], "logger", save_dir=folder) if config["logger"] else False
+    ours.append(_checkpoint(folder, "last", None))
+    logger = build(config.logger, "logger", save_dir=folder) if config.logger else False
     with warnings.catch_warnings():
         for message in _LIGHTNING_REMARKS:
             warnings.filterwarnings("ignore", message=message)
         trainer = build(
-            config["trainer"],
+            config.trainer,
             "trainer",
-            callbacks=watching,
+            max_epochs=epochs or config.epochs,
+            callbacks=[*_asked_for(config.trainer), *ours],
             logger=logger,
             # Not Slurm's: one process a run, and submitit puts runs back into the queue.
             plugins=[AtomicCheckpoints(), LightningEnvironment()],
@@ -82,29 +114,25 @@ def fit(
     if trainer.num_devices > 1:  # it was other processes that trained
         for callback in (log, *callbacks):
             callback.load_state_dict(checkpoint["callbacks"].get(callback.state_key, {}))
-    if config["task"]["select"] == "best":
+    if config.task.select == "best":
         checkpoint = checkpoint_files.read(folder / "checkpoints" / "best.ckpt")
     module.load_state_dict(checkpoint["state_dict"])
     return trainer.strategy.root_device
 
 
-def check_settings(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError for settings of the optimiser and the batches that no training can have."""
-    task, optimizer = config["task"], config["optimizer"]
-    number = (int, float)
-    require("optimizer.lr", optimizer["lr"], number, lambda x: x > 0, "a number above 0")
-    require("optimizer.weight_decay", optimizer["weight_decay"], number, lambda x: x >= 0,
-            "0 or more")  # fmt: skip
-    two = "two numbers from 0 to below 1"
-    require("optimizer.betas", optimizer["betas"], list, _are_betas, two)
-    processes = config["trainer"]["devices"]
-    enough = f"at least 1, and trainer.devices ({processes})"
-    require("task.batch_size", task["batch_size"], int, lambda n: n >= processes, enough)
-    require("task.select", task["select"], str, ("final", "best").__contains__, "final or best")
-
-
-def _are_betas(betas: list[Any]) -> bool:
-    return len(betas) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in betas)
+def _asked_for(trainer: Target) -> list[L.Callback]:
+    """Return the callbacks that ``trainer.callbacks`` of the configuration describes."""
+    described = trainer.arguments.get("callbacks") or []
+    if not isinstance(described, Sequence) or isinstance(described, str):
+        described = [described]
+    built = [build(one, f"trainer.callbacks[{n}]") for n, one in enumerate(described)]
+    for number, callback in enumerate(built):
+        if not isinstance(callback, L.Callback):
+            raise ConfigError(
+                f"trainer.callbacks[{number}]: a {type(callback).__name__} is no callback; give "
+                "one of lightning.pytorch.callbacks"
+            )
+    return built
 
 
 def make_loaders(
@@ -114,7 +142,7 @@ def make_loaders(
     collate: Callable[[list[Any]], Any],
     size: Callable[[Any], int] | None = None,
 ) -> dict[str, DataLoader]:
-    """Loaders of the splits; training items come in the order of seed and epoch.
+    """Return loaders of the splits; training items come in the order of seed and epoch.
 
     Where several processes train, they share every training batch so that the sums of ``size`` of
     items are about the same; without it each gets whole batches. All see all validation items.
@@ -134,22 +162,21 @@ def make_loaders(
 def optimization(
     module: L.LightningModule,
     network: nn.Module,
-    settings: Mapping[str, Any],
+    settings: GradientDescent,
+    schedule: Schedule,
     averaging_epochs: int = 0,
     decay_norms: bool = True,
 ) -> OptimizerLRSchedulerConfig:
-    """AdamW and the schedule that ``settings`` ask for, a step at a time.
+    """Return AdamW and its schedule, a step at a time.
 
     The rate stays frozen over the last ``averaging_epochs`` epochs.
     """
-    optimizer = adamw(
-        network, settings["lr"], settings["betas"], settings["weight_decay"], decay_norms
-    )
+    optimizer = adamw(network, settings.lr, settings.betas, settings.weight_decay, decay_norms)
     total = int(module.trainer.estimated_stepping_batches)
     epochs = module.trainer.max_epochs or 1
     frozen_from = total * (epochs - averaging_epochs) // epochs
-    schedule = per_step(optimizer, settings["schedule"], total, frozen_from)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    factors = per_step(optimizer, schedule, total, frozen_from)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factors, "interval": "step"}}
 
 
 def log_loss(module: L.LightningModule, loss: torch.Tensor, rows: int) -> None:
@@ -181,7 +208,7 @@ def stop_unless_finite(
 
 
 def _checkpoint(folder: Path, name: str, monitor: str | None) -> ModelCheckpoint:
-    """Writes ``checkpoints/<name>.ckpt``: after every epoch, or when ``monitor`` is lowest."""
+    """Write ``checkpoints/<name>.ckpt``: after every epoch, or when ``monitor`` is lowest."""
     return ModelCheckpoint(
         folder / "checkpoints",
         filename=name,
@@ -192,7 +219,7 @@ def _checkpoint(folder: Path, name: str, monitor: str | None) -> ModelCheckpoint
 
 
 def _fit(
-    trainer: L.Trainer, module: L.LightningModule, loaders: dict[str, DataLoader], last: Path
+    trainer: L.Trainer, module: L.LightningModule, loaders: Mapping[str, DataLoader], last: Path
 ) -> None:
     try:
         with answering_for(trainer):

@@ -1,33 +1,28 @@
-"""The one loop behind ``python train.py``: from a configuration to a finished run folder."""
+"""The command behind ``python train.py``: from a configuration to a finished run folder."""
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-from matattn.config import check_targets, config_hash, import_extra, require, what_matters
+from matattn import bundle, networks, pretrained
+from matattn.config import (
+    Origin,
+    RunConfig,
+    Source,
+    Target,
+    check_targets,
+    network_class,
+    read_data,
+)
 from matattn.errors import ConfigError
-from matattn.files import is_partial, write_text
 from matattn.runtime import tune_malloc
-from matattn.workflows.run_folder import keeping_errors, working_on
-from matattn.workflows.structures.fine_tune import adopt
-
-WORKFLOWS = {
-    "property_prediction": "matattn.workflows.structures.train",
-    "field_surrogate": "matattn.workflows.meshes.train",
-    "variational_monte_carlo": "matattn.workflows.spins.train",
-    "tokenization": "matattn.workflows.text.tokenization",
-    "language_model": "matattn.workflows.text.language_model",
-}
-SHARED = ("property_prediction", "field_surrogate")  # whose batches processes can share
+from matattn.tables import show
+from matattn.workflows import outputs, run_folder
+from matattn.workflows.task import TASKS, Task, TaskEntry
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -37,156 +32,153 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     its last epoch. Raises ConfigError when the configuration is inconsistent, or when the folder
     holds a run of another configuration or of other data.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    config = {str(key): value for key, value in cast(dict[str, Any], plain).items()}
-    names = {"model": config["model"].pop("name"), "data": config["data"]["name"]}
-    _check(config, names)
-    check_targets(config)
-    if config["init_from"]:
-        config = adopt(config)
-    folder = run_folder(config, names)
-    workflow = import_extra(WORKFLOWS[config["task"]["workflow"]])
+    config, task_class = read(cfg)
+    folder = config.folder()
     tune_malloc()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    prepared = workflow.prepare(config)  # a mistake ends the run before anything is written
-    with working_on(folder):
-        metrics = _run_in(folder, config, names, workflow, prepared)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print(workflow.results_table(metrics))
-    console.print(f"report: {folder / 'report.md'}   model: {folder / 'model'}", soft_wrap=True)
+    task = task_class.prepare(config)  # a mistake ends the run before anything is written
+    with run_folder.working_on(folder):
+        metrics = _run_in(config, task)
+    show(task_class.results_table(metrics))
+    print(f"report: {folder / 'report.md'}   model: {folder / 'model'}")
     return metrics
 
 
-def _run_in(
-    folder: Path, config: dict[str, Any], names: dict[str, str], workflow: Any, prepared: Any
-) -> dict[str, Any]:
-    """The metrics of the run in a folder that no other process uses."""
-    earlier = _earlier_run(folder)
-    _clear_partial(folder)
-    finished = folder / "metrics.json"
+def _run_in(config: RunConfig, task: Task) -> dict[str, Any]:
+    """Return the metrics of the run in a folder that no other process uses."""
+    folder = config.folder()
+    earlier = run_folder.earlier_run(folder)
+    run_folder.clear_partial(folder)
+    finished = folder / run_folder.FINISHED
     if earlier:
-        other = _other_run(folder, earlier, config, prepared.fingerprint)
-        if other and not config["overwrite"]:
+        other = run_folder.why_another(folder, earlier, config, task.fingerprint)
+        if other and not config.overwrite:
             raise ConfigError(other)
-        if config["overwrite"] and (other or finished.exists()):  # else: requeued, it goes on
-            _clear(folder)
+        if config.overwrite and (other or finished.exists()):  # else: requeued, it goes on
+            outputs.clear(folder)
     if finished.exists():
         print(f"{folder} holds this run, finished; overwrite=true trains again")
-        return json.loads(finished.read_text(encoding="utf-8"))
-    record = {**config, "data_fingerprint": prepared.fingerprint}
-    write_text(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False))
-    print(f"{names['model']} on {names['data']}, seed {config['seed']} -> {folder}", flush=True)
-    with keeping_errors(folder):
-        return workflow.run(config, folder, prepared)
-
-
-def run_folder(config: dict[str, Any], names: dict[str, str]) -> Path:
-    """Where a run lives: <root>/<model>-<data>/seed<seed>-<hash>, or ``paths.output_dir``."""
-    if given := config["paths"]["output_dir"]:
-        return Path(given)
-    hashed = what_matters(config)
-    del hashed["seed"]
-    run_name = f"seed{config['seed']}-{config_hash(hashed)}"
-    return Path(config["paths"]["output_root"]) / f"{names['model']}-{names['data']}" / run_name
-
-
-def _check(config: dict[str, Any], names: dict[str, str]) -> None:
-    given, wanted = config["data"].pop("kind"), config["task"].pop("data_kind")
-    require("task.data_kind", wanted, list, bool, "a list of kinds of data")
-    if given not in wanted:
-        listed = " or ".join(map(repr, wanted))
-        raise ConfigError(
-            f"model={names['model']} needs data of kind {listed}, but data={names['data']} gives "
-            f"{given!r}"
-        )
-    trainer = config["trainer"]
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    if config["init_from"] and (changed := [item for item in given if item.startswith("model.")]):
-        raise ConfigError(
-            f"{changed[0]} cannot be combined with init_from: the network is that of "
-            f"{config['init_from']}"
-        )
-    seeds = "a number from 0 to 2^31 - 1"
-    require("seed", config["seed"], int, lambda seed: 0 <= seed < 2**31, seeds)
-    require("trainer.max_epochs", trainer["max_epochs"], int, lambda n: n >= 1, "at least 1")
-    require("trainer.precision", trainer["precision"], str, lambda p: p == "32-true", "32-true")
-    workflow = config["task"]["workflow"]
-    require("task.workflow", workflow, str, WORKFLOWS.__contains__, f"one of {[*WORKFLOWS]}")
-    if "strategy" in trainer and workflow in SHARED:
-        require("trainer.devices", trainer["devices"], int, lambda n: n >= 1, "at least 1")
-    else:
-        require("trainer.devices", trainer["devices"], int, lambda n: n == 1,
-                "1 (trainer=ddp_cpu shares the batches of property and field networks; wave "
-                "functions use all devices that jax sees)")  # fmt: skip
-
-
-def _earlier_run(folder: Path) -> dict[str, Any] | None:
-    """The recorded configuration of a run in this folder; refuses a folder of something else."""
-    if not folder.exists() or all(map(is_partial, folder.iterdir())):
-        return None
-    recorded = folder / "config.yaml"
-    try:
-        earlier = yaml.safe_load(recorded.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        earlier = None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{recorded}: cannot be read: {reason}") from None
-    if not isinstance(earlier, dict) or "data_fingerprint" not in earlier:
-        raise ConfigError(f"{folder} is not empty and holds no run; choose another folder")
-    return earlier
-
-
-def _other_run(
-    folder: Path, earlier: dict[str, Any], config: dict[str, Any], fingerprint: str
-) -> str:
-    """Why what is there cannot be gone on with: another configuration, or other data; or ""."""
-    if earlier["data_fingerprint"] != fingerprint:
-        return f"{folder}: the data have changed since this run began; overwrite=true trains again"
-    old, new = what_matters(earlier), what_matters(config)
-    different = [place for key in new for place in _differences(old.get(key), new[key], key)]
-    if not different:
-        return ""
-    return (
-        f"{folder} holds a run of another configuration ({', '.join(different)} differ); choose "
-        "another paths.output_dir, or overwrite=true"
+        return run_folder.metrics(folder)
+    run_folder.record(folder, config, task.fingerprint)
+    print(
+        f"{config.model_name} on {config.source.name}, seed {config.seed} -> {folder}", flush=True
     )
+    with run_folder.keeping_errors(folder):
+        results = task.evaluate(folder, task.train(folder))
+        outputs.write(folder, config, results)
+    return results.metrics
 
 
-def _differences(old: Any, new: Any, place: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [
-            d for key in keys for d in _differences(old.get(key), new.get(key), f"{place}.{key}")
-        ]
-    return [] if old == new else [place]
+def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
+    """Return a composed configuration, typed and checked, and its task; raises ConfigError."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    model = dict(plain["model"])
+    model_name = model.pop("name", "")
+    source, data = read_data(plain["data"])
+    entry = _entry(plain["task"])
+    if source.kind != entry.kind:
+        raise ConfigError(
+            f"model={model_name} needs data of kind {entry.kind!r}, but data={source.name} gives "
+            f"{source.kind!r}"
+        )
+    check_targets({**plain, "model": model, "data": data.plain()})
+    origin = _origin(plain["init_from"])
+    target = _adopted(origin) if origin else Target.read(model, "model")
+    name = f"init_from={origin.path}" if origin else f"model={model_name}"
+    _check_reads(target, name, entry, source)
+    task_class = entry.load()
+    seed = plain["seed"]
+    if not 0 <= seed < 2**31:
+        raise ConfigError(f"seed={seed!r}: expected a number from 0 to 2^31 - 1")
+    config = RunConfig(
+        model_name=model_name,
+        model=target,
+        source=source,
+        data=data,
+        task=task_class.settings.read(plain["task"]),
+        optimizer=task_class.optimizer.read(plain["optimizer"]),
+        trainer=_trainer(plain["trainer"], entry),
+        logger=Target.read(plain["logger"], "logger") if plain["logger"] else None,
+        paths=plain["paths"],
+        init_from=origin,
+        seed=seed,
+        overwrite=plain["overwrite"],
+    )
+    return config, task_class
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote, so that nothing of it is mistaken for the new one.
-
-    At any moment what is left is a run, and after the first no finished one.
-    """
-    (folder / "metrics.json").unlink(missing_ok=True)
-    for name in ("checkpoints", "model", "fields", "pretraining"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for place in folder.glob("member*"):
-        shutil.rmtree(place, ignore_errors=True)
-    for name in (
-        "error.txt", "metrics.csv", "predictions.csv", "report.md", "observables.json"
-    ):  # fmt: skip
-        (folder / name).unlink(missing_ok=True)
-    for plot in folder.glob("*.png"):
-        plot.unlink()
-    (folder / "config.yaml").unlink(missing_ok=True)
+def _entry(task: dict[str, Any]) -> TaskEntry:
+    name = task.get("workflow")
+    if name not in TASKS:
+        raise ConfigError(f"task.workflow={name!r}: expected one of {', '.join(TASKS)}")
+    return TASKS[name]
 
 
-def _clear_partial(folder: Path) -> None:
-    """Remove what processes that were killed have left half written."""
-    for place in [*filter(is_partial, folder.rglob(".*"))]:
-        if place.is_dir():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)
+def _check_reads(model: Target, name: str, entry: TaskEntry, source: Source) -> None:
+    """Raise ConfigError for a network of another kind, or one of crystals for molecules."""
+    network: Any = network_class(model)
+    kind = getattr(network, "kind", entry.kind)  # what is no network is said when it is built
+    if kind != entry.kind:
+        raise ConfigError(
+            f"{name} is a network of {kind}, and this task trains networks of {entry.kind}; "
+            "model=... chooses its task itself"
+        )
+    if source.structures == "molecules" and not getattr(network, "reads_molecules", True):
+        raise ConfigError(
+            f"{name} reads crystals only, and data={source.name} holds molecules; "
+            "model=coulgat reads both"
+        )
+
+
+_CHECKED = ("max_epochs", "devices", "precision")
+_OWN = (
+    "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_model_summary",
+    "num_sanity_val_steps", "use_distributed_sampler",
+)  # fmt: skip
+
+
+def _trainer(trainer: dict[str, Any], entry: TaskEntry) -> Target:
+    """Return the section of Lightning's trainer, whose common keys are checked here."""
+    if missing := [key for key in _CHECKED if key not in trainer]:
+        raise ConfigError(f"trainer.{missing[0]}: cannot be left out")
+    if taken := [key for key in _OWN if key in trainer]:
+        instead = " (logger=... chooses one)" if taken == ["logger"] else ""
+        raise ConfigError(f"trainer.{taken[0]}: is set by matattn itself{instead}; leave it out")
+    epochs, devices, precision = (trainer[key] for key in _CHECKED)
+    if not _is_count(epochs):
+        raise ConfigError(f"trainer.max_epochs={epochs!r}: expected at least 1")
+    if precision != "32-true":
+        raise ConfigError(f"trainer.precision={precision!r}: expected 32-true")
+    if "strategy" in trainer and entry.shares_batches:
+        if not _is_count(devices):
+            raise ConfigError(f"trainer.devices={devices!r}: expected at least 1")
+    elif devices != 1 or not _is_count(devices):
+        raise ConfigError(
+            f"trainer.devices={devices!r}: expected 1 (trainer=ddp_cpu shares the batches of "
+            "property and field networks; wave functions use all devices that jax sees)"
+        )
+    return Target.read(trainer, "trainer")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _origin(model: str | None) -> Origin | None:
+    """Return the model that the training starts from; raises BundleError if it cannot be read."""
+    if not model:
+        return None
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if changed := [item for item in given if item.startswith("model.")]:
+        raise ConfigError(
+            f"{changed[0]} cannot be combined with init_from: the network is that of {model}"
+        )
+    return Origin(str(model), bundle.fingerprint(pretrained.find(model)))
+
+
+def _adopted(origin: Origin) -> Target:
+    """Return the network of the model that a training starts from."""
+    description = bundle.describe(pretrained.find(origin.path))
+    name = description["network"]
+    arguments = {k: v for k, v in description["arguments"].items() if k != "num_targets"}
+    return Target(f"{networks.known()[name]}.{name}", arguments)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
-import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from matattn.errors import DataError
 from matattn.tables import write_table
-from matattn.workflows.reporting import save_figure
-from matattn.workflows.run_folder import state
+from matattn.workflows import reporting, run_folder
+from matattn.workflows.task import TASKS
 
 _HIDDEN = ("seed", "paths", "logger", "overwrite", "data_fingerprint")
 
@@ -37,158 +34,137 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Network and data."""
+        """Return network and data."""
         return f"{self.settings['model']} on {self.settings['data']}"
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """All runs below ``folder``, sorted by their place; raises DataError when there are none."""
+    """Return all runs below ``folder``, sorted by path; raises DataError when there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    places = sorted(path.parent for path in folder.rglob("config.yaml"))
-    runs = [run for place in places if (run := _read(place)) is not None]
+    folders = sorted(path.parent for path in folder.rglob(run_folder.RECORD))
+    runs = [run for path in folders if (run := _read(path)) is not None]
     if not runs:
         raise DataError(f"{folder}: no run in this folder; give one such as outputs")
     return runs
 
 
 def _read(folder: Path) -> Run | None:
-    """The run in a folder; None for a folder of something else."""
+    """Return the run in a folder; None for a folder of something else."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load((folder / run_folder.RECORD).read_text(encoding="utf-8"))
         task, seed = config["task"]["workflow"], config["seed"]
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return None
-    found, message = state(folder)
+    state, message = run_folder.state(folder)
     value, what = None, ""
-    if found == "finished":
+    if state == "finished" and task not in TASKS:
+        message = f"this matattn knows no task {task!r}, so it has no number to compare runs by"
+    elif state == "finished":
         try:
-            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            what, value = objective(task, metrics)
+            what, value = TASKS[task].objective(run_folder.metrics(folder))
         except (OSError, ValueError, LookupError, TypeError) as error:
-            found, message = "failed", f"metrics.json cannot be read: {error}"
+            state, message = "failed", f"metrics.json cannot be read: {error}"
     settings = {key: value for key, value in _flat(config).items()
                 if key.split(".")[0] not in _HIDDEN}  # fmt: skip
     settings["model"] = str(config["model"].get("_target_", "")).rsplit(".", 1)[-1]
     settings["data"] = str(config["data"].get("name", ""))
-    return Run(folder, seed, found, settings, value, what, message)
+    return Run(folder, seed, state, settings, value, what, message)
 
 
-def objective(workflow: str, metrics: Mapping[str, Any]) -> tuple[str, float]:
-    """The number by which runs of a workflow are compared: its name, and its value; less is better.
-
-    That of the validation rows where there are any, else of test or training rows. Errors of
-    several targets are averaged in units of the mean predictor's.
-    """
-    split = next((name for name in ("val", "test") if name in metrics), "train")
-    found: Any = metrics.get(split, {})
-    if workflow == "property_prediction":
-        results = list(found.values())
-        if len(results) == 1:
-            return f"{split} MAE, {results[0]['unit']}", results[0]["mae"]
-        shares = [
-            result["mae"] / result["baselines"]["mean"] if result["baselines"]["mean"] else math.inf
-            for result in results
-        ]
-        return f"{split} MAE over the mean predictor's", statistics.fmean(shares)
-    if workflow == "field_surrogate":
-        errors = [result["relative_l2"] for result in found.values()]
-        return f"{split} relative L2", statistics.fmean(errors)
-    if workflow == "variational_monte_carlo":
-        return "energy per site", metrics["energies"]["fresh samples"]["mean"]
-    if workflow == "tokenization":
-        return f"{split} 1 - span F1", 1 - found["detector"]["span_f1"]
-    return f"{split} 1 - span F1", 1 - found["all types"]["span_f1"]
-
-
-def _flat(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+def _flat(config: Mapping[str, Any], key: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in config.items():
+    for name, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{place}{key}.")
+            flat |= _flat(value, f"{key}{name}.")
         else:
-            flat[f"{place}{key}"] = value
+            flat[f"{key}{name}"] = value
     return flat
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Settings in which the runs differ, in their order; the network and the data first."""
+    """Return the settings in which runs differ, in their order; network and data first."""
     keys = dict.fromkeys(["model", "data", *(key for run in runs for key in run.settings)])
-    same = {run.name for run in runs}
+    alike = len({run.name for run in runs}) == 1
     return [
         key
         for key in keys
         if len({repr(run.settings.get(key)) for run in runs}) > 1
         # arguments that only one of several networks or data sets has say nothing
-        and (key in ("model", "data") or len(same) == 1 or all(key in r.settings for r in runs))
+        and (key in ("model", "data") or alike or all(key in r.settings for r in runs))
         and not key.endswith(("_target_", ".name"))
     ]
 
 
-def groups(runs: Sequence[Run]) -> list[tuple[list[Run], float, float]]:
-    """Finished runs that differ in their seed only: the runs, mean and deviation; best first."""
-    keys, found = differing(runs), defaultdict(list)
-    for run in runs:
-        if run.objective is not None:
-            found[(run.what, *(repr(run.settings.get(key)) for key in keys))].append(run)
-    result = []
-    for alike in found.values():
-        values = [run.objective for run in alike if run.objective is not None]
-        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        result.append((alike, statistics.fmean(values), spread))
-    return sorted(result, key=lambda group: (group[0][0].what, group[1]))
-
-
-def tables(runs: Sequence[Run]) -> list[Table]:
-    """A table of all runs, and one of the means over seeds."""
+def frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row for each run: folder, differing settings, seed, state, result, message."""
     keys = differing(runs)
-    every = Table(title=f"{len(runs)} runs")
-    for column in ("run", *keys, "seed", "state", "result", "", "message"):
-        every.add_column(column, justify="right" if column in ("seed", "result") else "left",
-                         overflow="fold")  # fmt: skip
-    for run in runs:
-        shown = (str(run.settings.get(key, "")) for key in keys)
-        value = "" if run.objective is None else f"{run.objective:.5g}"
-        every.add_row(run.folder.name, *shown, str(run.seed), run.state, value, run.what,
-                      run.message)  # fmt: skip
-    means = Table(title="Means over seeds, best first (less is better)")
-    for column in (*keys, "seeds", "mean", "deviation", ""):
-        means.add_column(column, overflow="fold")
-    for alike, mean, spread in groups(runs):
-        shown = (str(alike[0].settings.get(key, "")) for key in keys)
-        deviation = f"{spread:.2g}" if len(alike) > 1 else ""
-        means.add_row(*shown, str(len(alike)), f"{mean:.5g}", deviation, alike[0].what)
-    return [every, means]
-
-
-def write(path: Path, runs: Sequence[Run]) -> None:
-    """The table of all runs as CSV, and a plot of every result beside it."""
-    keys = differing(runs)
-    rows = [
+    return pd.DataFrame(
         {
             "run": str(run.folder),
-            **{key: run.settings.get(key, "") for key in keys},
+            **{key: str(run.settings.get(key, "")) for key in keys},
             "seed": run.seed,
             "state": run.state,
-            "result": "" if run.objective is None else run.objective,
+            "result": run.objective,
             "what": run.what,
             "message": run.message,
         }
         for run in runs
-    ]
-    write_table(path, rows)
-    named = groups(runs)
-    figure = Figure(figsize=(7, 1.2 + 0.4 * len(named)), layout="constrained")
+    )
+
+
+def means(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row for finished runs that differ in their seed only, best first.
+
+    Columns: what, the differing settings, and count, mean and std of the results.
+    """
+    table = frame(runs).dropna(subset="result")
+    grouped = table.groupby(["what", *differing(runs)], sort=False)["result"]
+    summed = grouped.agg(["count", "mean", "std"]).reset_index()
+    return summed.sort_values(["what", "mean"], ignore_index=True)
+
+
+def tables(runs: Sequence[Run]) -> list[Table]:
+    """Return a table of all runs, and one of the means over seeds."""
+    keys = differing(runs)
+    rows = [
+        [
+            run.folder.name, *(str(run.settings.get(key, "")) for key in keys), str(run.seed),
+            run.state, "" if run.objective is None else f"{run.objective:.5g}", run.what,
+            run.message,
+        ]
+        for run in runs
+    ]  # fmt: skip
+    header = ["run", *keys, "seed", "state", "result", "", "message"]
+    every = reporting.text_table(f"{len(runs)} runs", header, rows, left=len(header))
+    best = [
+        [
+            *(row[key] for key in keys), str(row["count"]), f"{row['mean']:.5g}",
+            "" if pd.isna(row["std"]) else f"{row['std']:.2g}", row["what"],
+        ]
+        for row in means(runs).to_dict("records")
+    ]  # fmt: skip
+    header = [*keys, "seeds", "mean", "deviation", ""]
+    title = "Means over seeds, best first (less is better)"
+    return [every, reporting.text_table(title, header, best, left=len(header))]
+
+
+def write(path: Path, runs: Sequence[Run]) -> None:
+    """Write the table of all runs in the format of the suffix, and a plot of every result."""
+    write_table(
+        path, [{str(k): v for k, v in row.items()} for row in frame(runs).to_dict("records")]
+    )
+    summed, every, keys = means(runs), frame(runs), differing(runs)
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(summed)), layout="constrained")
     axes = figure.add_subplot()
-    for row, (alike, mean, _) in enumerate(named):
-        values = [run.objective for run in alike if run.objective is not None]
+    labels = []
+    for row, group in enumerate(summed.to_dict("records")):
+        alike = (every[["what", *keys]] == [group[key] for key in ("what", *keys)]).all(axis=1)
+        values = every.loc[alike, "result"].dropna()
         axes.plot(values, [row] * len(values), "o", color="C0", alpha=0.6)
-        axes.plot([mean], [row], "|", color="black", markersize=16)
-    labels = [
-        ", ".join(str(alike[0].settings.get(key, "")) for key in keys) or alike[0].name
-        for alike, _, _ in named
-    ]
-    axes.set_yticks(range(len(named)), labels)
-    axes.set(xlabel=" / ".join(sorted({alike[0].what for alike, _, _ in named})))
+        axes.plot([group["mean"]], [row], "|", color="black", markersize=16)
+        labels.append(", ".join(group[key] for key in keys) or runs[0].name)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel=" / ".join(sorted(set(summed["what"]))))
     axes.invert_yaxis()
-    save_figure(figure, path.with_suffix(".png"))
+    reporting.save_figure(figure, path.with_suffix(".png"))

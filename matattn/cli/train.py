@@ -6,11 +6,11 @@ import difflib
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from matattn.errors import ConfigError, MatattnError, TrainingError
+from matattn.errors import MatattnError, TrainingError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,10 +54,12 @@ def main() -> None:
         from hydra.types import RunMode
 
         from matattn.kernels.dispatch import BackendError
-        from matattn.workflows.sweeps import objective
+        from matattn.workflows.run import run
+        from matattn.workflows.task import TASKS
 
         try:
-            return objective(cfg.task.workflow, _run(cfg))[1]
+            metrics = run(cfg)
+            return TASKS[cfg.task.workflow].objective(metrics)[1]
         except (MatattnError, BackendError, OmegaConfBaseException, OSError) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 print(f"error: {one_line(error)}", file=sys.stderr)
@@ -78,22 +80,8 @@ def main() -> None:
         stop(error)
 
 
-def _run(cfg: DictConfig) -> dict[str, Any]:
-    from hydra.core.hydra_config import HydraConfig
-
-    from matattn.workflows.run import run
-
-    try:
-        return run(cfg)
-    except KeyError as error:
-        removed = [name for name in HydraConfig.get().overrides.task if name.startswith("~")]
-        if not removed:
-            raise
-        raise ConfigError(f"{' '.join(removed)}: {error} cannot be left out") from error
-
-
 def one_line(error: Exception) -> str:
-    """What is wrong with a configuration, with the nearest key to a misspelt one."""
+    """Return what is wrong with a configuration, with the nearest key to a misspelt one."""
     cause = "" if isinstance(error, MatattnError) else error.__cause__ or ""
     text = " ".join(f"{error} {cause}".split())
     misspelt = re.search(r"Key '(\w+)' is not in struct full_key: (\S+)", text) or re.search(
@@ -117,7 +105,7 @@ def one_line(error: Exception) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Every key of every YAML file of the configuration."""
+    """Return every key of every YAML file of the configuration."""
     from importlib.resources import files
     from pathlib import Path
 

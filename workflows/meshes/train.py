@@ -1,20 +1,13 @@
-"""Train a network to predict fields on meshes: a surrogate of a PDE solver.
-
-``run(config, folder, prepared)`` trains and writes the run folder: errors beside baselines, plots
-of truth, prediction and error on the mesh, VTU files, report and the model bundle.
-"""
+"""Train a network to predict fields on meshes: a surrogate of a PDE solver."""
 
 from __future__ import annotations
 
 import copy
-import csv
-import io
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import lightning as L
 import numpy as np
@@ -23,11 +16,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from matattn import bundle
-from matattn.citations import LICENCES
-from matattn.config import build, require
+from matattn.config import RunConfig, Section, Target, at_least, build, one_of, setting
 from matattn.errors import ConfigError
-from matattn.files import write_json, write_text
 from matattn.meshes.baselines import baselines, relative_l2
 from matattn.meshes.batch import InputScaling, MeshBatch, collate_meshes
 from matattn.meshes.fields import FieldDataset, MeshSample
@@ -38,7 +28,8 @@ from matattn.training.processes import number_and_count, share_of_mean, summed
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
 from matattn.workflows.fitting import (
-    check_settings,
+    GradientDescent,
+    check_batches,
     fit,
     log_loss,
     make_loaders,
@@ -47,12 +38,25 @@ from matattn.workflows.fitting import (
 )
 from matattn.workflows.meshes import report
 from matattn.workflows.meshes.predict import FieldPredictor
-from matattn.workflows.meshes.report import results_table
-
-__all__ = ["FieldSurrogate", "prepare", "results_table", "run"]
+from matattn.workflows.outputs import Outputs
 
 SPLITS = ("train", "val", "test")
 MOST_TRAIN = 200  # training samples whose errors are reported
+
+
+@dataclass(frozen=True)
+class FieldSettings(Section):
+    """Settings of a training on fields; ``conf/task/field.yaml`` explains each."""
+
+    key: ClassVar[str] = "task"
+
+    workflow: str = "field_surrogate"
+    batch_size: int = at_least(2, 1)
+    select: str = one_of("final", ("final", "best"))
+    ema: float = setting(0.999, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+    gradient_weight: float = at_least(0.0, 0)
+    share_nodes: bool = False
+    export: int = at_least(8, 0)
 
 
 class FieldSurrogate(L.LightningModule):
@@ -68,7 +72,7 @@ class FieldSurrogate(L.LightningModule):
         network: batch -> [nodes, T], normalised.
         mean, std: of the training fields [T], in physical units.
         targets: names of the T fields, for metrics.
-        optimizer: lr, betas, weight_decay, and ``schedule``.
+        optimizer, schedule: of AdamW.
         ids: of the samples, by row of the data set.
         folder: where the ids of a batch with a non-finite loss are written.
         gradient: the term G, or None.
@@ -85,7 +89,8 @@ class FieldSurrogate(L.LightningModule):
         mean: Tensor,
         std: Tensor,
         targets: tuple[str, ...],
-        optimizer: Mapping[str, Any],
+        optimizer: GradientDescent,
+        schedule: Schedule,
         ids: Sequence[str],
         folder: Path,
         gradient: GridGradient | None = None,
@@ -96,7 +101,7 @@ class FieldSurrogate(L.LightningModule):
         self.network = network
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.targets, self.settings = targets, dict(optimizer)
+        self.targets, self.optimizer, self.schedule = targets, optimizer, schedule
         self.ids, self.folder = ids, folder
         self.gradient, self.gradient_weight = gradient, gradient_weight
         self.share_nodes = share_nodes
@@ -111,7 +116,7 @@ class FieldSurrogate(L.LightningModule):
         return batch.to(device)
 
     def errors(self, batch: MeshBatch) -> tuple[Tensor, Tensor]:
-        """Relative L2 errors [B, T], and the predicted fields."""
+        """Return relative L2 errors [B, T], and the predicted fields."""
         predicted = self.network(batch) * self.std + self.mean
         total = summed if self.share_nodes else None
         return relative_errors(predicted, batch.y, batch.ptr, total), predicted
@@ -134,7 +139,7 @@ class FieldSurrogate(L.LightningModule):
             self.log(f"val/relative_l2/{name}", error, batch_size=len(batch), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return optimization(self, self.network, self.settings, decay_norms=False)
+        return optimization(self, self.network, self.optimizer, self.schedule, decay_norms=False)
 
 
 def relative_errors(
@@ -143,7 +148,7 @@ def relative_errors(
     ptr: Tensor,
     total: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """|predicted - true| / |true| of each mesh and field [B, T], with norms over the nodes.
+    """Return |predicted - true| / |true| of each mesh and field [B, T], norms over the nodes.
 
     ``total`` adds to the sums over nodes what other processes have.
     """
@@ -188,205 +193,215 @@ class GridGradient:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a configuration describes, built and checked."""
+class Trained:
+    """What a training leaves in memory."""
 
+    network: MeshNetwork
+    log: RunLog
+    average: ExponentialAverage | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class FieldTask:
+    """A training on fields, prepared: data and network, and how both are scaled."""
+
+    settings: ClassVar[type[Section]] = FieldSettings
+    optimizer: ClassVar[type[Section]] = GradientDescent
+    results_table = staticmethod(report.results_table)
+
+    config: RunConfig[FieldSettings, GradientDescent]
     dataset: FieldDataset
+    arguments: Mapping[str, Any]  # of the network, with what the data decide
     network: MeshNetwork
     schedule: Schedule
+    scaling: InputScaling
+    normaliser: tuple[Tensor, Tensor]  # mean and standard deviation of the fields [T]
     fingerprint: str  # of the data
 
+    @classmethod
+    def prepare(cls, config: RunConfig[FieldSettings, GradientDescent]) -> Self:
+        """Read or make the data and build the network; raises ConfigError or DataError."""
+        task = config.task
+        check_batches(config)
+        if config.init_from:
+            raise ConfigError("init_from starts trainings on structures only, not on meshes")
+        dataset: FieldDataset = build(config.data, "data")
+        if task.select == "best" and not len(dataset.rows("val")):
+            raise ConfigError(
+                f"task.select=best needs validation samples, and {dataset.name} has none"
+            )
+        if task.gradient_weight and (dataset.grid is None or len(dataset.grid) != 2):
+            raise ConfigError(
+                f"task.gradient_weight={task.gradient_weight} needs fields on a plane structured "
+                f"grid, and {dataset.name} has none"
+            )
+        schedule = build(config.optimizer.schedule, "optimizer.schedule")
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        arguments = {
+            **config.model.arguments,
+            "num_inputs": len(dataset.coordinates) + len(dataset.inputs),
+            "num_targets": len(dataset.targets),
+        }
+        network: MeshNetwork = build(Target(config.model.target, arguments), "model")
+        if task.share_nodes and (task.gradient_weight or not network.can_share_nodes):
+            raise ConfigError(
+                "task.share_nodes=true needs model=flare with model.queries=fixed and "
+                "task.gradient_weight=0"
+            )
+        scaling, normaliser = InputScaling.fit(dataset), _normaliser(dataset)
+        return cls(
+            config, dataset, arguments, network, schedule, scaling, normaliser,
+            dataset.fingerprint(),
+        )  # fmt: skip
 
-def prepare(config: dict[str, Any]) -> Prepared:
-    """Read or make the data and build the network; raises ConfigError or DataError."""
-    task, optimizer = config["task"], config["optimizer"]
-    number = (int, float)
-    check_settings(config)
-    require("task.ema", task["ema"], number, lambda x: 0 <= x < 1, "a number from 0 to below 1")
-    require("task.export", task["export"], int, lambda n: n >= 0, "0 or more")
-    weight = task["gradient_weight"]
-    require("task.gradient_weight", weight, number, lambda x: x >= 0, "0 or more")
-    if config["init_from"]:
-        raise ConfigError("init_from starts trainings on crystals only, not on meshes")
-    dataset: FieldDataset = build(config["data"], "data")
-    if task["select"] == "best" and not len(dataset.rows("val")):
-        raise ConfigError(f"task.select=best needs validation samples, and {dataset.name} has none")
-    if weight and (dataset.grid is None or len(dataset.grid) != 2):
-        raise ConfigError(
-            f"task.gradient_weight={weight} needs fields on a plane structured grid, and "
-            f"{dataset.name} has none"
+    def train(self, folder: Path) -> Trained:
+        """Train, from the last checkpoint in ``folder`` if there is one."""
+        task, dataset = self.config.task, self.dataset
+        gradient = GridGradient(dataset.grid) if task.gradient_weight and dataset.grid else None
+        module = FieldSurrogate(
+            self.network,
+            *self.normaliser,
+            targets=tuple(field.name for field in dataset.targets),
+            optimizer=self.config.optimizer,
+            schedule=self.schedule,
+            ids=[item.id for item in dataset.items],
+            folder=folder,
+            gradient=gradient,
+            gradient_weight=task.gradient_weight,
+            share_nodes=task.share_nodes,
         )
-    schedule = build(optimizer["schedule"], "optimizer.schedule")
-    L.seed_everything(config["seed"], workers=True, verbose=False)
-    network = build(config["model"], "model", **_widths(dataset))
-    if task["share_nodes"] and (weight or not network.can_share_nodes):
-        raise ConfigError(
-            "task.share_nodes=true needs model=flare with model.queries=fixed and "
-            "task.gradient_weight=0"
+        shown = {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"}
+        log = RunLog(folder / "metrics.csv", shown)
+        average = ExponentialAverage(task.ema) if task.ema else None
+        device = fit(
+            self.config, folder, module, self._loaders(), log, [average] if average else []
         )
-    return Prepared(dataset, network, schedule, dataset.fingerprint())
+        return Trained(self.network, log, average, device)
 
+    def _loaders(self) -> dict[str, DataLoader]:
+        task, dataset = self.config.task, self.dataset
 
-def _widths(dataset: FieldDataset) -> dict[str, int]:
-    inputs = len(dataset.coordinates) + len(dataset.inputs)
-    return {"num_inputs": inputs, "num_targets": len(dataset.targets)}
+        def collate(rows: list[int]) -> MeshBatch:
+            share = number_and_count() if task.share_nodes else (0, 1)
+            return collate_meshes([dataset.items[row] for row in rows], self.scaling, rows, share)
 
+        rows = {split: dataset.rows(split).tolist() for split in ("train", "val")}
+        rows = {split: numbers for split, numbers in rows.items() if numbers}
+        size = None if task.share_nodes else lambda row: len(dataset.items[row].pos)
+        return make_loaders(rows, task.batch_size, self.config.seed, collate, size)
 
-def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
-    """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
-    task, dataset = config["task"], prepared.dataset
-    scaling, normaliser = InputScaling.fit(dataset), _normaliser(dataset)
-    gradient = GridGradient(dataset.grid) if task["gradient_weight"] and dataset.grid else None
-    module = FieldSurrogate(
-        prepared.network,
-        *normaliser,
-        tuple(field.name for field in dataset.targets),
-        {**config["optimizer"], "schedule": prepared.schedule},
-        [item.id for item in dataset.items],
-        folder,
-        gradient,
-        task["gradient_weight"],
-        task["share_nodes"],
-    )
-    shown = {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"}
-    log = RunLog(folder / "metrics.csv", shown)
-    average = ExponentialAverage(task["ema"]) if task["ema"] else None
-    loaders = _loaders(dataset, scaling, task, config["seed"])
-    device = fit(config, folder, module, loaders, log, [average] if average else [])
-    return _write_results(config, folder, prepared, scaling, normaliser, log, average, device)
+    def evaluate(self, folder: Path, trained: Trained) -> Outputs:
+        """Return errors beside baselines, figures and the model; write some samples as VTU."""
+        dataset, network = self.dataset, trained.network.to(trained.device)
+        description = self._description()
+        predictor = FieldPredictor(network, description, trained.device)
+        samples = {
+            split: _evaluated(dataset, split) for split in SPLITS if len(dataset.rows(split))
+        }
+        predicted = {split: list(predictor.predict(s)) for split, s in samples.items()}
+        errors = {split: _errors(s, predicted[split]) for split, s in samples.items()}
+        metrics = _metrics(dataset, samples, errors)
+        if trained.average:
+            averaged = FieldPredictor(copy.deepcopy(network), description, trained.device)
+            averaged.network.load_state_dict(trained.average.weights, strict=False)
+            for split, of_split in samples.items():
+                mean = _errors(of_split, list(averaged.predict(of_split))).mean(0)
+                for field, value in zip(dataset.targets, mean, strict=True):
+                    metrics[split][field.name]["relative_l2_ema"] = float(value)
+        metrics["parameters"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        metrics["train_time_s"] = round(trained.log.seconds, 1)
+        metrics["rows"] = {split: len(dataset.rows(split)) for split in SPLITS}
+        shown = next(split for split in ("test", "val", "train") if split in samples)
+        picked = report.typical(errors[shown])
+        figures = report.field_plots(dataset, samples[shown], predicted[shown], picked)
+        figures["loss.png"] = report.loss_plot(trained.log.rows)
+        spectrum = report.spectrum_plot(network, samples[shown][picked[1]], self.scaling)
+        if spectrum is not None:
+            figures["spectrum.png"] = spectrum
+        for number in range(min(self.config.task.export, len(samples[shown]))):
+            _export(folder / "fields", dataset, samples[shown][number], predicted[shown][number])
+        return Outputs(
+            metrics=metrics,
+            network=network,
+            arguments=self.arguments,
+            description=description,
+            data={"name": dataset.name, "fingerprint": self.fingerprint, "note": dataset.note},
+            template="meshes/report.md",
+            report=report.values(self.config, dataset, metrics, shown, figures),
+            figures=figures,
+            tables={"predictions.csv": list(_error_rows(dataset, samples, errors))},
+        )
+
+    def _description(self) -> dict[str, Any]:
+        """Return what a bundle says of fields and their scaling."""
+        mean, std = (values.tolist() for values in self.normaliser)
+        fields = {
+            key: [asdict(field) for field in getattr(self.dataset, key)]
+            for key in ("coordinates", "inputs", "targets")
+        }
+        scaling = asdict(self.scaling)
+        return {**fields, "input_scaling": scaling, "normaliser": {"mean": mean, "std": std}}
 
 
 def _normaliser(dataset: FieldDataset) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the training fields [T], over all nodes of all samples."""
+    """Return mean and standard deviation of the training fields [T], over all their nodes."""
     fields = np.concatenate([sample.y for sample in dataset.samples("train")]).astype(np.float64)
     as_float = partial(torch.tensor, dtype=torch.float32)
     return as_float(fields.mean(0)), as_float(fields.std(0) + 1e-8)
 
 
-def _loaders(
-    dataset: FieldDataset, scaling: InputScaling, task: Mapping[str, Any], seed: int
-) -> dict[str, DataLoader]:
-    def collate(rows: list[int]) -> MeshBatch:
-        share = number_and_count() if task["share_nodes"] else (0, 1)
-        return collate_meshes([dataset.items[row] for row in rows], scaling, rows, share)
-
-    rows = {split: dataset.rows(split).tolist() for split in ("train", "val")}
-    filled = {split: found for split, found in rows.items() if found}
-    size = None if task["share_nodes"] else lambda row: len(dataset.items[row].pos)
-    return make_loaders(filled, task["batch_size"], seed, collate, size)
-
-
-def _write_results(
-    config: dict[str, Any],
-    folder: Path,
-    prepared: Prepared,
-    scaling: InputScaling,
-    normaliser: tuple[Tensor, Tensor],
-    log: RunLog,
-    average: ExponentialAverage | None,
-    device: torch.device,
-) -> dict[str, Any]:
-    dataset, network = prepared.dataset, prepared.network.to(device)
-    mean, std = (values.tolist() for values in normaliser)
-    description: dict[str, Any] = {
-        key: [asdict(field) for field in getattr(dataset, key)]
-        for key in ("coordinates", "inputs", "targets")
-    }
-    description |= {
-        "kind": "meshes",
-        "input_scaling": asdict(scaling),
-        "normaliser": {"mean": mean, "std": std},
-        "data": {"name": dataset.name, "fingerprint": prepared.fingerprint, "note": dataset.note},
-        "seed": config["seed"],
-        "licence": LICENCES.get(dataset.name, ""),
-    }
-    predictor = FieldPredictor(network, description, device)
-    evaluated = {split: _evaluated(dataset, split) for split in SPLITS if len(dataset.rows(split))}
-    predicted = {split: list(predictor.predict(s)) for split, s in evaluated.items()}
-    errors = {split: _errors(s, predicted[split]) for split, s in evaluated.items()}
-    metrics = _metrics(dataset, evaluated, errors)
-    if average:
-        averaged = FieldPredictor(copy.deepcopy(network), description, device)
-        averaged.network.load_state_dict(average.weights, strict=False)
-        for split, samples in evaluated.items():
-            found = _errors(samples, list(averaged.predict(samples))).mean(0)
-            for field, value in zip(dataset.targets, found, strict=True):
-                metrics[split][field.name]["relative_l2_ema"] = float(value)
-    metrics["parameters"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    metrics["train_time_s"] = round(log.seconds, 1)
-    metrics["rows"] = {split: len(dataset.rows(split)) for split in SPLITS}
-    description["metrics"] = metrics
-    _write_errors(folder / "predictions.csv", dataset, evaluated, errors)
-    shown = "test" if "test" in evaluated else "val" if "val" in evaluated else "train"
-    picked = report.typical(errors[shown])
-    report.field_plots(folder, dataset, evaluated[shown], predicted[shown], picked)
-    report.loss_plot(folder / "loss.png", log.rows)
-    report.spectrum_plot(folder / "spectrum.png", network, evaluated[shown][picked[1]],
-                               scaling)  # fmt: skip
-    for number in range(min(config["task"]["export"], len(evaluated[shown]))):
-        _export(folder / "fields", dataset, evaluated[shown][number], predicted[shown][number])
-    arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
-    arguments |= _widths(dataset)
-    card = report.report_text(config, dataset, metrics, shown, "PATH/TO/THIS/FOLDER")
-    bundle.save(folder / "model", network, arguments, description, report.card_text(card))
-    text = report.report_text(config, dataset, metrics, shown, os.path.relpath(folder / "model"))
-    write_text(folder / "report.md", text)
-    write_json(folder / "metrics.json", metrics)  # last: its presence says that the run is finished
-    return metrics
-
-
 def _evaluated(dataset: FieldDataset, split: str) -> list[MeshSample]:
+    """Return the samples of a split; of many training samples every so many-th."""
     samples = dataset.samples(split)
     return samples[:: -(-len(samples) // MOST_TRAIN)] if split == "train" else samples
 
 
 def _errors(samples: Sequence[MeshSample], predicted: Sequence[np.ndarray]) -> np.ndarray:
-    """Relative L2 errors [n, T]."""
+    """Return relative L2 errors [n, T]."""
     return np.stack([relative_l2(s.y, p) for s, p in zip(samples, predicted, strict=True)])
 
 
 def _metrics(
-    dataset: FieldDataset, evaluated: dict[str, list[MeshSample]], errors: dict[str, np.ndarray]
+    dataset: FieldDataset,
+    samples: Mapping[str, list[MeshSample]],
+    errors: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """{split: {field: relative_l2, unit, n, baselines}}; baselines of training rows say nothing."""
+    """Return {split: {field: relative_l2, unit, n, baselines}}; training rows have no baselines."""
     metrics: dict[str, Any] = {}
     floors = baselines(dataset)
-    for split, samples in evaluated.items():
+    for split, of_split in samples.items():
         known = {} if split == "train" else {
-            name: _errors(samples, list(map(predict, samples))).mean(0)
+            name: _errors(of_split, list(map(predict, of_split))).mean(0)
             for name, predict in floors.items()
         }  # fmt: skip
         metrics[split] = {
             field.name: {
                 "relative_l2": float(errors[split][:, column].mean()),
                 "unit": field.unit,
-                "n": len(samples),
-                "baselines": {name: float(found[column]) for name, found in known.items()},
+                "n": len(of_split),
+                "baselines": {name: float(values[column]) for name, values in known.items()},
             }
             for column, field in enumerate(dataset.targets)
         }
     return metrics
 
 
-def _write_errors(
-    path: Path,
+def _error_rows(
     dataset: FieldDataset,
-    evaluated: dict[str, list[MeshSample]],
-    errors: dict[str, np.ndarray],
-) -> None:
-    """One row for each sample and field: its relative L2 error."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "target", "nodes", "relative_l2", "split"])
-    for split, samples in evaluated.items():
-        for sample, values in zip(samples, errors[split], strict=True):
+    samples: Mapping[str, list[MeshSample]],
+    errors: Mapping[str, np.ndarray],
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each sample and field: its relative L2 error."""
+    for split, of_split in samples.items():
+        for sample, values in zip(of_split, errors[split], strict=True):
             for field, value in zip(dataset.targets, values, strict=True):
-                writer.writerow([sample.id, field.name, len(sample.pos), f"{value:.6g}", split])
-    write_text(path, text.getvalue())
+                row = {"id": sample.id, "target": field.name, "nodes": len(sample.pos)}
+                yield {**row, "relative_l2": float(value), "split": split}
 
 
 def _export(folder: Path, dataset: FieldDataset, sample: MeshSample, predicted: np.ndarray) -> None:
-    """A VTU file with inputs, true fields, predictions and errors."""
+    """Write a VTU file with inputs, true fields, predictions and errors."""
     fields = {field.name: sample.x[:, column] for column, field in enumerate(dataset.inputs)}
     for column, field in enumerate(dataset.targets):
         true, made = sample.y[:, column], predicted[:, column]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 from pymatgen.core import Element, Molecule, Structure
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from matattn.config import build
+from matattn.config import build, read_data
 from matattn.errors import ConfigError
 from matattn.structures import metrics
 from matattn.structures.dataset import SPLITS, PropertyDataset
 from matattn.structures.metrics import baselines, errors
+from matattn.workflows import reporting
 from matattn.workflows.structures.predict import Predictor
 
 SIZES = ((1, 4), (5, 8), (9, 12), (13, 20), (21, 40), (41, 10**9))  # sites of a cell
@@ -37,7 +37,7 @@ CHEMISTRY: dict[str, Callable[[set[int]], bool]] = {
 
 
 def load_data(data: str, predictor: Predictor, overrides: Sequence[str]) -> PropertyDataset:
-    """The data set of a name in ``conf/data``, or of a file (``data=table``), with ``overrides``.
+    """Return the data set of a name in ``conf/data``, or of a file, with ``overrides``.
 
     Its targets are the model's unless the overrides say otherwise. If the model was trained on
     these data, the rows that were kept apart for its intervals are the split "calibration". Raises
@@ -45,23 +45,21 @@ def load_data(data: str, predictor: Predictor, overrides: Sequence[str]) -> Prop
     """
     from hydra import compose, initialize_config_module
 
-    from matattn.conf.schema import register
-
     is_file = Path(data).suffix != "" or Path(data).exists()
-    register()
     with initialize_config_module("matattn.conf", version_base="1.3"):
-        config = compose("train", [f"data={'table' if is_file else data}", *overrides])
+        config = compose("evaluate", [f"data={'table' if is_file else data}", *overrides])
     if is_file:
         config.data.path, config.data.name = data, Path(data).name
     if not any(override.startswith("data.targets=") for override in overrides):
         config.data.targets = [target["name"] for target in predictor.targets]
-    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    if (kind := plain["data"].pop("kind")) not in ("crystals", "molecules"):
-        raise ConfigError(f"data={data} holds {kind}; this model needs crystals or molecules")
-    dataset: PropertyDataset = build(plain["data"], "data")
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    source, target = read_data(plain["data"])
+    if source.kind != "structures":
+        raise ConfigError(f"data={data} holds {source.kind}; this model needs structures")
+    dataset: PropertyDataset = build(target, "data")
     if dataset.level != "structure":
         raise ConfigError(f"{dataset.name} has a value for every {dataset.level}, not structure")
-    held_out = dataset.hold_out(plain["task"]["calibration"])
+    held_out = dataset.hold_out(plain["calibration"])
     trained_on = predictor.config.get("data", {}).get("fingerprint")
     return held_out if held_out.fingerprint() == trained_on else dataset
 
@@ -159,28 +157,21 @@ def _remarks(trained_on: dict[str, Any], name: str, fingerprint: str) -> list[st
     return [f"The model was trained on {known}: rows of these that stand here are not held out."]
 
 
-def groups_table(groups: dict[str, Any]) -> Table:
-    """Errors of the held-out groups, beside their baselines."""
-    title = "Mean absolute errors of groups of the validation and test rows"
-    table = Table(title=title, box=SIMPLE_HEAD)
-    for name in ("group", "target"):
-        table.add_column(name)
-    for name in ("MAE", "linear in composition", "mean of training labels"):
-        table.add_column(name, justify="right")
-    table.add_column("unit")
-    for name in ("rows", "in interval", "mean width"):
-        table.add_column(name, justify="right")
+def groups_table(groups: Mapping[str, Any]) -> Table:
+    """Return a table of the errors of held-out groups, beside their baselines."""
+    rows = []
     for group, targets in groups.items():
-        for target, found in targets.items():
-            floors, interval = found["baselines"], found.get("interval")
-            numbers = (found["mae"], floors["linear_composition"], floors["mean"])
-            table.add_row(
-                group,
-                target,
-                *(f"{number:.4f}" for number in numbers),
-                found["unit"],
-                str(found["n"]),
-                f"{interval['coverage']:.1%}" if interval else "",
+        for target, result in targets.items():
+            floors, interval = result["baselines"], result.get("interval")
+            numbers = (result["mae"], floors["linear_composition"], floors["mean"])
+            rows.append([
+                group, target, *(f"{number:.4f}" for number in numbers), result["unit"],
+                str(result["n"]), f"{interval['coverage']:.1%}" if interval else "",
                 f"{interval['mean_width']:.3f}" if interval else "",
-            )
-    return table
+            ])  # fmt: skip
+    header = [
+        "group", "target", "MAE", "linear in composition", "mean of training labels", "unit",
+        "rows", "in interval", "mean width",
+    ]  # fmt: skip
+    title = "Mean absolute errors of groups of the validation and test rows"
+    return reporting.text_table(title, header, rows)

@@ -11,9 +11,12 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from matattn.config import RunConfig
 from matattn.text import Sentence
 from matattn.training.run_log import RunLog
+from matattn.training.schedules import Schedule
 from matattn.workflows.fitting import (
+    GradientDescent,
     fit,
     log_loss,
     make_loaders,
@@ -29,20 +32,25 @@ class TextTraining(L.LightningModule):
 
     Args:
         network: what is trained.
-        optimizer: lr, betas, weight_decay, and ``schedule``.
+        optimizer, schedule: of AdamW.
         ids: of the training texts, to name those of a batch with a loss that is not finite.
         folder: where these are written.
     """
 
     def __init__(
-        self, network: nn.Module, optimizer: Mapping[str, Any], ids: Sequence[str], folder: Path
+        self,
+        network: nn.Module,
+        optimizer: GradientDescent,
+        schedule: Schedule,
+        ids: Sequence[str],
+        folder: Path,
     ) -> None:
         super().__init__()
-        self.network, self.settings = network, dict(optimizer)
+        self.network, self.optimizer, self.schedule = network, optimizer, schedule
         self.ids, self.folder = ids, folder
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """The loss of a batch; random choices come from ``generator`` if there is one."""
+        """Return the loss of a batch; random choices come from ``generator`` if there is one."""
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -56,29 +64,33 @@ class TextTraining(L.LightningModule):
         self.log("val/loss", self.loss(batch, generator), batch_size=len(batch["rows"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return optimization(self, self.network, self.settings)
+        return optimization(self, self.network, self.optimizer, self.schedule)
 
 
 def opening(sentence: Sentence) -> str:
-    """Where a sentence stands, and how it begins: to name it in messages."""
+    """Return where a sentence stands, and how it begins: to name it in messages."""
     return f"{sentence.source}: {' '.join(sentence.words[:12])}"
 
 
 def train(
-    config: dict[str, Any],
+    config: RunConfig[Any, GradientDescent],
     folder: Path,
     module: TextTraining,
     splits: Mapping[str, Sequence[Any]],
     collate: Callable[[list[Any]], Batch],
+    epochs: int | None = None,
 ) -> RunLog:
-    """Train on the texts of ``splits`` (train and perhaps val); the log of the epochs."""
+    """Train on the texts of ``splits`` (train and perhaps val) and return the log.
+
+    ``epochs`` stands for ``trainer.max_epochs``.
+    """
 
     def collated(items: list[tuple[int, Any]]) -> Batch:
         rows, texts = zip(*items, strict=True)
         return collate(list(texts)) | {"rows": torch.tensor(rows)}
 
     numbered = {split: list(enumerate(texts)) for split, texts in splits.items() if texts}
-    loaders = make_loaders(numbered, config["task"]["batch_size"], config["seed"], collated)
+    loaders = make_loaders(numbered, config.task.batch_size, config.seed, collated)
     log = RunLog(folder / "metrics.csv", {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"})
-    fit(config, folder, module, loaders, log)
+    fit(config, folder, module, loaders, log, epochs=epochs)
     return log

@@ -1,8 +1,4 @@
-"""Train an encoder of text from scratch: first on masked words, then on labelled spans.
-
-``run(config, folder, prepared)`` writes the run folder with span F1 beside that of a dictionary, so
-that vocabularies can be compared on a task.
-"""
+"""Train an encoder of text from scratch: first on masked words, then on labelled spans."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import lightning as L
 import torch
@@ -19,10 +15,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from matattn import bundle, pretrained
-from matattn.citations import LICENCES
-from matattn.config import build, import_extra, require
+from matattn.config import (
+    RunConfig,
+    Section,
+    Target,
+    at_least,
+    build,
+    import_extra,
+    one_of,
+    setting,
+)
 from matattn.errors import BundleError, ConfigError
-from matattn.files import write_json, write_text
 from matattn.models.matter_tokenizer import (
     SPECIAL,
     count_plain,
@@ -39,8 +42,10 @@ from matattn.text import (
     spans_of,
     to_labels,
 )
+from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
-from matattn.workflows.fitting import check_settings
+from matattn.workflows.fitting import GradientDescent, check_batches
+from matattn.workflows.outputs import Outputs
 from matattn.workflows.text import report
 from matattn.workflows.text.fitting import Batch, TextTraining, opening
 from matattn.workflows.text.fitting import train as fit_texts
@@ -51,16 +56,32 @@ from matattn.workflows.text.predict import (
     find_spans,
     load_tokenizer,
 )
-from matattn.workflows.text.report import results_table
-
-__all__ = ["MaskedWords", "SpanLabels", "prepare", "results_table", "run"]
 
 VOCABULARIES = {"matter": "tokenizer.json", "wordpiece": "wordpiece.json"}
+SPLITS = ("train", "val", "test")
 MASKED = 0.15  # of the words
 KEPT, REPLACED = 0.1, 0.1  # of the masked words: left as they are, or a random piece
 _HELD_OUT = 20  # every so many-th chunk of the corpus tells how well words are guessed
 _IGNORED = -100
 Chunk = tuple[list[int], list[int]]  # ids, and the word of each (-1: none)
+
+
+@dataclass(frozen=True)
+class LanguageSettings(Section):
+    """Settings of an encoder's training; ``conf/task/language_model.yaml`` explains each."""
+
+    key: ClassVar[str] = "task"
+
+    workflow: str = "language_model"
+    batch_size: int = at_least(32, 1)
+    select: str = one_of("final", ("final", "best"))
+    pretraining_epochs: int = at_least(1, 0)
+    tokenizer: str | None = None
+    vocabulary: str = one_of("wordpiece", tuple(VOCABULARIES))
+    vocab_size: int = at_least(1000, len(SPECIAL) + 1)
+    types: list[str] | None = setting(
+        None, "a list of types of spans that the data have, or null", lambda types: True
+    )
 
 
 class MaskedWords(TextTraining):
@@ -97,36 +118,151 @@ class SpanLabels(TextTraining):
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a configuration describes, built and checked."""
+class Trained:
+    """What both trainings leave in memory."""
 
+    log: RunLog
+    pretraining: Mapping[str, Any]  # what metrics.json says of it
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """An encoder to train, prepared: text, tokenizer and network."""
+
+    settings: ClassVar[type[Section]] = LanguageSettings
+    optimizer: ClassVar[type[Section]] = GradientDescent
+    results_table = staticmethod(report.labelling_table)
+
+    config: RunConfig[LanguageSettings, GradientDescent]
     dataset: TextDataset
-    types: list[str]  # of the spans that are learned
+    types: Sequence[str]  # of the spans that are learned
     tokenizer: Any
+    arguments: Mapping[str, Any]  # of the network, with what the data decide
     network: TokenClassifier
     schedule: Schedule
+    chunks: Sequence[Chunk]  # of the corpus, if masked words are learned
     fingerprint: str  # of the data
-    chunks: list[Chunk]  # of the corpus, if masked words are learned
+
+    @classmethod
+    def prepare(cls, config: RunConfig[LanguageSettings, GradientDescent]) -> Self:
+        """Read text and tokenizer, build the encoder; raises MatattnError for any mistake."""
+        task, length = config.task, config.model.arguments.get("max_length", 3)
+        check_batches(config)
+        if not isinstance(length, int) or length < 3:
+            raise ConfigError(f"model.max_length={length!r}: expected at least 3")
+        if config.init_from:
+            raise ConfigError("init_from starts trainings on structures only, not on text")
+        import_extra("tokenizers")
+        dataset: TextDataset = build(config.data, "data")
+        types = _types(task, dataset)
+        tokenizer = _tokenizer(task, dataset)
+        chunks: list[Chunk] = []
+        if task.pretraining_epochs:
+            chunks = _chunks(tokenizer, dataset.corpus, length)
+            if len(chunks) < 2:
+                raise ConfigError(
+                    f"{dataset.name}: the corpus makes {len(chunks)} chunk of text, and masked "
+                    "words need 2, one of them held out: a longer corpus, or "
+                    "task.pretraining_epochs=0"
+                )
+        schedule = build(config.optimizer.schedule, "optimizer.schedule")
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        arguments = {
+            **config.model.arguments,
+            "vocab_size": tokenizer.get_vocab_size(),
+            "num_labels": 1 + 2 * len(types),
+        }
+        network = build(Target(config.model.target, arguments), "model")
+        return cls(
+            config, dataset, types, tokenizer, arguments, network, schedule, chunks,
+            dataset.fingerprint(),
+        )  # fmt: skip
+
+    def train(self, folder: Path) -> Trained:
+        """Train on masked words, then on spans, from the last checkpoints in ``folder``."""
+        pretraining = self._pretrain(folder / "pretraining")
+        length = self.network.encoder.max_length
+        trained = {
+            split: [
+                short
+                for part in self._parts(split)
+                for short in _fitting(self.tokenizer, length - 2, part)  # beside [CLS] and [SEP]
+            ]
+            for split in ("train", "val")
+        }
+        labels = {name: number for number, name in enumerate(_labels(self.types))}
+        collate = partial(_collate_sentences, self.tokenizer, length, labels)
+        ids = [opening(sentence) for sentence in trained["train"]]
+        module = SpanLabels(self.network, self.config.optimizer, self.schedule, ids, folder)
+        return Trained(fit_texts(self.config, folder, module, trained, collate), pretraining)
+
+    def _parts(self, split: str) -> list[Sentence]:
+        """Return the sentences of a split in parts that fit into a window of words."""
+        sentences = self.dataset.of_split(split)
+        return [part for s in sentences for part in parts(s, WINDOW, self.types)]
+
+    def _pretrain(self, folder: Path) -> dict[str, Any]:
+        """Learn masked words of the corpus: leaves the encoder with what it learned."""
+        epochs, chunks = self.config.task.pretraining_epochs, self.chunks
+        result = {"epochs": epochs, "lines": len(self.dataset.corpus)}
+        if not epochs:
+            return {**result, "held_out": 0, "loss": None, "seconds": 0.0}
+        splits = {
+            "train": [chunk for n, chunk in enumerate(chunks) if n % _HELD_OUT],
+            "val": chunks[::_HELD_OUT],
+        }
+        ids = [f"chunk {number} of the corpus" for number in range(len(chunks))]
+        model = MaskedLanguageModel(self.network.encoder)
+        module = MaskedWords(model, self.config.optimizer, self.schedule, ids, folder)
+        log = fit_texts(self.config, folder, module, splits, _collate_chunks, epochs)
+        loss, seconds = log.rows[-1]["val/loss"], round(log.seconds, 1)
+        return {**result, "held_out": len(splits["val"]), "loss": loss, "seconds": seconds}
+
+    def evaluate(self, folder: Path, trained: Trained) -> Outputs:
+        """Return span scores beside those of a dictionary, and the model."""
+        task, dataset, network = self.config.task, self.dataset, self.network
+        splits = {split: self._parts(split) for split in SPLITS}
+        description = {
+            "labels": _labels(self.types),
+            "vocabulary": {
+                "name": task.vocabulary,
+                "pieces": self.tokenizer.get_vocab_size(),
+                "from": task.tokenizer,
+            },
+        }
+        model = TextModel(network.cpu().eval(), description, self.tokenizer)
+        metrics: dict[str, Any] = {
+            split: _scores(model, splits["train"], splits[split], self.types)
+            for split in ("test", "val")
+            if splits[split]
+        }
+        metrics["pretraining"] = trained.pretraining
+        metrics["vocabulary"] = task.vocabulary
+        metrics["parameters"] = sum(p.numel() for p in network.parameters())
+        metrics["train_time_s"] = round(trained.log.seconds, 1)
+        metrics["rows"] = {split: len(of_split) for split, of_split in splits.items()}
+        return Outputs(
+            metrics=metrics,
+            network=network,
+            arguments=self.arguments,
+            description=description,
+            data={"name": dataset.name, "fingerprint": self.fingerprint, "note": dataset.note},
+            template="text/language_model.md",
+            report=report.labelling_values(self.config, dataset, metrics),
+            figures={"loss.png": report.loss_plot(trained.log.rows)},
+            bundle_files={"tokenizer.json": self.tokenizer.to_str()},
+        )
 
 
-def prepare(config: dict[str, Any]) -> Prepared:
-    """Read text and tokenizer, build the encoder; raises ConfigError, DataError, BundleError."""
-    task = config["task"]
-    check_settings(config)
-    require("task.pretraining_epochs", task["pretraining_epochs"], int, lambda n: n >= 0,
-            "0 or more")  # fmt: skip
-    require("task.vocabulary", task["vocabulary"], str, VOCABULARIES.__contains__,
-            f"one of {', '.join(VOCABULARIES)}")  # fmt: skip
-    require("model.max_length", config["model"]["max_length"], int, lambda n: n >= 3, "at least 3")
-    if config["init_from"]:
-        raise ConfigError("init_from starts trainings on crystals only, not on text")
-    import_extra("tokenizers")
-    dataset: TextDataset = build(config["data"], "data")
+def _types(task: LanguageSettings, dataset: TextDataset) -> list[str]:
+    """Return the types of spans to learn; raises ConfigError for one that the data have not."""
     known = dataset.types()
-    types = known
-    if task["types"] is not None:
-        require("task.types", task["types"], list, bool, f"a list of {', '.join(known)}, or null")
-        types = list(dict.fromkeys(map(str, task["types"])))
+    if task.types is None:
+        types = known
+    elif not task.types:
+        raise ConfigError(f"task.types=[]: expected a list of {', '.join(known)}, or null")
+    else:
+        types = list(dict.fromkeys(task.types))
     if unknown := sorted(set(types) - set(known)):
         raise ConfigError(
             f"task.types: {dataset.name} has no spans of {', '.join(unknown)}; it has "
@@ -135,123 +271,31 @@ def prepare(config: dict[str, Any]) -> Prepared:
     for split in ("train", "test"):
         if not any(s.of(types) for s in dataset.of_split(split)):
             raise ConfigError(f"{dataset.name}: no labelled span in its {split} sentences")
-    tokenizer = _tokenizer(task, dataset)
-    chunks: list[Chunk] = []
-    if task["pretraining_epochs"]:
-        chunks = _chunks(tokenizer, dataset.corpus, config["model"]["max_length"])
-        if len(chunks) < 2:
-            raise ConfigError(
-                f"{dataset.name}: the corpus makes {len(chunks)} chunk of text, and masked words "
-                "need 2, one of them held out: a longer corpus, or task.pretraining_epochs=0"
-            )
-    schedule = build(config["optimizer"]["schedule"], "optimizer.schedule")
-    L.seed_everything(config["seed"], workers=True, verbose=False)
-    config["model"] |= {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "num_labels": 1 + 2 * len(types),
-    }
-    network = build(config["model"], "model")
-    return Prepared(dataset, types, tokenizer, network, schedule, dataset.fingerprint(), chunks)
+    return types
 
 
-def _tokenizer(task: Mapping[str, Any], dataset: TextDataset) -> Any:
-    """That of a tokenization run, or plain WordPiece made from the corpus."""
-    if task["tokenizer"] is not None:
-        folder = pretrained.find(task["tokenizer"])
+def _tokenizer(task: LanguageSettings, dataset: TextDataset) -> Any:
+    """Return that of a tokenization run, or plain WordPiece made from the corpus."""
+    if task.tokenizer is not None:
+        folder = pretrained.find(task.tokenizer)
         if (network := bundle.describe(folder)["network"]) != "MaterialDetector":
             raise BundleError(
                 f"{folder}: is a {network}; task.tokenizer takes the model/ folder of a run of "
                 "model=matter"
             )
-        return load_tokenizer(folder, VOCABULARIES[task["vocabulary"]])
-    if task["vocabulary"] != "wordpiece":
+        return load_tokenizer(folder, VOCABULARIES[task.vocabulary])
+    if task.vocabulary != "wordpiece":
         raise ConfigError(
             "task.vocabulary=matter needs task.tokenizer=RUN/model, the model/ folder of a run of "
             "model=matter"
         )
-    size = task["vocab_size"]
-    require("task.vocab_size", size, int, lambda n: n > len(SPECIAL), f"above {len(SPECIAL)}")
-    tokenizer = make_tokenizer(train_vocabulary(count_plain(dataset.corpus), size))
+    tokenizer = make_tokenizer(train_vocabulary(count_plain(dataset.corpus), task.vocab_size))
     tokenizer.encode_special_tokens = True  # as ``load_tokenizer``
     return tokenizer
 
 
-def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
-    """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
-    task, dataset, network = config["task"], prepared.dataset, prepared.network
-    masked = _pretrain(config, folder / "pretraining", prepared)
-    splits = {
-        split: [part for s in dataset.of_split(split) for part in parts(s, WINDOW, prepared.types)]
-        for split in ("train", "val", "test")
-    }
-    room = network.encoder.max_length - 2  # beside [CLS] and [SEP]
-    trained = {
-        split: [
-            short for part in splits[split] for short in _fitting(prepared.tokenizer, room, part)
-        ]
-        for split in ("train", "val")
-    }
-    labels = {name: number for number, name in enumerate(_labels(prepared.types))}
-    collate = partial(_collate_sentences, prepared.tokenizer, network.encoder.max_length, labels)
-    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
-    module = SpanLabels(network, optimizer, [opening(s) for s in trained["train"]], folder)
-    log = fit_texts(config, folder, module, trained, collate)
-    described: dict[str, Any] = {
-        "kind": "text",
-        "labels": _labels(prepared.types),
-        "vocabulary": {
-            "name": task["vocabulary"],
-            "pieces": prepared.tokenizer.get_vocab_size(),
-            "from": task["tokenizer"],
-        },
-        "data": {"name": dataset.name, "fingerprint": prepared.fingerprint, "note": dataset.note},
-        "seed": config["seed"],
-        "licence": LICENCES.get(dataset.name, ""),
-    }
-    model = TextModel(network.cpu().eval(), described, prepared.tokenizer)
-    metrics: dict[str, Any] = {
-        split: _scores(model, splits["train"], splits[split], prepared.types)
-        for split in ("test", "val")
-        if splits[split]
-    }
-    metrics["pretraining"] = masked
-    metrics["vocabulary"] = task["vocabulary"]
-    metrics["parameters"] = sum(p.numel() for p in network.parameters())
-    metrics["train_time_s"] = round(log.seconds, 1)
-    metrics["rows"] = {split: len(found) for split, found in splits.items()}
-    described["metrics"] = metrics
-    report.loss_plot(folder / "loss.png", log.rows)
-    text = report.language_report(config, dataset, metrics)
-    arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
-    bundle.save(folder / "model", network, arguments, described, report.card_text(text),
-                files={"tokenizer.json": prepared.tokenizer.to_str()})  # fmt: skip
-    write_text(folder / "report.md", text)
-    write_json(folder / "metrics.json", metrics)  # last: its presence says that the run is finished
-    return metrics
-
-
 def _labels(types: Sequence[str]) -> list[str]:
     return ["O", *(f"{begin}-{name}" for name in types for begin in "BI")]
-
-
-def _pretrain(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
-    """Masked words of the corpus; leaves the encoder with what it learned."""
-    epochs, chunks = config["task"]["pretraining_epochs"], prepared.chunks
-    result = {"epochs": epochs, "lines": len(prepared.dataset.corpus)}
-    if not epochs:
-        return {**result, "held_out": 0, "loss": None, "seconds": 0.0}
-    splits = {
-        "train": [chunk for n, chunk in enumerate(chunks) if n % _HELD_OUT],
-        "val": chunks[::_HELD_OUT],
-    }
-    ids = [f"chunk {number} of the corpus" for number in range(len(chunks))]
-    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
-    model = MaskedLanguageModel(prepared.network.encoder)
-    module = MaskedWords(model, optimizer, ids, folder)
-    settings = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
-    log = fit_texts(settings, folder, module, splits, _collate_chunks)
-    loss, seconds = log.rows[-1]["val/loss"], round(log.seconds, 1)
-    return {**result, "held_out": len(splits["val"]), "loss": loss, "seconds": seconds}
 
 
 def _chunks(tokenizer: Any, lines: Sequence[str], length: int) -> list[Chunk]:
@@ -302,7 +346,7 @@ def _collate_sentences(
 
 
 def _scores(
-    model: TextModel, train: Sequence[Sentence], held_out: Sequence[Sentence], types: list[str]
+    model: TextModel, train: Sequence[Sentence], held_out: Sequence[Sentence], types: Sequence[str]
 ) -> dict[str, Any]:
     """Scores of all types together, of each, and of a dictionary of the training words."""
     wanted = [list(s.spans) for s in held_out]

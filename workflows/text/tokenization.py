@@ -1,21 +1,14 @@
-"""MATTER in one run: train the detector, find the materials of a corpus, build the vocabulary.
-
-``run(config, folder, prepared)`` writes the run folder: scores of the detector, the vocabulary
-beside plain WordPiece and BPE for several sizes and strengths, frequency tables, report and bundle.
-"""
+"""MATTER in one run: train the detector, find the materials of a corpus, build the vocabulary."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import lightning as L
 import numpy as np
@@ -23,12 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from matattn import bundle
-from matattn.citations import LICENCES
-from matattn.config import build, import_extra, require
+from matattn.config import RunConfig, Section, at_least, build, import_extra, one_of, setting
 from matattn.datasets.text_noise import noisy
 from matattn.errors import ConfigError
-from matattn.files import write_json, write_text
 from matattn.models.material_detector import LABELS, encode_words, is_formula
 from matattn.models.matter_tokenizer import (
     RULES,
@@ -53,19 +43,46 @@ from matattn.text import (
     to_labels,
     word_score,
 )
+from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
-from matattn.workflows.fitting import check_settings
+from matattn.workflows.fitting import GradientDescent, check_batches
+from matattn.workflows.outputs import Outputs
 from matattn.workflows.text import report
 from matattn.workflows.text.fitting import Batch, TextTraining, opening
 from matattn.workflows.text.fitting import train as fit_texts
 from matattn.workflows.text.predict import TextModel, find_spans, tag
-from matattn.workflows.text.report import results_table
-
-__all__ = ["Detection", "prepare", "results_table", "run"]
 
 LONGEST_TRAINED = 64  # words; longer sentences are trained on in parts
 GENERAL_WORDS = 20_000  # the most frequent of them are what a vocabulary is charged for
 EXAMPLES = ("germanium", "GaAs", "perovskite", "hydroxyapatite", "LiNi0.8Co0.15Al0.05O2")
+SPLITS = ("train", "val", "test")
+_ROOM = len(SPECIAL) + 1  # pieces of the smallest vocabulary
+
+
+def _is_strength(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+@dataclass(frozen=True)
+class TokenizationSettings(Section):
+    """Settings of detector and vocabulary; ``conf/task/tokenization.yaml`` explains each."""
+
+    key: ClassVar[str] = "task"
+
+    workflow: str = "tokenization"
+    batch_size: int = at_least(32, 1)
+    select: str = one_of("final", ("final", "best"))
+    noise_copies: int = at_least(1, 0)
+    word_probability: str = one_of("paper", tuple(RULES))
+    vocab_size: int = at_least(8000, _ROOM)
+    strength: float = setting(1.0, "a number from 0 on", _is_strength)
+    min_frequency: float = setting(2, "above 0", lambda x: x > 0)
+    sizes: list[int] = setting(
+        [], f"a list of whole numbers from {_ROOM} on", lambda xs: all(x >= _ROOM for x in xs)
+    )
+    strengths: list[float] = setting(
+        [], "a list of numbers from 0 on", lambda xs: all(map(_is_strength, xs))
+    )
 
 
 class Detection(TextTraining):
@@ -80,54 +97,139 @@ class Detection(TextTraining):
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a configuration describes, built and checked."""
+class TokenizationTask:
+    """A detector and a vocabulary to train, prepared: the text and the network."""
 
+    settings: ClassVar[type[Section]] = TokenizationSettings
+    optimizer: ClassVar[type[Section]] = GradientDescent
+    results_table = staticmethod(report.vocabulary_table)
+
+    config: RunConfig[TokenizationSettings, GradientDescent]
     dataset: TextDataset
-    sentences: list[Sentence]  # with spans of the types name and formula
+    sentences: Mapping[str, Sequence[Sentence]]  # by split, with spans of types name and formula
     network: nn.Module
     schedule: Schedule
     fingerprint: str  # of the data
 
+    @classmethod
+    def prepare(cls, config: RunConfig[TokenizationSettings, GradientDescent]) -> Self:
+        """Read the text and build the detector; raises ConfigError or DataError for any mistake."""
+        check_batches(config)
+        if config.init_from:
+            raise ConfigError("init_from starts trainings on structures only, not on text")
+        import_extra("tokenizers")
+        dataset: TextDataset = build(config.data, "data")
+        labelled = [as_materials(s, dataset.material_types) for s in dataset.sentences]
+        sentences = {
+            split: [s for s in labelled if s.split == split and s.words] for split in SPLITS
+        }
+        for split in ("train", "test"):
+            if not any(s.spans for s in sentences[split]):
+                raise ConfigError(f"{dataset.name}: no labelled material in its {split} sentences")
+        _check_sizes(config.task, dataset)
+        schedule = build(config.optimizer.schedule, "optimizer.schedule")
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        network = build(config.model, "model")
+        return cls(config, dataset, sentences, network, schedule, dataset.fingerprint())
 
-def prepare(config: dict[str, Any]) -> Prepared:
-    """Read the text and build the detector; raises ConfigError or DataError for any mistake."""
-    task = config["task"]
-    check_settings(config)
-    number, room = (int, float), len(SPECIAL) + 1
-    require("task.vocab_size", task["vocab_size"], int, lambda n: n >= room, f"at least {room}")
-    require("task.strength", task["strength"], number, _is_strength, "a number from 0 on")
-    require("task.min_frequency", task["min_frequency"], number, lambda x: x > 0, "above 0")
-    require("task.word_probability", task["word_probability"], str, RULES.__contains__,
-            f"one of {', '.join(RULES)}")  # fmt: skip
-    require("task.noise_copies", task["noise_copies"], int, lambda n: n >= 0, "0 or more")
-    require("task.sizes", task["sizes"], list,
-            lambda xs: all(isinstance(x, int) and x >= room for x in xs),
-            f"a list of whole numbers from {room} on")  # fmt: skip
-    require("task.strengths", task["strengths"], list, lambda xs: all(map(_is_strength, xs)),
-            "a list of numbers from 0 on")  # fmt: skip
-    if config["init_from"]:
-        raise ConfigError("init_from starts trainings on crystals only, not on text")
-    import_extra("tokenizers")
-    dataset: TextDataset = build(config["data"], "data")
-    sentences = [as_materials(sentence, dataset.material_types) for sentence in dataset.sentences]
-    for split in ("train", "test"):
-        if not any(s.spans for s in sentences if s.split == split):
-            raise ConfigError(f"{dataset.name}: no labelled material in its {split} sentences")
+    @one_thread()
+    def train(self, folder: Path) -> RunLog:
+        """Train the detector, from the last checkpoint in ``folder`` if there is one."""
+        generator = np.random.default_rng(self.config.seed)
+        train = [part for s in self.sentences["train"] for part in parts(s, LONGEST_TRAINED)]
+        copies = self.config.task.noise_copies
+        noised = [(s, noisy(s, generator)) for _ in range(copies) for s in train]
+        changed = [copy for sentence, copy in noised if copy.words != sentence.words]
+        texts = [s for s in [*train, *changed] if s.words]
+        module = Detection(
+            self.network, self.config.optimizer, self.schedule, [opening(s) for s in texts], folder
+        )
+        splits = {"train": texts, "val": self.sentences["val"]}
+        return fit_texts(self.config, folder, module, splits, _collate)
+
+    @one_thread()
+    def evaluate(self, folder: Path, trained: RunLog) -> Outputs:
+        """Return scores of the detector, vocabularies side by side, and the chosen one."""
+        task, dataset = self.config.task, self.dataset
+        vocabulary = {
+            "size": task.vocab_size,
+            "strength": task.strength,
+            "min_frequency": task.min_frequency,
+            "ties": "smaller ids first: alphabet by code point, then merges in their order",
+        }
+        described = {"labels": list(LABELS), "word_probability": task.word_probability}
+        model = TextModel(self.network.cpu().eval(), described, None)
+        counts = count_words(model, dataset.corpus)
+        if not counts.material:
+            print(
+                "warning: the detector found no material in the corpus, so the vocabularies are "
+                "those of plain WordPiece; train longer (trainer.max_epochs) or on more labelled "
+                "sentences",
+                file=sys.stderr,
+            )
+        rows, vocabularies = _compare(task, counts, _mentions(self.sentences["test"]))
+        chosen = vocabularies[task.vocab_size, task.strength]
+        tokenizers = {
+            "wordpiece": make_tokenizer(vocabularies[task.vocab_size, 0]),
+            "matter": make_tokenizer(chosen),
+        }
+        metrics = self._metrics(model, counts, trained)
+        metrics["vocabularies"] = rows
+        metrics["examples"] = {
+            name: {word: made.encode(word, add_special_tokens=False).tokens for word in EXAMPLES}
+            for name, made in tokenizers.items()
+        }
+        return Outputs(
+            metrics=metrics,
+            network=self.network,
+            arguments=self.config.model.arguments,
+            description={**described, "vocabulary": {**vocabulary, "pieces": len(chosen)}},
+            data={"name": dataset.name, "fingerprint": self.fingerprint, "note": dataset.note},
+            template="text/tokenization.md",
+            report=report.vocabulary_values(self.config, dataset, metrics),
+            figures={
+                "vocabularies.png": report.vocabulary_plot(rows),
+                "loss.png": report.loss_plot(trained.rows),
+            },
+            tables={"frequencies.csv": list(_frequencies(counts, task.strength))},
+            bundle_files={
+                "tokenizer.json": tokenizers["matter"].to_str(),
+                "wordpiece.json": tokenizers["wordpiece"].to_str(),
+                "vocab.txt": "".join(f"{piece}\n" for piece in chosen.pieces),
+            },
+        )
+
+    def _metrics(self, model: TextModel, counts: WordCounts, log: RunLog) -> dict[str, Any]:
+        """Return scores by split, and what the detector found in the corpus."""
+        train = self.sentences["train"]
+        metrics: dict[str, Any] = {
+            split: {
+                "detector": _detector_scores(model, train, self.sentences[split]),
+                "sentences": len(self.sentences[split]),
+            }
+            for split in ("val", "test")
+            if self.sentences[split]
+        }
+        metrics["corpus"] = {
+            "lines": len(self.dataset.corpus),
+            "words": sum(counts.general.values()) + sum(counts.material.values()),
+            "material_words": sum(counts.material.values()),
+            "types": len(counts.general.keys() | counts.material.keys()),
+        }
+        metrics["parameters"] = sum(p.numel() for p in self.network.parameters())
+        metrics["train_time_s"] = round(log.seconds, 1)
+        metrics["rows"] = {split: len(of_split) for split, of_split in self.sentences.items()}
+        return metrics
+
+
+def _check_sizes(task: TokenizationSettings, dataset: TextDataset) -> None:
+    """Raise ConfigError for a vocabulary without room for the characters of the corpus."""
     least = smallest_size(count_plain(dataset.corpus))
-    if (size := min([task["vocab_size"], *task["sizes"]])) < least:
+    if (size := min([task.vocab_size, *task.sizes])) < least:
         raise ConfigError(
             f"a vocabulary of {size} has no room for the {least} characters and special tokens of "
             f"{dataset.name}: task.vocab_size and task.sizes must be larger"
         )
-    schedule = build(config["optimizer"]["schedule"], "optimizer.schedule")
-    L.seed_everything(config["seed"], workers=True, verbose=False)
-    network = build(config["model"], "model")
-    return Prepared(dataset, sentences, network, schedule, dataset.fingerprint())
-
-
-def _is_strength(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 def as_materials(sentence: Sentence, types: Sequence[str]) -> Sentence:
@@ -139,91 +241,6 @@ def as_materials(sentence: Sentence, types: Sequence[str]) -> Sentence:
             kind = "formula" if is_formula(text) else "name"
         spans.append((start, end, kind))
     return Sentence(sentence.words, tuple(spans), sentence.split, sentence.source)
-
-
-@one_thread()
-def run(config: dict[str, Any], folder: Path, prepared: Prepared) -> dict[str, Any]:
-    """Train as configured and fill the run folder; returns the content of ``metrics.json``."""
-    task, dataset = config["task"], prepared.dataset
-    by_split = {
-        split: [s for s in prepared.sentences if s.split == split and s.words]
-        for split in ("train", "val", "test")
-    }
-    generator = np.random.default_rng(config["seed"])
-    train = [part for s in by_split["train"] for part in parts(s, LONGEST_TRAINED)]
-    noised = [(s, noisy(s, generator)) for _ in range(task["noise_copies"]) for s in train]
-    copies = [copy for sentence, copy in noised if copy.words != sentence.words]
-    trained = [s for s in [*train, *copies] if s.words]
-    optimizer = {**config["optimizer"], "schedule": prepared.schedule}
-    module = Detection(prepared.network, optimizer, [opening(s) for s in trained], folder)
-    log = fit_texts(config, folder, module, {"train": trained, "val": by_split["val"]}, _collate)
-    described: dict[str, Any] = {
-        "kind": "text",
-        "labels": list(LABELS),
-        "word_probability": task["word_probability"],
-        "vocabulary": {
-            "size": task["vocab_size"],
-            "strength": task["strength"],
-            "min_frequency": task["min_frequency"],
-            "ties": "smaller ids first: alphabet by code point, then merges in their order",
-        },
-        "data": {"name": dataset.name, "fingerprint": prepared.fingerprint, "note": dataset.note},
-        "seed": config["seed"],
-        "licence": LICENCES.get(dataset.name, ""),
-    }
-    model = TextModel(prepared.network.cpu().eval(), described, None)
-    scores = {s: _detector_scores(model, by_split["train"], by_split[s]) for s in ("val", "test")
-              if by_split[s]}  # fmt: skip
-    counts = count_words(model, dataset.corpus)
-    if not counts.material:
-        print(
-            "warning: the detector found no material in the corpus, so the vocabularies are those "
-            "of plain WordPiece; train longer (trainer.max_epochs) or on more labelled sentences",
-            file=sys.stderr,
-        )
-    mentions = _mentions(by_split["test"])
-    rows, vocabularies = _compare(task, counts, mentions)
-    chosen = vocabularies[task["vocab_size"], task["strength"]]
-    plain = vocabularies[task["vocab_size"], 0]
-    metrics: dict[str, Any] = {
-        split: {"detector": score, "sentences": len(by_split[split])}
-        for split, score in scores.items()
-    }
-    metrics["vocabularies"] = rows
-    tokenizers = {"wordpiece": make_tokenizer(plain), "matter": make_tokenizer(chosen)}
-    metrics["examples"] = {
-        name: {word: made.encode(word, add_special_tokens=False).tokens for word in EXAMPLES}
-        for name, made in tokenizers.items()
-    }
-    metrics["corpus"] = {
-        "lines": len(dataset.corpus),
-        "words": sum(counts.general.values()) + sum(counts.material.values()),
-        "material_words": sum(counts.material.values()),
-        "types": len(counts.general.keys() | counts.material.keys()),
-    }
-    metrics["parameters"] = sum(p.numel() for p in prepared.network.parameters())
-    metrics["train_time_s"] = round(log.seconds, 1)
-    metrics["rows"] = {split: len(found) for split, found in by_split.items()}
-    described["metrics"] = metrics
-    described["vocabulary"]["pieces"] = len(chosen)
-    _write_frequencies(folder / "frequencies.csv", counts, task["strength"])
-    report.vocabulary_plot(folder / "vocabularies.png", rows)
-    report.loss_plot(folder / "loss.png", log.rows)
-    arguments = {key: value for key, value in config["model"].items() if key != "_target_"}
-    card, text = (
-        report.tokenization_report(config, dataset, metrics, model)
-        for model in ("PATH/TO/THIS/FOLDER", os.path.relpath(folder / "model"))
-    )
-    files = {
-        "tokenizer.json": tokenizers["matter"].to_str(),
-        "wordpiece.json": tokenizers["wordpiece"].to_str(),
-        "vocab.txt": "".join(f"{piece}\n" for piece in chosen.pieces),
-    }
-    bundle.save(folder / "model", prepared.network, arguments, described,
-                report.card_text(card), files=files)  # fmt: skip
-    write_text(folder / "report.md", text)
-    write_json(folder / "metrics.json", metrics)  # last: its presence says that the run is finished
-    return metrics
 
 
 def _collate(sentences: Sequence[Sentence]) -> Batch:
@@ -296,16 +313,16 @@ def _mentions(sentences: Sequence[Sentence]) -> list[list[str]]:
 
 
 def _compare(
-    task: dict[str, Any], counts: WordCounts, mentions: list[list[str]]
+    task: TokenizationSettings, counts: WordCounts, mentions: list[list[str]]
 ) -> tuple[list[dict[str, Any]], dict[tuple[int, float], Vocabulary]]:
     """Vocabularies of all sizes and strengths, and what each does to materials and other words."""
-    sizes = sorted({*task["sizes"], task["vocab_size"]})
-    strengths = sorted({0, *task["strengths"], task["strength"]})
+    sizes = sorted({*task.sizes, task.vocab_size})
+    strengths = sorted({0, *task.strengths, task.strength})
     general = counts.general.most_common(GENERAL_WORDS)
     rows, vocabularies = [], {}
     for size in sizes:
         for strength in strengths:
-            vocabulary = train_vocabulary(counts.adjusted(strength), size, task["min_frequency"])
+            vocabulary = train_vocabulary(counts.adjusted(strength), size, task.min_frequency)
             vocabularies[size, strength] = vocabulary
             plain = set(vocabularies[size, 0].pieces)
             for encoding in ("wordpiece", "bpe") if strength == 0 else ("wordpiece",):
@@ -352,14 +369,15 @@ def _pieces(tokenizer: Any, words: Sequence[str]) -> list[int]:
     ]
 
 
-def _write_frequencies(path: Path, counts: WordCounts, strength: float) -> None:
-    """Every word: counts as a material and otherwise, mean probability, adjusted count."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["word", "material", "probability", "general", "adjusted"])
+def _frequencies(counts: WordCounts, strength: float) -> Iterator[dict[str, Any]]:
+    """Yield a row for every word: its counts, mean probability, and adjusted count."""
     adjusted = counts.adjusted(strength)
     for word in sorted(adjusted, key=lambda word: (-adjusted[word], word)):
         material = counts.material[word]
-        chance = f"{counts.probability(word):.6f}" if material else ""
-        writer.writerow([word, material, chance, counts.general[word], f"{adjusted[word]:.6f}"])
-    write_text(path, text.getvalue())
+        yield {
+            "word": word,
+            "material": material,
+            "probability": f"{counts.probability(word):.6f}" if material else "",
+            "general": counts.general[word],
+            "adjusted": f"{adjusted[word]:.6f}",
+        }
