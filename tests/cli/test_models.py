@@ -10,8 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from matattn import __version__, bundle, pretrained
+from matattn import __version__, bundle, networks, pretrained
 from matattn.cli import app
+from matattn.kinds import KINDS
 from matattn.models.crystalformer import Crystalformer
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def shipped(tmp_path, monkeypatch):
         block.attention.sigma_fitted.fill_(True)
     folder = tmp_path / "pretrained"
     bundle.save(folder / "mp-formation-energy", network, ARGUMENTS, DESCRIPTION, "# card")
-    required = (*bundle.REQUIRED, *bundle.KINDS["crystals"])
+    required = (*bundle.REQUIRED, *KINDS["structures"].bundle_keys)
     least = {key: DESCRIPTION[key] for key in required if key in DESCRIPTION}
     bundle.save(folder / "plain", network, ARGUMENTS, least, "# card")
     monkeypatch.setattr(pretrained, "FOLDER", folder)
@@ -91,7 +92,7 @@ def test_data_of_the_configuration_can_be_cited():
 
     known = {path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")}
     known -= {"crystals", "table", "meshes", "text_files"}  # the user's own
-    assert known <= set(DATA) and set(NETWORKS) == set(bundle.NETWORKS)
+    assert known <= set(DATA) and set(NETWORKS) == set(networks.known())
     for entry in (entry for entries in (*DATA.values(), *NETWORKS.values()) for entry in entries):
         assert '{"' not in entry, "an accent has lost its backslash"
 
