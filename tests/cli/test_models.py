@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from matattn import __version__, bundle, networks, pretrained
+from matattn import __version__, bundle, pretrained
 from matattn.cli import app
 from matattn.kinds import KINDS
 from matattn.models.crystalformer import Crystalformer
@@ -85,16 +85,6 @@ def test_citation_file_says_the_same():
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"version: {__version__}\n" in text and "title: matattn\n" in text
     assert "The matattn developers" in run("cite").stdout and "The matattn developers" in text
-
-
-def test_data_of_the_configuration_can_be_cited():
-    from matattn.citations import DATA, NETWORKS
-
-    known = {path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")}
-    known -= {"crystals", "table", "meshes", "text_files"}  # the user's own
-    assert known <= set(DATA) and set(NETWORKS) == set(networks.known())
-    for entry in (entry for entries in (*DATA.values(), *NETWORKS.values()) for entry in entries):
-        assert '{"' not in entry, "an accent has lost its backslash"
 
 
 def test_info(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from matattn.citations import entries
 from matattn.conf.schema import register
 from matattn.config import build, check_targets, config_hash
 from matattn.errors import ConfigError
@@ -88,7 +89,25 @@ def test_data_keys_are_arguments_of_the_loader(option):
     module, name = data.pop("_target_").rsplit(".", 1)
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
     assert data.pop("kind") in ("crystals", "molecules", "meshes", "spins", "text")
-    assert set(data) <= set(parameters)
+    assert set(data) - {"licence", "citations"} <= set(parameters)
+
+
+@pytest.mark.parametrize("option", options("data"))
+def test_data_say_their_licence_and_citations(option):
+    data = composed(f"data={option}")["data"]
+    if option in ("crystals", "meshes", "table", "text_files"):  # the user's own
+        assert "licence" not in data and "citations" not in data
+    else:
+        licence = data.get("licence", "CC0")
+        assert isinstance(licence, str) and licence.strip()
+        assert data["citations"] and len(entries(data["citations"])) == len(data["citations"])
+
+
+def test_data_that_inherit_a_configuration_have_their_own_citations():
+    assert composed("data=matbench")["data"]["citations"] == ["matbench"]
+    data = composed("data=matbench_phonons")["data"]
+    assert data["citations"] == ["matbench", "phonons"]
+    assert data["name"] == composed("data=matbench")["data"]["name"]  # of the default task
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,19 @@ from importlib.resources import files
 import pytest
 
 from matattn import networks
+from matattn.citations import bibtex, entries
 from matattn.errors import BundleError
 from matattn.kinds import KINDS
 
 
 @pytest.mark.parametrize("name", networks.known())
-def test_every_network_says_its_kind(name):
+def test_every_network_says_its_kind_and_what_to_cite(name):
     network = networks.find(name)
     assert network.__name__ == name and network.__module__ == networks.known()[name]
     assert network.kind in KINDS
+    assert network.citations
+    cited = bibtex({"network": name}).split("\n\n")
+    assert cited[1:-1] == entries(network.citations)  # read from the source
 
 
 def test_every_model_of_the_configuration_is_known():
