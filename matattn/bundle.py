@@ -2,12 +2,11 @@
 
 ``model.safetensors`` holds tensors only, ``config.json`` plain values, ``card.md`` is for people
 and ``SHA256SUMS`` covers all of them. Loading checks the sums, never unpickles, and builds only
-networks named in ``NETWORKS``. ``uncertainty.safetensors`` is there when the model is calibrated.
+networks of ``conf/model``. ``uncertainty.safetensors`` is there when the model is calibrated.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import platform
@@ -22,21 +21,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from matattn import networks as registry
 from matattn.errors import BundleError
 from matattn.files import sha256, write_bytes, write_json, write_text
 from matattn.kinds import KINDS, kind_of
 from matattn.uncertainty import Uncertainty
 
-NETWORKS = {
-    "CoulGAT": "matattn.models.coulgat",
-    "CrystalText": "matattn.models.text_encoder",
-    "Crystalformer": "matattn.models.crystalformer",
-    "FLARE": "matattn.models.flare",
-    "FullAttention": "matattn.models.flare",
-    "MaterialDetector": "matattn.models.material_detector",
-    "TokenClassifier": "matattn.models.text_encoder",
-    "TransformerWaveFunction": "matattn.models.factored_attention",  # flax
-}
 FORMAT = 1
 ROOM = 2**30  # bytes: tables that a network makes, libraries that it loads
 MOST_MEMBERS = 100  # networks of an ensemble
@@ -97,8 +87,8 @@ def _write(
     tensors: Mapping[str, Mapping[str, Tensor]],
     files: Mapping[str, str] | None = None,
 ) -> None:
-    if network not in NETWORKS:
-        raise BundleError(f"{network} is not in the registry of networks (matattn/bundle.py)")
+    if network not in registry.known():
+        raise BundleError(f"{network} is not in the registry of networks (conf/model)")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -141,7 +131,7 @@ def load(folder: str | Path) -> tuple[list[nn.Module], dict[str, Any], Uncertain
     folder = Path(folder)
     config = describe(folder)
     name = config["network"]
-    network_class = getattr(importlib.import_module(NETWORKS[name]), name)
+    network_class = registry.find(name)
     if not issubclass(network_class, nn.Module):
         raise BundleError(f"{folder}: a {name} is no torch network; matattn.load reads it")
     uncertainty = None
@@ -165,7 +155,7 @@ def load(folder: str | Path) -> tuple[list[nn.Module], dict[str, Any], Uncertain
 
 
 def load_arrays(folder: str | Path) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-    """Class name, config and weights of a bundle that ``save_arrays`` wrote.
+    """Return class name, config and weights of a bundle that ``save_arrays`` wrote.
 
     Raises BundleError as ``load`` does.
     """
@@ -183,7 +173,7 @@ def load_arrays(folder: str | Path) -> tuple[str, dict[str, Any], dict[str, np.n
 
 @contextmanager
 def _memory_for(needed: int) -> Iterator[None]:
-    """A block that may take twice as many bytes, and ``ROOM``; then it raises an error.
+    """Let a block take at most twice as many bytes, and ``ROOM``; then it raises an error.
 
     The network that a hostile config.json describes would take what there is. Linux only.
     """
@@ -212,7 +202,7 @@ def _check_finite(weights: Mapping[str, Tensor]) -> None:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """The config of a bundle, which is whole and known; raises BundleError."""
+    """Return the config of a bundle; raises BundleError unless it is whole and known."""
     folder = Path(folder)
     _verify(folder)
     try:
@@ -232,14 +222,14 @@ def describe(folder: str | Path) -> dict[str, Any]:
         raise BundleError(
             f"{folder}: format {config['format']!r}; this matattn reads format {FORMAT}"
         )
-    if config["network"] not in NETWORKS:
-        name, known = config["network"], ", ".join(NETWORKS)
+    if config["network"] not in registry.known():
+        name, known = config["network"], ", ".join(registry.known())
         raise BundleError(f"{folder}/config.json: unknown network {name!r}; known: {known}")
     return config
 
 
 def fingerprint(folder: str | Path) -> str:
-    """SHA-256 of a bundle's checksums: tells models apart."""
+    """Return the SHA-256 of a bundle's checksums, which tells models apart."""
     return sha256(Path(folder) / "SHA256SUMS")
 
 

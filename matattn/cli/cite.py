@@ -18,7 +18,7 @@ def cite(
     """Print BibTeX of matattn and its networks, or of all that is behind a model."""
     from matattn import pretrained
     from matattn.citations import bibtex
-    from matattn.errors import BundleError
+    from matattn.errors import MatattnError
 
     try:
         config = None
@@ -26,6 +26,6 @@ def cite(
             path = pretrained.find(model) / "config.json"
             config = json.loads(path.read_text(encoding="utf-8"))
         print(bibtex(config))
-    except (BundleError, OSError, ValueError, KeyError) as error:
+    except (MatattnError, OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from matattn import __version__, bundle, pretrained
 from matattn.cli import app
+from matattn.kinds import KINDS
 from matattn.models.crystalformer import Crystalformer
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def shipped(tmp_path, monkeypatch):
         block.attention.sigma_fitted.fill_(True)
     folder = tmp_path / "pretrained"
     bundle.save(folder / "mp-formation-energy", network, ARGUMENTS, DESCRIPTION, "# card")
-    required = (*bundle.REQUIRED, *bundle.KINDS["crystals"])
+    required = (*bundle.REQUIRED, *KINDS["structures"].bundle_keys)
     least = {key: DESCRIPTION[key] for key in required if key in DESCRIPTION}
     bundle.save(folder / "plain", network, ARGUMENTS, least, "# card")
     monkeypatch.setattr(pretrained, "FOLDER", folder)
@@ -84,16 +85,6 @@ def test_citation_file_says_the_same():
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"version: {__version__}\n" in text and "title: matattn\n" in text
     assert "The matattn developers" in run("cite").stdout and "The matattn developers" in text
-
-
-def test_data_of_the_configuration_can_be_cited():
-    from matattn.citations import DATA, NETWORKS
-
-    known = {path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")}
-    known -= {"crystals", "table", "meshes", "text_files"}  # the user's own
-    assert known <= set(DATA) and set(NETWORKS) == set(bundle.NETWORKS)
-    for entry in (entry for entries in (*DATA.values(), *NETWORKS.values()) for entry in entries):
-        assert '{"' not in entry, "an accent has lost its backslash"
 
 
 def test_info(monkeypatch, tmp_path):

@@ -10,9 +10,12 @@ from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from matattn import networks
+from matattn.citations import entries
 from matattn.conf.schema import register
 from matattn.config import build, check_targets, config_hash
 from matattn.errors import ConfigError
+from matattn.kinds import KINDS
 from matattn.structures.batch import collate
 from matattn.testing import random_crystal
 
@@ -76,7 +79,8 @@ def test_composes_and_builds(choice, tmp_path):
         assert set(config["optimizer"]) == {"lr", "warmup", "diag_shift", "momentum"}
     build(config["trainer"], "trainer", logger=False, default_root_dir=tmp_path)
     if not choice.startswith(("data=", "task=")):  # a wrong pair is refused when the run begins
-        assert config["data"]["kind"] in config["task"]["data_kind"]
+        network = networks.find(model["_target_"].rsplit(".", 1)[1])
+        assert config["data"]["kind"] == network.kind
 
 
 @pytest.mark.parametrize("option", options("data"))
@@ -87,8 +91,28 @@ def test_data_keys_are_arguments_of_the_loader(option):
     data = composed(f"data={option}")["data"]
     module, name = data.pop("_target_").rsplit(".", 1)
     parameters = inspect.signature(getattr(import_module(module), name)).parameters
-    assert data.pop("kind") in ("crystals", "molecules", "meshes", "spins", "text")
-    assert set(data) <= set(parameters)
+    assert set(data) - {"kind", "structures", "licence", "citations"} <= set(parameters)
+
+
+@pytest.mark.parametrize("option", options("data"))
+def test_data_say_their_kind_licence_and_citations(option):
+    data = composed(f"data={option}")["data"]
+    assert data["kind"] in KINDS
+    assert data.get("structures", "molecules") == "molecules"
+    assert "structures" not in data or data["kind"] == "structures"
+    if option in ("crystals", "meshes", "table", "text_files"):  # the user's own
+        assert "licence" not in data and "citations" not in data
+    else:
+        licence = data.get("licence", "CC0")
+        assert isinstance(licence, str) and licence.strip()
+        assert data["citations"] and len(entries(data["citations"])) == len(data["citations"])
+
+
+def test_data_that_inherit_a_configuration_have_their_own_citations():
+    assert composed("data=matbench")["data"]["citations"] == ["matbench"]
+    data = composed("data=matbench_phonons")["data"]
+    assert data["citations"] == ["matbench", "phonons"]
+    assert data["name"] == composed("data=matbench")["data"]["name"]  # of the default task
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import zipfile
 
 import pytest
 
+SUFFIXES = (".py", ".yaml", ".csv", ".html", ".json", ".bib", ".c", ".h")
+
 # Imports each module named on stdin and prints {name: error}. A missing third-party package is an
 # extra that is not installed here; a missing module of ours never is.
 IMPORT_ALL = """
@@ -31,7 +33,7 @@ print(json.dumps(errors))
 def test_wheel_is_complete(packaged, planted_model, built):
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert packaged(".py", ".yaml", ".csv", ".html", ".json", ".c", ".h") | planted_model <= names
+    assert packaged(*SUFFIXES) | planted_model <= names
     strangers = {n for n in names if not n.startswith(("matattn/", "matattn-"))}
     assert not strangers and not any("__pycache__" in n for n in names)
 
@@ -48,7 +50,7 @@ def test_sdist_is_complete(packaged, planted_model, built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert packaged(".py", ".yaml", ".csv", ".html", ".json", ".c", ".h") | planted_model <= names
+    assert packaged(*SUFFIXES) | planted_model <= names
     assert {"train.py", "constraints.txt", "LICENSE", "README.md", "pyproject.toml"} <= names
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from matattn import bundle, pretrained
+from matattn import bundle, networks, pretrained
 from matattn.structures.network import StructureNetwork
 from matattn.units import Property
 
@@ -22,7 +22,7 @@ def adopt(config: dict[str, Any]) -> dict[str, Any]:
     folder = pretrained.find(config["init_from"])
     description = bundle.describe(folder)
     arguments = {k: v for k, v in description["arguments"].items() if k != "num_targets"}
-    target = f"{bundle.NETWORKS[description['network']]}.{description['network']}"
+    target = f"{networks.known()[description['network']]}.{description['network']}"
     origin = {"path": str(config["init_from"]), "sha256": bundle.fingerprint(folder)}
     return {**config, "model": {"_target_": target, **arguments}, "init_from": origin}
 
