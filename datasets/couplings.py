@@ -23,7 +23,7 @@ from matattn.errors import DataError
 from matattn.structures.dataset import PropertyDataset
 from matattn.units import find_properties
 
-Found = Iterator[tuple[str, Molecule, list[str]]]  # place, molecule, type of every pair
+Entries = Iterator[tuple[str, Molecule, list[str]]]  # location, molecule, type of every pair
 
 
 def load_sample(
@@ -33,12 +33,11 @@ def load_sample(
     sizes: Sequence[int] | None = None,
     note: str = "",
 ) -> PropertyDataset:
-    """Couplings, Hz, of all pairs of 48 molecules of QM7 (B3LYP/6-31G).
+    """Read couplings, Hz, of all pairs of 48 molecules of QM7 (B3LYP/6-31G).
 
     ``path`` is a JSON list with z, pos (Å), converged and J_hz [N, N] of every molecule. The split
-    and ``sizes`` are of molecules, as in ``load_champs``.
-
-    Raises DataError when the file is missing or is another one.
+    and ``sizes`` are of molecules, as in ``load_champs``. Raises DataError when the file is missing
+    or has another format.
     """
     return _load(name, _sample(Path(path)), split_seed, sizes, note)
 
@@ -52,35 +51,39 @@ def load_champs(
     sizes: Sequence[int] | None = None,
     note: str = "",
 ) -> PropertyDataset:
-    """The CHAMPS competition "Predicting Molecular Properties": couplings, Hz, of 85,003 molecules.
+    """Read the couplings, Hz, of the CHAMPS competition "Predicting Molecular Properties".
 
     Args:
-        name: how reports call the data.
-        path: the folder with Kaggle's ``train.csv`` and ``structures.csv``.
-        types: of couplings, for example ["1JHC", "2JHH"]; None: all eight.
-        molecules: only so many of the molecules, in the order of the file; None: all.
-        split_seed, sizes: seeded random split of the molecules into so many of train, validation
-            and test; None: 80/10/10 %. Kaggle's test rows have no published labels.
+        name: what reports call the data.
+        path: the folder with Kaggle's ``train.csv`` and ``structures.csv``: 85,003 molecules.
+        types: types of couplings to read, for example ["1JHC", "2JHH"]; None: all eight.
+        molecules: number of molecules to read, from the start of the file; None: all.
+        split_seed: seed of the random split of the molecules.
+        sizes: molecules of train, validation and test; None: 80/10/10 %. Kaggle's test rows have
+            no published labels.
         note: what errors on these rows may be compared with.
 
-    Raises DataError when a file or a column is missing.
+    Raises:
+        DataError: if a file or a column is missing.
     """
     return _load(name, _champs(Path(path), types, molecules), split_seed, sizes, note)
 
 
 def _load(
-    name: str, found: Found, split_seed: int, sizes: Sequence[int] | None, note: str
+    name: str, entries: Entries, split_seed: int, sizes: Sequence[int] | None, note: str
 ) -> PropertyDataset:
-    entries = list(found)
-    kinds = {molecule.id: types for _, molecule, types in entries}
+    molecules: list[tuple[str, Molecule]] = []
+    types_by_id: dict[str, list[str]] = {}
+    for where, molecule, types in entries:
+        molecules.append((where, molecule))
+        types_by_id[molecule.id] = types
     targets = find_properties(["scalar_coupling"])
-    pairs = [(place, molecule) for place, molecule, _ in entries]
-    dataset = make_dataset(name, targets, "pair", pairs, split_seed, sizes, note)
-    types = [kind for item in dataset.items for kind in kinds[item.id]]
+    dataset = make_dataset(name, targets, "pair", molecules, split_seed, sizes, note)
+    types = [kind for item in dataset.items for kind in types_by_id[item.id]]
     return replace(dataset, floors={"type_of_coupling": means_by_type(dataset, types)})
 
 
-def _sample(file: Path) -> Found:
+def _sample(file: Path) -> Entries:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         for row in content:
@@ -98,17 +101,17 @@ def _sample(file: Path) -> Found:
             molecule = Molecule(str(row["name"]), z, pos, labels, np.stack([i, j]))
             yield f"{file} ({molecule.id})", molecule, types
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{file}: is not the list of molecules with J_hz: {error!r}") from error
+        raise DataError(f"{file}: not a JSON list of molecules with J_hz: {error!r}") from error
 
 
-def _champs(folder: Path, types: Sequence[str] | None, most: int | None) -> Found:
+def _champs(folder: Path, types: Sequence[str] | None, limit: int | None) -> Entries:
     couplings: dict[str, list[tuple[int, int, str, float]]] = defaultdict(list)
     for row in _rows(
         folder / "train.csv",
         ("molecule_name", "atom_index_0", "atom_index_1", "type", "scalar_coupling_constant"),
     ):
         name, i, j, kind, value = row
-        if most is not None and name not in couplings and len(couplings) == most:
+        if limit is not None and name not in couplings and len(couplings) == limit:
             break
         if types is None or kind in types:
             couplings[name].append((int(i), int(j), kind, float(value)))
@@ -128,16 +131,16 @@ def _champs(folder: Path, types: Sequence[str] | None, most: int | None) -> Foun
 
 
 def _rows(file: Path, columns: Sequence[str]) -> Iterator[list[str]]:
-    """The given columns of every line of a CSV file."""
+    """Yield the ``columns`` of every line of a CSV file."""
     try:
         with open(file, newline="", encoding="utf-8") as lines:
             reader = csv.reader(lines)
             header = next(reader, [])
             if missing := [name for name in columns if name not in header]:
                 raise DataError(f"{file}: lacks the columns {', '.join(missing)}")
-            places = [header.index(name) for name in columns]
+            indices = [header.index(name) for name in columns]
             for row in reader:
-                yield [row[place] for place in places]
+                yield [row[index] for index in indices]
     except (OSError, UnicodeDecodeError, IndexError) as error:
         raise DataError(
             f"{file}: cannot be read ({error}); download it from Kaggle, "

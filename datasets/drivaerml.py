@@ -1,4 +1,4 @@
-"""Surface pressure of DrivAerML cars at points that the authors of FLARE drew in advance.
+"""Surface pressure of DrivAerML cars at points that the authors of FLARE sampled in advance.
 
 Ashton et al., "DrivAerML: High-Fidelity Computational Fluid Dynamics Dataset for Road-Car External
 Aerodynamics", arXiv 2408.11969; CC-BY-SA 4.0. Folders train and test hold run_<i>.npz with
@@ -33,18 +33,20 @@ def load(
     sizes: Sequence[int] | None = None,
     note: str = "",
 ) -> FieldDataset:
-    """Mean pressure on the cars, with the authors' split into folders train and test.
+    """Read the mean pressure on the cars, with the authors' split into folders train and test.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: the folder with train and test.
-        points: points of each car: a key of ``POINTS``.
+        points: number of points on each car, a key of ``POINTS``.
         sizes: samples that train, val and test must have.
         note: what errors may be compared with.
 
     Coordinates are mapped to [-1, 1] by their range over the training cars; FLARE maps them to
-    [0, 1] by fixed bounds (-0.9425 to 4.1325, -1.1314 to 1.1317 and -0.3176 to 1.2445 m). Raises
-    DataError when a folder is missing or empty, or a file has another number of points.
+    [0, 1] by fixed bounds (-0.9425 to 4.1325, -1.1314 to 1.1317 and -0.3176 to 1.2445 m).
+
+    Raises:
+        DataError: if a folder is missing or empty, or a file has another number of points.
     """
     if points not in POINTS:
         raise DataError(f"data.points={points!r}: choose {', '.join(POINTS)}")
@@ -67,5 +69,5 @@ def load(
 
 
 def _number(file: Path) -> tuple[int, str]:
-    """Run 9 comes before run 10."""
+    """Return a sort key by which run 9 comes before run 10."""
     return int("".join(re.findall(r"\d", file.stem)) or 0), file.stem

@@ -1,4 +1,4 @@
-"""Files of published PDE fields: NumPy and MATLAB arrays, read no further than is needed.
+"""Files of published PDE fields: NumPy and MATLAB arrays, read only as far as needed.
 
 Nothing here unpickles.
 """
@@ -21,7 +21,7 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def present(path: Path, source: str) -> Path:
-    """The file or folder ``path``; raises DataError, saying where it comes from, without it."""
+    """Return the file or folder ``path``; raises DataError, which names ``source``, without it."""
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; get it from {source} and unpack it there, or set "
@@ -31,7 +31,7 @@ def present(path: Path, source: str) -> Path:
 
 
 def read_npy(path: Path, shape: Shape, source: str) -> np.ndarray:
-    """An array that stays in its file until it is used."""
+    """Open an array that stays in its file until it is used."""
     try:
         array = np.load(present(path, source), mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
@@ -41,7 +41,7 @@ def read_npy(path: Path, shape: Shape, source: str) -> np.ndarray:
 
 
 def read_npz(path: Path, shapes: Mapping[str, Shape], source: str) -> dict[str, np.ndarray]:
-    """Some arrays of a .npz file; what else it holds is not looked at."""
+    """Read some arrays of a .npz file and nothing else of it."""
     try:
         with open(present(path, source), "rb") as file:
             content = np.load(file, allow_pickle=False)
@@ -57,7 +57,7 @@ def read_npz(path: Path, shapes: Mapping[str, Shape], source: str) -> dict[str, 
 
 @contextmanager
 def mat_arrays(path: Path, shapes: Mapping[str, Shape], source: str) -> Iterator[dict[str, Any]]:
-    """Arrays of a MATLAB file, to be indexed inside the block; since v7.3 such files are HDF5."""
+    """Open arrays of a MATLAB file, to be indexed inside the block; since v7.3 it is HDF5."""
     try:
         with open(present(path, source), "rb") as file:
             head = file.read(1024)
@@ -75,12 +75,12 @@ def mat_arrays(path: Path, shapes: Mapping[str, Shape], source: str) -> Iterator
         raise
     except ModuleNotFoundError as error:
         raise DataError(f"{path}: needs h5py: pip install 'matattn[mesh]'") from error
-    except Exception as error:  # parsers raise whatever they like on damaged files
+    except Exception as error:  # parsers raise errors of any type on damaged files
         raise DataError(f"{path}: cannot be read as a MATLAB file: {error}") from error
 
 
 class _Reversed:
-    """An array of MATLAB in HDF5, whose axes stand in reverse order there."""
+    """A MATLAB array in HDF5, which stores its axes in reverse order."""
 
     def __init__(self, stored: Any) -> None:
         self.stored = stored
@@ -100,14 +100,14 @@ def _checked(path: Path, arrays: dict[str, Any], shapes: Mapping[str, Shape]) ->
     return arrays
 
 
-def check_shape(where: str, found: Sequence[int], wanted: Shape) -> None:
-    """Raise DataError unless a shape is the published one."""
-    if len(found) != len(wanted) or any(
-        length not in (None, given) for given, length in zip(found, wanted, strict=True)
+def check_shape(where: str, shape: Sequence[int], published: Shape) -> None:
+    """Raise DataError unless ``shape`` is the published one."""
+    if len(shape) != len(published) or any(
+        expected not in (None, length) for length, expected in zip(shape, published, strict=True)
     ):
-        shown = ", ".join("any" if length is None else str(length) for length in wanted)
+        text = ", ".join("any" if length is None else str(length) for length in published)
         raise DataError(
-            f"{where}: has the shape {tuple(found)}, the published one is ({shown}); is this "
+            f"{where}: has the shape {tuple(shape)}, the published one is ({text}); is this "
             "another version of the data?"
         )
 
@@ -115,31 +115,34 @@ def check_shape(where: str, found: Sequence[int], wanted: Shape) -> None:
 def published_split(
     path: Path, count: int, sizes: Sequence[int], test_last: bool = False
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Which of ``count`` samples are used, in two pieces, and their split [sum of sizes].
+    """Return the pieces of ``count`` samples that are used, and their split [sum of sizes].
 
-    Training and validation samples stand first; test samples follow, or are the last of the file.
+    Training and validation samples come first; test samples follow, or are the last of the file.
     """
     train, val, test = sizes
-    if train + val + test > count:
-        raise DataError(f"{path}: has {count} samples, the split {list(sizes)} needs more")
+    if (total := train + val + test) > count:
+        raise DataError(
+            f"{path}: has {count} samples, the split {list(sizes)} needs {total}; give smaller "
+            "data.sizes"
+        )
     start = count - test if test_last else train + val
     pieces = slice(0, train + val), slice(start, start + test)
     return pieces, np.repeat(np.array(SPLITS), sizes)
 
 
 def row_numbers(pieces: Sequence[slice]) -> list[int]:
-    """The numbers of the samples in the file, which their ids have."""
+    """Return the indices of the samples in the file, which their ids contain."""
     return [row for piece in pieces for row in range(piece.start, piece.stop)]
 
 
 def take(array: Any, pieces: Sequence[slice], *index: Any) -> np.ndarray:
-    """The samples of all pieces as float32, of each only what ``index`` says."""
+    """Return the samples of all pieces as float32, of each only the entries at ``index``."""
     parts = [np.asarray(array[(piece, *index)], dtype=np.float32) for piece in pieces]
     return np.concatenate(parts)
 
 
 def quads(grid: tuple[int, int]) -> np.ndarray:
-    """Quadrilaterals [E, 4] between the nodes of a grid that are numbered row by row."""
+    """Return the quadrilaterals [E, 4] of a grid whose nodes are numbered row by row."""
     nodes = np.arange(grid[0] * grid[1]).reshape(grid)
     corners = nodes[:-1, :-1], nodes[1:, :-1], nodes[1:, 1:], nodes[:-1, 1:]
     return np.stack(corners, axis=-1).reshape(-1, 4)

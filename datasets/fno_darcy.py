@@ -31,10 +31,10 @@ def load(
     sizes: Sequence[int] = (1000, 0, 200),
     note: str = "",
 ) -> FieldDataset:
-    """The solution u on every ``stride``-th node of the published grid, in units of the square.
+    """Read the solution u on every ``stride``-th node of the published grid.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: the folder darcy, with piececonst_r421_N1024_smooth1.mat and ..._smooth2.mat: coeff
             and sol [samples, resolution, resolution].
         stride: 5 gives the 85 x 85 nodes of most papers; it must divide resolution - 1.
@@ -42,9 +42,11 @@ def load(
         sizes: samples of train, val and test, the first of their files.
         note: what errors may be compared with.
 
-    The coefficient is standardised, coordinates are not scaled. As in the published loaders, x
-    grows along the last axis of the arrays. Raises DataError when a file is missing or another
-    one.
+    Coordinates are in units of the square and not scaled; the coefficient is standardised. As in
+    the published loaders, x grows along the last axis of the arrays.
+
+    Raises:
+        DataError: if a file is missing or has another format.
     """
     if stride < 1 or (resolution - 1) % stride:
         raise DataError(f"data.stride={stride}: must divide {resolution - 1}")
@@ -76,7 +78,7 @@ def load(
 
 
 def _read(file: Path, count: int, stride: int, resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficient and solution [count, side, side] of the first samples of a file."""
+    """Read coefficient and solution [count, side, side] of the first samples of a file."""
     shape = (None, resolution, resolution)
     every = slice(None, None, stride)
     with mat_arrays(file, {"coeff": shape, "sol": shape}, SOURCE) as arrays:

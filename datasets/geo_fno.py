@@ -37,10 +37,10 @@ def load_elasticity(
     sizes: Sequence[int] = (1000, 0, 200),
     note: str = "",
 ) -> FieldDataset:
-    """Stress in a hyperelastic unit cell with a random hole, clamped below and pulled above.
+    """Read the stress in a hyperelastic unit cell with a random hole, clamped below, pulled above.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: the folder elasticity, with Meshes/Random_UnitCell_XY_10.npy [nodes, 2, samples] and
             Meshes/Random_UnitCell_sigma_10.npy [nodes, samples].
         shape: samples and nodes that the files must have.
@@ -48,7 +48,10 @@ def load_elasticity(
         note: what errors may be compared with.
 
     Coordinates are not scaled. Nodes of different samples do not correspond, and there are no
-    cells. Raises DataError when a file is missing or another one.
+    cells.
+
+    Raises:
+        DataError: if a file is missing or has another format.
     """
     samples, nodes = shape
     folder = Path(path) / "Meshes"
@@ -72,11 +75,12 @@ def load_pipe(
     sizes: Sequence[int] = (1000, 0, 200),
     note: str = "",
 ) -> FieldDataset:
-    """Horizontal velocity of an incompressible flow through a curved pipe.
+    """Read the horizontal velocity of an incompressible flow through a curved pipe.
 
     ``path`` is the folder pipe, with Pipe_X.npy and Pipe_Y.npy [samples, *grid] and Pipe_Q.npy
     [samples, channels, *grid], of which channel 0 is the target; test samples follow the training
-    samples. Coordinates are standardised. Raises DataError when a file is missing or another one.
+    samples. Coordinates are standardised. Raises DataError when a file is missing or has another
+    format.
     """
     files = "Pipe_X.npy", "Pipe_Y.npy", "Pipe_Q.npy"
     target = Field("velocity_x", "")
@@ -90,12 +94,12 @@ def load_airfoil(
     sizes: Sequence[int] = (1000, 0, 200),
     note: str = "",
 ) -> FieldDataset:
-    """Mach number of a transonic Euler flow around an airfoil.
+    """Read the Mach number of a transonic Euler flow around an airfoil.
 
     ``path`` is the folder airfoil/naca, with NACA_Cylinder_X.npy and NACA_Cylinder_Y.npy [samples,
     *grid] and NACA_Cylinder_Q.npy [samples, channels, *grid], of which channel 4 is the target;
     test samples follow the training samples. Coordinates are not scaled. Raises DataError when a
-    file is missing or another one.
+    file is missing or has another format.
     """
     files = "NACA_Cylinder_X.npy", "NACA_Cylinder_Y.npy", "NACA_Cylinder_Q.npy"
     target = Field("mach_number", "1")
@@ -118,7 +122,9 @@ def _structured(
     y = read_npy(folder / files[1], (len(x), rows, columns), SOURCE)
     fields = read_npy(folder / files[2], (len(x), None, rows, columns), SOURCE)
     if fields.shape[1] <= channel:
-        raise DataError(f"{folder / files[2]}: has {fields.shape[1]} channels, not {channel + 1}")
+        raise DataError(
+            f"{folder / files[2]}: has {fields.shape[1]} channels, expected at least {channel + 1}"
+        )
     pieces, split = published_split(folder / files[0], len(x), sizes)
     pos = np.stack([take(x, pieces), take(y, pieces)], axis=-1).reshape(len(split), -1, 2)
     values = take(fields, pieces, channel).reshape(len(split), -1, 1)
@@ -148,10 +154,10 @@ def load_plasticity(
     sizes: Sequence[int] = (900, 0, 80),
     note: str = "",
 ) -> FieldDataset:
-    """Deformation of a block that a die of random shape forges, one sample per time step.
+    """Read the deformation of a block forged by a die of random shape, one sample per time step.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: the folder plasticity, with plas_N987_T20.mat: input [simulations, rows] (the shape
             of the die) and output [simulations, rows, columns, steps, 4].
         times: steps to use, from 1; None: all.
@@ -162,14 +168,16 @@ def load_plasticity(
 
     Coordinates are those of a unit square at rest. Inputs are the height of the die above each
     row of nodes and the time from 0 to 1. The published loaders number these coordinates column by
-    column and the fields row by row; here both go row by row. Targets are the place and the
-    displacement of each node (after Geo-FNO's plots, the file itself names no channel). Raises
-    DataError when the file is missing or another one, or has no such step.
+    column and the fields row by row; here both go row by row. Targets are the position and the
+    displacement of each node (after Geo-FNO's plots; the file itself names no channel).
+
+    Raises:
+        DataError: if the file is missing, has another format, or has no such step.
     """
     simulations, rows, columns, steps = shape
-    chosen = list(range(1, steps + 1)) if times is None else list(times)
-    if not chosen or not set(chosen) <= set(range(1, steps + 1)):
-        raise DataError(f"data.times={chosen}: choose steps from 1 to {steps}")
+    times = list(range(1, steps + 1)) if times is None else list(times)
+    if not times or not set(times) <= set(range(1, steps + 1)):
+        raise DataError(f"data.times={times}: choose steps from 1 to {steps}")
     file = Path(path) / "plas_N987_T20.mat"
     pieces, split = published_split(file, simulations, sizes, test_last=True)
     die, output = _read_plasticity(file, shape, pieces)
@@ -178,19 +186,19 @@ def load_plasticity(
     cells = {"quad": quads((rows, columns))}
     items = []
     for i, row in enumerate(row_numbers(pieces)):
-        for time in chosen:
-            share = np.full(len(pos), (time - 1) / max(steps - 1, 1), dtype=np.float32)
-            x = np.stack([np.repeat(die[i], columns), share], axis=1)
+        for time in times:
+            progress = np.full(len(pos), (time - 1) / max(steps - 1, 1), dtype=np.float32)
+            x = np.stack([np.repeat(die[i], columns), progress], axis=1)
             y = output[i, :, :, time - 1].reshape(-1, 4)
             items.append(MeshSample(f"plasticity-{row:04}-t{time:02}", pos, x, y, cells))
-    places = "x_deformed", "y_deformed", "displacement_x", "displacement_y"
+    channels = "x_deformed", "y_deformed", "displacement_x", "displacement_y"
     return FieldDataset(
         name=name,
         coordinates=(Field("x", "", "none"), Field("y", "", "none")),
         inputs=(Field("die_height", "", "standard"), Field("time", "", "none")),
-        targets=tuple(Field(place, "") for place in places),
+        targets=tuple(Field(channel, "") for channel in channels),
         items=items,
-        split=np.repeat(split, len(chosen)),
+        split=np.repeat(split, len(times)),
         note=note,
         aligned=True,
         grid=(rows, columns),
@@ -200,7 +208,7 @@ def load_plasticity(
 def _read_plasticity(
     file: Path, shape: Sequence[int], pieces: Sequence[slice]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dies [n, rows] and fields [n, rows, columns, steps, 4]."""
+    """Read dies [n, rows] and fields [n, rows, columns, steps, 4]."""
     shapes = {"input": (shape[0], shape[1]), "output": (*shape, 4)}
     with mat_arrays(file, shapes, SOURCE) as arrays:
         return take(arrays["input"], pieces), take(arrays["output"], pieces)

@@ -1,15 +1,15 @@
-"""A hypothetical energy that is partly composition and partly geometry, in a known proportion.
+"""A hypothetical energy that depends on composition and geometry in a known proportion.
 
 MatText's probe of what a model learns from a representation (Alampara et al., arXiv:2406.17295):
 the crystals of ``prototypes``, each stretched or compressed to the volume per atom of another one,
-drawn by chance, and
+drawn at random, and
 
     E = share z(E_composition) + (1 - share) z(E_geometry)
 
 with z the standard score over the training crystals. ``E_composition`` is the mean over atoms of a
 random number for each element. ``E_geometry`` is the mean over atoms of a Morse potential summed
-over all neighbours within 6 Å, the same for all elements (bond 2.5 Å, 1 / Å wide): it depends on
-distances alone, and a composition knows of these no more than which structure types it occurs in.
+over all neighbours within 6 Å, the same for all elements (bond 2.5 Å, 1 / Å wide). It depends on
+distances alone, about which a composition tells only the structure types that it occurs in.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ BOND, WIDTH, CUTOFF = 2.5, 1.0, 6.0  # Å
 
 
 def load(name: str, share: float, seed: int = 0) -> PropertyDataset:
-    """5,464 crystals, split by composition as ``prototypes`` are.
+    """Make the probe of 5,464 crystals, split by composition as ``prototypes`` are.
 
-    ``share`` of the composition in the energy, 0 to 1; ConfigError for other values.
+    ``share`` is that of the composition in the energy, 0 to 1. Raises ConfigError for other values.
     """
     require("data.share", share, (int, float), lambda x: 0 <= x <= 1, "a number from 0 to 1")
     rows, generator = read_table(), np.random.default_rng(seed)
@@ -45,9 +45,9 @@ def load(name: str, share: float, seed: int = 0) -> PropertyDataset:
         (1 - share, [morse(s.cart_coords, s.lattice.matrix) for s in structures]),
     )
     for weight, values in parts:
-        found = np.array(values)
-        train = found[split == "train"]
-        energy += weight * (found - train.mean()) / train.std()
+        part = np.array(values)
+        train = part[split == "train"]
+        energy += weight * (part - train.mean()) / train.std()
     items = [
         to_data(to_tensors(structure), (value,), row.id)
         for structure, value, row in zip(structures, energy, rows, strict=True)
@@ -60,7 +60,7 @@ def load(name: str, share: float, seed: int = 0) -> PropertyDataset:
 
 
 def morse(pos: np.ndarray, cell: np.ndarray) -> float:
-    """Mean over atoms of the sum over neighbours of (1 - exp(-(d - bond) / width))^2 - 1."""
+    """Return the mean over atoms of the sum over neighbours of (1 - exp(-(d - b) / w))^2 - 1."""
     _, _, _, distance = periodic_neighbors(pos, cell, CUTOFF)
     distance = distance[distance > SELF]
     return float((((1 - np.exp((BOND - distance) / WIDTH)) ** 2) - 1).sum() / len(pos))

@@ -44,17 +44,18 @@ def load(
     total_sz: float = 0,
     marshall: bool = True,
 ) -> SpinSystem:
-    """The J1-J2 model with J1 = 1.
+    """Return the J1-J2 model with J1 = 1.
 
     Args:
-        name: for reports.
+        name: what reports call the data.
         lattice: "chain", "square", "ladder" or "triangular".
         extent: sites along each direction, "16" or "4x4".
         j2: exchange between second neighbours.
         total_sz: z component of the total spin.
         marshall: see ``SpinSystem``.
 
-    Raises DataError for what no finite lattice has.
+    Raises:
+        DataError: if no finite lattice has these values.
     """
     try:
         sizes = tuple(int(part) for part in str(extent).split("x"))

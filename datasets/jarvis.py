@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element
 
-from matattn.datasets.crystals import (
-    labelled,
+from matattn.datasets.structure_formats import find_files, read_rows
+from matattn.datasets.structures_io import (
+    Row,
+    Rows,
     make_dataset,
     make_items,
     read_table,
+    select_labels,
 )
-from matattn.datasets.formats import Row, Rows, find_files, read_rows
 from matattn.download import present
 from matattn.errors import DataError
 from matattn.structures.dataset import SPLITS, PropertyDataset, check_sizes
@@ -57,15 +59,14 @@ def load(
 
     Rows that lack any of the targets are dropped first. Then the row numbers are shuffled by
     Python's generator with ``split_seed``; train is taken from the front, test from the end and
-    val before it. Without ``sizes`` the parts are 80/10/10
-    and ``note``, which speaks of the benchmark, does not apply. With ``download`` an absent file is
-    fetched from ``url``.
+    val before it. Without ``sizes`` the parts are 80/10/10, and ``note``, which is about the
+    benchmark, does not apply. With ``download`` an absent file is fetched from ``url``.
 
-    Raises DataError when the file or a target is missing or the sizes do not come out.
+    Raises DataError when the file or a target is missing or the sizes differ.
     """
     file = present(path, url, f"python train.py data={name} data.download=true", download)
     table = read_table(path, [file], lambda: read_entries(file))
-    rows, labels, properties, skipped = labelled(path, table, targets, max_sites=max_sites)
+    rows, labels, properties, skipped = select_labels(path, table, targets, max_sites=max_sites)
     complete = ~np.isnan(labels).any(axis=1)
     rows, labels = rows[complete], labels[complete]
     split = community_split(len(rows), sizes, split_seed)
@@ -98,11 +99,12 @@ def load_subset(
         first = find_properties(targets, units)[0].name
         if first not in _CODES:
             raise DataError(
-                f"{path}: {first} has no official split; use data.split=random or formula"
+                f"{path}: {first} has no official split; use data.split=random or "
+                "data.split=formula"
             )
         codes = table.columns.get("split_codes", [""] * len(table.ids))
-        place = _CODES.index(first)
-        table.columns["split"] = [_split_of(str(code or "")[place : place + 1]) for code in codes]
+        index = _CODES.index(first)
+        table.columns["split"] = [_split_of(str(code or "")[index : index + 1]) for code in codes]
     return make_dataset(name, path, table, targets, split, split_seed, None, max_sites, units, note)
 
 
@@ -111,7 +113,7 @@ def _split_of(digit: str) -> str | None:
 
 
 def community_split(count: int, sizes: Sequence[int] | None, seed: int = 123) -> np.ndarray:
-    """The split of ``count`` rows as ALIGNN draws it."""
+    """Return the split of ``count`` rows as ALIGNN draws it."""
     order = list(range(count))
     random.Random(seed).shuffle(order)
     if sizes is None:
@@ -126,7 +128,7 @@ def community_split(count: int, sizes: Sequence[int] | None, seed: int = 123) ->
 
 
 def read_entries(path: Path) -> Rows:
-    """All entries of an official file, as rows of ``matattn.datasets.crystals``."""
+    """Read all entries of an official file as rows of ``matattn.datasets.structures_io``."""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -149,7 +151,7 @@ def read_entries(path: Path) -> Rows:
 
 
 def structure(atoms: dict[str, Any]) -> Row:
-    """The structure part of a row, from JARVIS's ``atoms``."""
+    """Convert JARVIS's ``atoms`` to the structure part of a row."""
     lattice = np.array(atoms["lattice_mat"], dtype=float)
     coords = np.array(atoms["coords"], dtype=float)
     frac = coords @ np.linalg.inv(lattice) if atoms["cartesian"] else coords
@@ -158,7 +160,7 @@ def structure(atoms: dict[str, Any]) -> Row:
 
 
 def numbers(entry: dict[str, Any]) -> Row:
-    """The properties of an entry; "na" and other texts are missing values."""
+    """Return the properties of an entry; "na" and other texts are missing values."""
     return {
         key: float(value) if isinstance(value, int | float) else math.nan
         for key, value in entry.items()

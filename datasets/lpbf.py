@@ -9,7 +9,7 @@ The errors that were published with these data are not relative errors of the di
 code computed the displacement's mean and deviation, but gave the object that decodes predictions
 the mean m = 0.45099 and deviation s = 0.34213 of three random numbers; the targets were never
 encoded. So both sides were decoded into s y + m, which is mostly m: displacements are at most
-about 0.3 mm. ``published_metric`` evaluates that, for comparison. Our losses, metrics and
+about 0.3 mm. ``published_metric`` computes this error for comparison. Our losses, metrics and
 normalisation are those of the displacement itself.
 """
 
@@ -35,16 +35,19 @@ _SHAPES = {"pos": (None, 3), "elems": (None, 8), "disp": (None, 3)}
 def load(
     name: str, path: str, sizes: Sequence[int] | None = (1100, 0, 290), note: str = ""
 ) -> FieldDataset:
-    """Vertical displacement of the printed part, from the shape of its mesh.
+    """Read the vertical displacement of printed parts, to be predicted from their meshes.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: the folder of the data set, with train and test.
         sizes: samples that train, val and test must have; None: any.
         note: what errors may be compared with.
 
-    Coordinates are divided by 30, 30 and 60 mm, as published. Raises DataError when a folder or
-    file is missing or another one, or when there is an index and no pandas to read it.
+    Coordinates are divided by 30, 30 and 60 mm, as published.
+
+    Raises:
+        DataError: if a folder or file is missing or has another format, or if there is an index
+            and no pandas to read it.
     """
     root = present(Path(path), SOURCE)
     items, split = [], []
@@ -60,7 +63,7 @@ def load(
 
 
 def published_metric(true: np.ndarray, predicted: np.ndarray) -> float:
-    """The error of one part as FLARE's code computed it, from displacements [N] or [N, 1] in mm.
+    """Compute the error of one part as FLARE's code did, from displacements [N] or [N, 1] in mm.
 
     With the wrong mean m and deviation s, ||(s p + m) - (s y + m)|| / ||s y + m|| = s ||p - y|| /
     ||s y + m||, in place of ||p - y|| / ||y||. Published figures are means over the test parts.
@@ -71,7 +74,7 @@ def published_metric(true: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _files(root: Path, part: str) -> list[Path]:
-    """The files of a split, of the index if there is one, else of the split's folder."""
+    """List the files of a split: those of its index if there is one, else those of its folder."""
     indices = sorted([*root.glob(f"{part}*.parquet"), *root.glob(f"data/{part}*.parquet")])
     if indices:
         return [root / file for index in indices for file in _index(index)]
@@ -97,6 +100,6 @@ def _read(file: Path) -> MeshSample:
     arrays = read_npz(file, _SHAPES, SOURCE)
     pos, displacement = arrays["pos"].astype(np.float32), arrays["disp"].astype(np.float32)
     if arrays["elems"].size and not 0 <= arrays["elems"].min() <= arrays["elems"].max() < len(pos):
-        raise DataError(f"{file}: elems name nodes that do not exist")
+        raise DataError(f"{file}: elems has indices of nodes that do not exist")
     cells = {"hexahedron": arrays["elems"].astype(np.int64)}
     return MeshSample(file.stem, pos, np.empty_like(pos[:, :0]), displacement[:, 2:], cells)

@@ -1,7 +1,7 @@
 """Matbench v0.1: the eight tasks with structures, and their official five folds.
 
-Dunn et al., npj Computational Materials 6, 138 (2020). A file is a JSON text of a pandas table
-(index, columns, data) with pymatgen structures and one target; the folds go by the order of rows.
+Dunn et al., npj Computational Materials 6, 138 (2020). A file is a pandas table (index, columns,
+data) in JSON with pymatgen structures and one target; the folds depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from matattn.datasets.crystals import make_dataset, read_table
-from matattn.datasets.formats import Rows, find_files, pymatgen_row, read_rows
+from matattn.datasets.structure_formats import find_files, pymatgen_row, read_rows
+from matattn.datasets.structures_io import Rows, make_dataset, read_table
 from matattn.download import present
 from matattn.errors import DataError, StructureError
 from matattn.structures.dataset import PropertyDataset
@@ -104,10 +104,10 @@ def load(
     note: str = "",
     download: bool = False,
 ) -> PropertyDataset:
-    """Read a Matbench task; fold 0 to 4 is the test set, all other rows are training rows.
+    """Read a Matbench task; ``fold`` 0 to 4 is the test set, all other rows are training rows.
 
     ``path`` is the official file, or JSON lines with its rows in its order. There are no validation
-    rows: Matbench leaves it to each method to take some of the training rows. With ``download`` an
+    rows: Matbench lets each method take some of the training rows for that. With ``download`` an
     absent official file is fetched.
 
     Raises DataError when the file is missing or has other rows than the official one.
@@ -116,35 +116,35 @@ def load(
         raise DataError(f"data.task={task!r}: choose {', '.join(TASKS)}")
     if fold not in range(5):
         raise DataError(f"data.fold={fold!r}: choose 0 to 4")
-    known = TASKS[task]
+    official = TASKS[task]
     file = Path(path)
     if file.name.endswith((".jsonl", ".jsonl.gz")):
         table = read_table(path, find_files(file), lambda: read_rows(file))
     else:
         command = f"python train.py data=matbench data.task={task} data.download=true"
-        present(path, URL.format(task), command, download, known.sha256)
+        present(path, URL.format(task), command, download, official.sha256)
         table = read_table(path, [file], lambda: read_entries(file, task))
     count = len(table.ids) + len(table.skipped)
-    if count != known.rows:
-        raise DataError(f"{path}: has {count} rows, matbench_{task} has {known.rows}")
-    fold_of_row = folds(known.rows)
+    if count != official.rows:
+        raise DataError(f"{path}: has {count} rows, matbench_{task} has {official.rows}")
+    fold_of_row = folds(official.rows)
     splits = [
-        "test" if fold_of_row[_row(identifier, known.rows, path)] == fold else "train"
+        "test" if fold_of_row[_row_index(identifier, official.rows, path)] == fold else "train"
         for identifier in table.ids
     ]
-    if known.column in table.columns:
-        table.columns[known.target] = table.columns.pop(known.column)
+    if official.column in table.columns:
+        table.columns[official.target] = table.columns.pop(official.column)
     table.columns["split"] = splits
-    units = {known.target: known.unit}
+    units = {official.target: official.unit}
     return make_dataset(
-        name, path, table, [known.target], max_sites=max_sites, units=units, note=note
+        name, path, table, [official.target], max_sites=max_sites, units=units, note=note
     )
 
 
 def folds(count: int) -> np.ndarray:
-    """The number of the fold that tests each row [count].
+    """Return the number of the fold that tests each row [count].
 
-    That of scikit-learn's ``KFold(5, shuffle=True, random_state=18012019)``.
+    It is that of scikit-learn's ``KFold(5, shuffle=True, random_state=18012019)``.
     """
     order = np.arange(count)
     np.random.RandomState(18012019).shuffle(order)
@@ -155,22 +155,22 @@ def folds(count: int) -> np.ndarray:
 
 
 def read_entries(path: Path, task: str) -> Rows:
-    """All rows of an official file, with Matbench's ids: ``mb-phonons-0001`` is the first row."""
+    """Read all rows of an official file, with Matbench's ids: ``mb-phonons-0001`` is the first."""
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
-        place = content["columns"].index("structure")
+        index = content["columns"].index("structure")
         data = content["data"]
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is no Matbench file: {error}") from error
-    target = content["columns"][1 - place]
+        raise DataError(f"{path}: not a Matbench file: {error}") from error
+    target = content["columns"][1 - index]
     digits = len(str(len(data)))
     rows, skipped = [], []
     for number, cells in enumerate(data, start=1):
         identifier = f"mb-{task.replace('_', '-')}-{number:0{digits}d}"
         where = f"{path}, row {number} ({identifier})"
         try:
-            row = {"id": identifier, target: cells[1 - place]}
-            rows.append((where, row | pymatgen_row(cells[place], where)))
+            row = {"id": identifier, target: cells[1 - index]}
+            rows.append((where, row | pymatgen_row(cells[index], where)))
         except StructureError as error:
             skipped.append(str(error))
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -178,9 +178,9 @@ def read_entries(path: Path, task: str) -> Rows:
     return rows, skipped
 
 
-def _row(identifier: str, count: int, path: str) -> int:
-    """The place of a row in the official file."""
+def _row_index(identifier: str, count: int, path: str) -> int:
+    """Return the index of a row in the official file."""
     number = identifier.rpartition("-")[2]
     if not number.isdigit() or not 1 <= int(number) <= count:
-        raise DataError(f"{path}: {identifier!r} is no id of Matbench, such as mb-phonons-0001")
+        raise DataError(f"{path}: {identifier!r} is not an id of Matbench, such as mb-phonons-0001")
     return int(number) - 1

@@ -1,7 +1,7 @@
 """Materials text: corpora, and sentences in which materials are labelled.
 
 ``load_corpora`` reads the public corpora MuLMS, the Olivetti group's synthesis procedures, and
-a plain corpus; ``load_files`` reads your own.
+a plain corpus; ``load_files`` reads your own text.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from matattn.structures.dataset import group_split
 from matattn.text import Sentence, TextDataset, split_words
 
 MATERIAL_TYPES = ("MAT", "Material", "MATERIAL", "name", "formula")
-# train1, MuLMS's ne_deps_dev, papers.test: a part of the name of its own
+# The split is a separate part of a file's name: train1, MuLMS's ne_deps_dev, papers.test.
 _SPLIT = re.compile(r"(?:^|[_.\-])(train|dev|val|valid|test)\d*(?=[_.\-]|$)", re.IGNORECASE)
-_OVERLAP = 8  # words in a row that a corpus line must not share with a held-out sentence
+_OVERLAP = 8  # consecutive words that a corpus line must not share with a held-out sentence
 
 
 def load_corpora(name: str, path: str, procedures: bool = True) -> TextDataset:
-    """MuLMS (train, dev, test), the Olivetti synthesis procedures (train) and ``clean_corpus.txt``.
+    """Read MuLMS (train, dev, test), the Olivetti procedures (train) and ``clean_corpus.txt``.
 
     ``path`` is the folder with ``mulms``, ``olivetti_synthesis`` and ``clean_corpus.txt``. Lines of
-    the corpus that share eight words in a row with a sentence of MuLMS's dev and test are left out.
-    Without ``procedures``, the labelled sentences are those of MuLMS alone. Raises DataError when
-    files are missing.
+    the corpus that share eight consecutive words with a sentence of MuLMS's dev or test are left
+    out. Without ``procedures``, the labelled sentences are those of MuLMS alone. Raises DataError
+    when files are missing.
     """
     folder = Path(path)
     sentences: list[Sentence] = []
@@ -46,7 +46,7 @@ def load_corpora(name: str, path: str, procedures: bool = True) -> TextDataset:
     lines = read_corpus(folder / "clean_corpus.txt")
     kept = without_held_out(lines, sentences)
     note = (
-        f"{len(lines) - len(kept)} of {len(lines)} corpus lines share {_OVERLAP} words in a row "
+        f"{len(lines) - len(kept)} of {len(lines)} corpus lines share {_OVERLAP} consecutive words "
         "with MuLMS's dev or test sentences and were left out. Detector and encoder are small and "
         "trained from scratch: their scores do not compare with those of pretrained BERT models."
     )
@@ -61,18 +61,19 @@ def load_files(
     split_seed: int = 0,
     material_types: Sequence[str] = MATERIAL_TYPES,
 ) -> TextDataset:
-    """Your own text: a corpus (files or folders of ``.txt``), and labelled files.
+    """Read your own text: a corpus (files or folders of ``.txt``), and labelled files.
 
     ``format`` is one of conll (word and BIO label), json, brat, mulms, sofc. A labelled file whose
     name has train, dev, val or test as a part belongs to that split; others are split 80/10/10 by a
-    hash of ``split_seed`` and file name, or of the sentence when there is one file only.
-    ``material_types`` are the span types that name a material.
+    hash of ``split_seed`` and file name, or of the sentence when there is only one file.
+    ``material_types`` are the span types that name a material. Raises ConfigError for an unknown
+    format, and DataError when no labelled sentence or no span of these types is left.
     """
     if format not in READERS:
         raise ConfigError(f"data.format={format!r}: expected one of {', '.join(READERS)}")
     reader, pattern = READERS[format]
-    files = [file for place in _listed(labelled) for file in _files(Path(place), pattern)]
-    lines = [line for place in _listed(corpus) for line in read_corpus(Path(place))]
+    files = [file for path in _listed(labelled) for file in _files(Path(path), pattern)]
+    lines = [line for path in _listed(corpus) for line in read_corpus(Path(path))]
     sentences: list[Sentence] = []
     skipped: list[str] = []
     for file in files:
@@ -83,11 +84,11 @@ def load_files(
     if not sentences:
         raise DataError(skipped[0] if skipped else f"{name}: no labelled sentence")
     sentences = _assign(sentences, split_seed, one_file=len(files) == 1)
-    found = {span[2] for sentence in sentences for span in sentence.spans}
-    if not found & set(material_types):
+    types = {span[2] for sentence in sentences for span in sentence.spans}
+    if not types & set(material_types):
         raise DataError(
             f"{name}: no span of the types {', '.join(material_types)}; the files have "
-            f"{', '.join(sorted(found)) or 'none'}: data.material_types=[...]"
+            f"{', '.join(sorted(types)) or 'none'}: give data.material_types=[...]"
         )
     kept = without_held_out(lines, sentences)
     note = f"{len(lines) - len(kept)} of {len(lines)} corpus lines repeat held-out sentences."
@@ -95,8 +96,11 @@ def load_files(
 
 
 def without_held_out(lines: Iterable[str], sentences: Iterable[Sentence]) -> list[str]:
-    """Lines that share no eight words in a row with sentences of validation and test, and that
-    are none of the shorter ones."""
+    """Return the lines that repeat no sentence of validation and test.
+
+    A line repeats a sentence if they share eight consecutive words or, where one of them has fewer,
+    if they are equal.
+    """
     held = {gram for s in sentences if s.split in ("val", "test") for gram in _grams(s.words)}
     kept = []
     for line in lines:
@@ -122,16 +126,16 @@ def _assign(sentences: list[Sentence], seed: int, one_file: bool) -> list[Senten
 
 
 def _split_of_name(file: Path) -> str:
-    found = _SPLIT.search(file.stem)
-    return {"dev": "val", "valid": "val"}.get(name := found[1].lower(), name) if found else ""
+    match = _SPLIT.search(file.stem)
+    return {"dev": "val", "valid": "val"}.get(name := match[1].lower(), name) if match else ""
 
 
-def _files(place: Path, pattern: str) -> list[Path]:
-    files = sorted(place.rglob(pattern)) if place.is_dir() else [place]
+def _files(path: Path, pattern: str) -> list[Path]:
+    files = sorted(path.rglob(pattern)) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{place}: no {pattern} in this folder")
+        raise DataError(f"{path}: no {pattern} in this folder")
     return files
 
 
-def _listed(given: str | Sequence[str]) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
+def _listed(paths: str | Sequence[str]) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths)

@@ -1,7 +1,7 @@
 """The Materials Project as it is today, through its own client ``mp-api``.
 
-Jain et al., APL Materials 1, 011002 (2013); CC-BY 4.0. Values change with the database version,
-which is kept with the answer: they are not those of the 2018 benchmark.
+Jain et al., APL Materials 1, 011002 (2013); CC-BY 4.0. Values depend on the database version, which
+is kept with the answer, and differ from those of the 2018 benchmark.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from matattn.datasets.crystals import make_dataset
-from matattn.datasets.formats import Row, pymatgen_row
 from matattn.datasets.queries import answer
+from matattn.datasets.structure_formats import pymatgen_row
+from matattn.datasets.structures_io import Row, make_dataset
 from matattn.errors import DataError, StructureError
 from matattn.structures.dataset import PropertyDataset
 
@@ -39,10 +39,10 @@ def load(
     note: str = "",
     download: bool = False,
 ) -> PropertyDataset:
-    """Read an answer, which ``download`` asks for if it is not in the folder ``path``.
+    """Read the answer to a query; ``download`` asks for it if it is not in the folder ``path``.
 
     ``query`` holds arguments of ``mp_api``'s ``materials.summary.search``, for example
-    ``{elements: [Li, O], num_sites: [1, 20]}``. The key of the API is taken from ``MP_API_KEY``.
+    ``{elements: [Li, O], num_sites: [1, 20]}``. The API key is read from ``MP_API_KEY``.
     The other arguments are those of ``matattn.datasets.crystals.load``.
     """
     command = f"MP_API_KEY=... python train.py data={name}"

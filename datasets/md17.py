@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from matattn.datasets.crystals import read_table
-from matattn.datasets.formats import Rows, read_rows
 from matattn.datasets.molecules import split_table
+from matattn.datasets.structure_formats import read_rows
+from matattn.datasets.structures_io import Rows, read_table
 from matattn.download import present
 from matattn.errors import DataError
 from matattn.structures.dataset import PropertyDataset
 
 URL = "http://quantum-machine.org/gdml/data/npz/md17_{}.npz"
-# Atomic numbers, positions and energies as MD17 and its revision call them.
+# The names of atomic numbers, positions and energies in MD17 and in its revision.
 _NAMES = (("z", "R", "E"), ("nuclear_charges", "coords", "energies"))
 
 
@@ -36,16 +36,17 @@ def load(
     """Read the energies, kcal/mol, of the frames of a trajectory.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: ``.npz`` of MD17 or of its revision, or extended XYZ with ``energy`` (kcal/mol).
-        molecule: which one to download, for example "ethanol".
+        molecule: the one to download, for example "ethanol".
         targets: potential_energy.
-        split_seed, sizes: seeded random split of the frames into so many of train, validation and
-            test (usual: 950 and 50, the rest); None: 80/10/10 %.
+        split_seed: seed of the random split of the frames.
+        sizes: frames of train, validation and test (usual: 950, 50, the rest); None: 80/10/10 %.
         download: fetch MD17 if the file is absent.
         note: what errors on these rows may be compared with.
 
-    Raises DataError when the file is missing or is another one.
+    Raises:
+        DataError: if the file is missing or has another format.
     """
     file = Path(path)
     if file.suffix == ".npz":

@@ -38,12 +38,11 @@ def load(
     """Read all meshes of a folder and its sub-folders.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: the folder, or a list of files; an id is a file's path in it without the suffix.
         targets: fields to predict; ``displacement_z`` is a component of the vector displacement.
-        inputs: fields that are known beside the coordinates.
-        units: units of fields and of the coordinates x, y, z; without one, numbers are as in the
-            files.
+        inputs: fields that the network sees beside the coordinates.
+        units: units of fields and of the coordinates x, y, z, if any; numbers stay as in the files.
         scaling: how the network sees inputs and coordinates (see ``matattn.meshes.fields.Field``).
         split: "official" (``split.csv`` in the folder with the columns id and split, or
             sub-folders train, val, test), or "random" (seeded 80/10/10 of the files); None:
@@ -52,9 +51,12 @@ def load(
         sizes: samples that train, val and test must have.
         note: what errors on these meshes may be compared with; the split is added to it.
 
-    A file that cannot be used is left out and says so in ``skipped``; meshes are plane or spatial
-    as most of them are. Raises DataError when there is no mesh file or none that can be used, when
-    a unit or scaling belongs to no field, or when the split cannot be made.
+    Files that cannot be used are left out and listed in ``skipped``. All meshes are plane or all
+    are spatial, as most files are.
+
+    Raises:
+        DataError: if there is no mesh file or none that can be used, if a unit or scaling belongs
+            to no field, or if the split cannot be made.
     """
     targets, inputs = _names(targets), _names(inputs)
     root, files, skipped = _find(path)
@@ -62,8 +64,10 @@ def load(
         raise DataError(f"data.split={split!r}: choose official or random")
     official = _official_split(root, list(files), skipped) if split != "random" else None
     if official is None and split == "official":
-        raise DataError(f"{root}: has neither split.csv (id,split) nor a folder train")
-    # Of all files, so that a file that is repaired moves no other one to another split.
+        raise DataError(
+            f"{root}: has neither split.csv (id,split) nor a folder train; use data.split=random"
+        )
+    # Drawn from all files, so that repairing one file moves no other to another split.
     assigned = random_split(len(files), split_seed) if official is None else official
     samples = _read(files, inputs, targets, skipped)
     if not samples:
@@ -73,13 +77,13 @@ def load(
     items = list(samples.values())
     axes = "xyz"[: items[0].pos.shape[1]]
     fields = _fields([*axes, *inputs, *targets], targets, units or {}, scaling or {})
-    known = len(axes) + len(inputs)
+    seen = len(axes) + len(inputs)  # fields that the network sees
     how = "Random split of the files." if official is None else "Split as the folder says."
     return FieldDataset(
         name=name,
         coordinates=fields[: len(axes)],
-        inputs=fields[len(axes) : known],
-        targets=fields[known:],
+        inputs=fields[len(axes) : seen],
+        targets=fields[seen:],
         items=items,
         split=assigned[kept],
         note=f"{note.strip()} {how}".strip(),
@@ -93,7 +97,7 @@ def _names(names: str | Sequence[str]) -> list[str]:
 
 
 def _find(path: str | Sequence[str]) -> tuple[Path, dict[str, Path], list[str]]:
-    """The folder, its mesh files by id, sorted, and messages about files that share an id."""
+    """Return the folder, its sorted mesh files by id, and messages about duplicate ids."""
     if isinstance(path, str):
         root = Path(path)
         if not root.is_dir():
@@ -101,24 +105,25 @@ def _find(path: str | Sequence[str]) -> tuple[Path, dict[str, Path], list[str]]:
                 f"{root}: no such folder; give data.path=FOLDER, a folder of mesh files, or "
                 "data.path=[FILE,FILE,...]"
             )
-        found = sorted(file for file in root.rglob("*") if is_mesh_file(file))
+        paths = sorted(file for file in root.rglob("*") if is_mesh_file(file))
     else:
-        found = sorted(Path(file).absolute() for file in path)
-        root = Path(os.path.commonpath([file.parent for file in found])) if found else Path()
-    if not found:
+        paths = sorted(Path(file).absolute() for file in path)
+        root = Path(os.path.commonpath([file.parent for file in paths])) if paths else Path()
+    if not paths:
         raise DataError(f"{root}: holds no mesh file; expected {', '.join(SUFFIXES)}")
     files: dict[str, Path] = {}
     skipped = []
-    for file in found:
+    for file in paths:
         identifier = file.relative_to(root).with_suffix("").as_posix()
         if identifier in files:
-            skipped.append(f"{file}: {files[identifier].name} has this id, too, and counts")
+            used = files[identifier].name
+            skipped.append(f"{file}: duplicate id: {used} is used, this file is skipped")
         files.setdefault(identifier, file)
     return root, files, skipped
 
 
 def _official_split(root: Path, ids: list[str], skipped: list[str]) -> np.ndarray | None:
-    """The split of split.csv, or of the folders that files lie in; None without either."""
+    """Return the split of split.csv, or of the sub-folders of the files; None without either."""
     table = root / "split.csv"
     if table.is_file():
         return _table_split(table, ids, skipped)
@@ -136,17 +141,17 @@ def _table_split(table: Path, ids: list[str], skipped: list[str]) -> np.ndarray:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read: {error}") from error
     if not {"id", "split"} <= set(reader.fieldnames or ()):
-        raise DataError(f"{table}: has no columns id and split in its first line")
-    given = {row["id"].strip(): (row["split"] or "").strip() for row in rows}
-    if unknown := set(given.values()) - {*SPLITS, ""}:
+        raise DataError(f"{table}: the first line must name the columns id and split")
+    split_by_key = {row["id"].strip(): (row["split"] or "").strip() for row in rows}
+    if unknown := set(split_by_key.values()) - {*SPLITS, ""}:
         raise DataError(
             f"{table}: split is {', '.join(sorted(unknown))} in some rows; use train, val and "
             "test, or leave it empty for meshes that are not used"
         )
-    # An id may also be a whole file name.
-    short = {key.removesuffix(Path(key).suffix): key for key in given if key not in ids}
-    keys = [identifier if identifier in given else short.get(identifier) for identifier in ids]
-    absent = [key for key in given if key not in set(keys)]
+    # A key is an id or a whole file name.
+    short = {key.removesuffix(Path(key).suffix): key for key in split_by_key if key not in ids}
+    keys = [key if key in split_by_key else short.get(key) for key in ids]
+    absent = [key for key in split_by_key if key not in set(keys)]
     if absent:
         skipped.append(f"{table}: ids without a mesh file: {len(absent)}, the first is {absent[0]}")
     if None in keys:
@@ -154,13 +159,13 @@ def _table_split(table: Path, ids: list[str], skipped: list[str]) -> np.ndarray:
         skipped.append(
             f"{table}: mesh files without a row, not used: {keys.count(None)}, the first is {first}"
         )
-    return np.array(["" if key is None else given[key] for key in keys], dtype="<U5")
+    return np.array(["" if key is None else split_by_key[key] for key in keys], dtype="<U5")
 
 
 def _read(
     files: Mapping[str, Path], inputs: list[str], targets: list[str], skipped: list[str]
 ) -> dict[str, MeshSample]:
-    """The meshes that can be used, by id, all of one dimension."""
+    """Read the meshes that can be used, by id, all of one dimension."""
     samples: dict[str, MeshSample] = {}
     console = Console(file=sys.stderr)
     progress = track(files.items(), "mesh files", console=console, transient=True,
@@ -189,14 +194,17 @@ def _fields(
     scaling: Mapping[str, str | float],
 ) -> tuple[Field, ...]:
     if not targets:
-        raise DataError("data.targets is empty: name the fields to predict")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{twice[0]} stands twice among coordinates, inputs and targets")
-    for key, given, allowed in (
+        raise DataError("data.targets is empty; name the fields to predict")
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(
+            f"duplicate field {duplicates[0]}; name it only once among coordinates, data.inputs "
+            "and data.targets"
+        )
+    for key, values, allowed in (
         ("units", units, names),
         ("scaling", scaling, [name for name in names if name not in targets]),
     ):
-        if unknown := [name for name in given if name not in allowed]:
+        if unknown := [name for name in values if name not in allowed]:
             raise DataError(f"data.{key}: no field {unknown[0]!r}; choose {', '.join(allowed)}")
     for name, value in scaling.items():
         if value not in SCALINGS and (not isinstance(value, int | float) or value <= 0):
@@ -208,7 +216,7 @@ def _fields(
 
 
 def _aligned(items: list[MeshSample]) -> bool:
-    """Whether all meshes connect the same nodes, so that they are one mesh, deformed."""
+    """Tell whether all meshes connect the same nodes, so that they are one mesh, deformed."""
     first = items[0]
     return bool(first.cells) and all(
         len(item.pos) == len(first.pos)

@@ -1,4 +1,4 @@
-"""Molecules with values of their own, of their atoms or of their pairs: what the loaders share."""
+"""What the loaders of molecules share: values of molecules, atoms or pairs, splits and bonds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from matattn.datasets import crystals
+from matattn.datasets import structures_io
 from matattn.errors import DataError, StructureError
 from matattn.structures.dataset import PropertyDataset, random_split
 from matattn.structures.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.units import Property
 
-_BOND = 1.25  # atoms are bonded up to so many times the sum of their covalent radii
+_BOND = 1.25  # longest bond, in units of the sum of the covalent radii
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,18 @@ def make_dataset(
     note: str = "",
     skipped: Sequence[str] = (),
 ) -> PropertyDataset:
-    """The data set of (place, molecule) pairs, with a seeded random split of the molecules.
+    """Make the data set of (location, molecule) pairs, with a random split of the molecules.
 
-    ``level`` is "atom" or "pair". Raises DataError when ``sizes`` (see ``sized_split``) do not fit
-    or no molecule is left; molecules that are not physical are left out.
+    ``level`` is "atom" or "pair". Molecules that are not physical are left out. Raises DataError
+    when ``sizes`` (see ``sized_split``) are too large or no molecule is left.
     """
     items, left_out = [], list(skipped)
-    for place, molecule in molecules:
+    for where, molecule in molecules:
         try:
-            validate_arrays(molecule.z, molecule.pos, None, place)
+            validate_arrays(molecule.z, molecule.pos, None, where)
             rows = len(molecule.z) if molecule.pairs is None else molecule.pairs.shape[1]
-            if len(molecule.labels) != rows:
-                found = len(molecule.labels)
-                raise StructureError(f"{place}: {found} values for {rows} {level}s")
+            if (count := len(molecule.labels)) != rows:
+                raise StructureError(f"{where}: has {count} values for {rows} {level}s")
         except StructureError as error:
             left_out.append(str(error))
             continue
@@ -69,20 +68,20 @@ def make_dataset(
 def split_table(
     name: str,
     file: Path,
-    table: crystals.Table,
+    table: structures_io.Table,
     targets: Sequence[str],
     split_seed: int,
     sizes: Sequence[int] | None,
     note: str,
     rows: str = "molecules",
 ) -> PropertyDataset:
-    """The data set of the table of ``file``, with a seeded random split of its ``rows``.
+    """Make the data set of the table of ``file``, with a random split of its ``rows``.
 
-    Raises DataError when ``sizes`` (see ``sized_split``) or ``targets`` do not fit.
+    Raises DataError when ``sizes`` (see ``sized_split``) are too large or a target is missing.
     """
     split = sized_split(str(file), len(table.ids), split_seed, sizes)
     text = _split_note(note, rows, split_seed)
-    return crystals.make_dataset(name, str(file), table, targets, split, note=text)
+    return structures_io.make_dataset(name, str(file), table, targets, split, note=text)
 
 
 def _split_note(note: str, rows: str, seed: int) -> str:
@@ -92,15 +91,16 @@ def _split_note(note: str, rows: str, seed: int) -> str:
 def sized_split(
     source: str, count: int, seed: int, sizes: Sequence[int] | None = None
 ) -> np.ndarray:
-    """A seeded split of ``count`` rows into ``sizes`` of train, val and test; None: 80/10/10 %.
+    """Draw a seeded split of ``count`` rows into ``sizes`` of train, val and test.
 
-    Rows beyond the sizes are not used. Raises DataError when there are not so many.
+    None means 80/10/10 %. Rows beyond the sizes are not used. Raises DataError when the sizes are
+    too large.
     """
     if sizes is None:
         return random_split(count, seed)
     if sum(sizes) > count:
         raise DataError(
-            f"{source}: has {count} rows, and data.sizes={list(sizes)} are {sum(sizes)}; give "
+            f"{source}: has {count} rows, data.sizes={list(sizes)} needs {sum(sizes)}; give "
             "smaller ones, or null for 80/10/10 %"
         )
     split = np.full(count, "", dtype="<U5")
@@ -113,36 +113,36 @@ def sized_split(
 
 
 def bonds(z: Sequence[int], pos: np.ndarray) -> np.ndarray:
-    """Which atoms are bonded [N, N] (bool), by covalent radii."""
+    """Tell which atoms are bonded [N, N] (bool), by covalent radii."""
     radii = np.array([_radius(int(number)) for number in z])
     distance = np.linalg.norm(pos[:, None] - pos[None], axis=-1)
     return (distance < _BOND * (radii[:, None] + radii)) & ~np.eye(len(radii), dtype=bool)
 
 
 def bond_distances(bonded: np.ndarray) -> np.ndarray:
-    """Smallest number of bonds between all pairs of atoms [N, N]; -1 where there is no way."""
+    """Return the smallest number of bonds between atoms [N, N]; -1 where no path joins them."""
     steps = np.where(np.eye(len(bonded), dtype=bool), 0, -1)
     reached = np.eye(len(bonded), dtype=bool)
     for number in range(1, len(bonded)):
-        further = (reached @ bonded) & ~reached
-        if not further.any():
+        shell = (reached @ bonded) & ~reached
+        if not shell.any():
             break
-        steps[further] = number
-        reached |= further
+        steps[shell] = number
+        reached |= shell
     return steps
 
 
 def means_by_type(dataset: PropertyDataset, types: Sequence[Hashable]) -> np.ndarray:
-    """The mean label of the training rows of the same type, for every row of the labels [n, T].
+    """Predict each row of the labels [n, T] as the mean of the training rows of its type.
 
-    A type without training rows gets the mean of all of them.
+    A type without training rows gets the mean of all training rows.
     """
     labels = dataset.labels()
-    known: dict[Hashable, list[int]] = {}
+    rows_by_type: dict[Hashable, list[int]] = {}
     for row in dataset.label_rows("train"):
-        known.setdefault(types[row], []).append(row)
+        rows_by_type.setdefault(types[row], []).append(row)
     overall = np.nanmean(labels[dataset.label_rows("train")], axis=0)
-    means = {kind: np.nanmean(labels[rows], axis=0) for kind, rows in known.items()}
+    means = {kind: np.nanmean(labels[rows], axis=0) for kind, rows in rows_by_type.items()}
     return np.array([means.get(kind, overall) for kind in types], dtype=np.float64)
 
 

@@ -2,7 +2,7 @@
 
 Yan et al., NeurIPS 2022 (arXiv 2209.11807); de Jong et al., Scientific Data 2, 150009 (2015). The
 official files are Python pickles, which can run any program when they are opened. So a command
-converts them once, to JSON lines, with an unpickler that knows numbers and containers only:
+converts them once to JSON lines, with an unpickler that accepts only numbers and containers:
 
     python -m matattn.datasets.mp_elasticity bulk --download
 """
@@ -45,7 +45,7 @@ def load(
     max_sites: int | None = None,
     note: str = "",
 ) -> PropertyDataset:
-    """Read what the command wrote; arguments as in ``matattn.datasets.crystals.load``."""
+    """Read the command's output; arguments as in ``matattn.datasets.crystals.load``."""
     if not Path(path).is_file():
         modulus = "shear" if "shear" in name else "bulk"
         raise DataError(
@@ -60,27 +60,27 @@ def convert(modulus: str, files: Sequence[Path], output: Path) -> list[str]:
 
     Each line has ``id``, ``lattice``, ``Z``, ``frac``, ``split`` and ``log10_<modulus>_modulus`` in
     log10(GPa). Values in GPa are recognised by their range; a modulus that is not positive has no
-    logarithm, and its row is left out. Raises DataError when a file is not of this format.
+    logarithm, and its row is left out. Raises DataError when a file has another format.
     """
     entries = [
-        (split, place, entry)
+        (split, where, entry)
         for split, file in zip(SPLITS, files, strict=True)
-        for place, entry in _entries(file)
+        for where, entry in _entries(file)
     ]
-    values = np.array([_value(entry, f"{modulus} modulus", place) for _, place, entry in entries])
+    values = np.array([_value(entry, f"{modulus} modulus", where) for _, where, entry in entries])
     remarks = []
     if in_gpa := _is_in_gpa(values, files[0]):
-        remarks.append("the values are in GPa; their logarithm was taken")
+        remarks.append("the values are in GPa; their logarithms were taken")
     rows = []
-    for (split, place, entry), value in zip(entries, values, strict=True):
+    for (split, where, entry), value in zip(entries, values, strict=True):
         if in_gpa and value <= 0:
-            remarks.append(f"{place}: left out, its modulus is {value:g} GPa")
+            remarks.append(f"{where}: left out, its modulus is {value:g} GPa")
             continue
         try:
             crystal = {key: np.asarray(v).tolist() for key, v in structure(entry["atoms"]).items()}
             identifier = str(entry["id"])
         except (KeyError, TypeError, ValueError, AttributeError, np.linalg.LinAlgError) as error:
-            remarks.append(f"{place}: left out, bad or missing value: {error!r}")
+            remarks.append(f"{where}: left out, bad or missing value: {error!r}")
             continue
         label = math.log10(value) if in_gpa else float(value)
         row = {"id": identifier, **crystal, "split": split, f"log10_{modulus}_modulus": label}
@@ -91,27 +91,27 @@ def convert(modulus: str, files: Sequence[Path], output: Path) -> list[str]:
 
 
 def unpickle(path: Path) -> Any:
-    """The content of a pickle of numbers, texts, lists, dictionaries and NumPy arrays.
+    """Read a pickle of numbers, texts, lists, dictionaries and NumPy arrays.
 
-    Raises DataError, naming it, for anything else that the file asks for; nothing of it is called.
+    Raises DataError for anything else that the file asks for, which is named and never called.
     """
     try:
         with open(path, "rb") as file:
             return _Unpickler(file).load()
     except MatattnError as error:
         raise DataError(f"{path}: {error}") from None
-    except Exception as error:  # damaged pickles raise whatever they like
-        raise DataError(f"{path}: not a pickle that can be read: {error!r}") from error
+    except Exception as error:  # damaged pickles raise errors of any type
+        raise DataError(f"{path}: cannot be read as a pickle: {error!r}") from error
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Bytes, as Python 2 and old protocols write them."""
+    """Return bytes from text, as Python 2 and old protocols write them."""
     if encoding != "latin1":
         raise DataError(f"encodes text as {encoding!r}")
     return codecs.encode(text, "latin1")
 
 
-_KNOWN = {
+_ALLOWED = {
     ("_codecs", "encode"): _latin1,
     ("numpy", "dtype"): np.dtype,
     ("numpy", "ndarray"): np.ndarray,
@@ -124,12 +124,12 @@ _KNOWN = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
+        if (module, name) not in _ALLOWED:
             raise DataError(
                 f"asks for {module}.{name}, which is neither a number, a text, a container nor a "
                 "NumPy array: refused"
             )
-        return _KNOWN[module, name]
+        return _ALLOWED[module, name]
 
 
 def _entries(file: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -139,15 +139,15 @@ def _entries(file: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(f"{file}, entry {number}", entry) for number, entry in enumerate(content)]
 
 
-def _value(entry: dict[str, Any], key: str, place: str) -> float:
+def _value(entry: dict[str, Any], key: str, where: str) -> float:
     try:
         return float(entry[key])
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{place}: has no number {key!r}; it has {', '.join(entry)}") from None
+        raise DataError(f"{where}: has no number {key!r}; it has {', '.join(entry)}") from None
 
 
 def _is_in_gpa(values: np.ndarray, file: Path) -> bool:
-    """Whether moduli are in GPa (up to hundreds) or log10(GPa) (diamond has 2.6)."""
+    """Tell whether moduli are in GPa (up to hundreds), not in log10(GPa) (diamond has 2.6)."""
     if not values.size or not np.isfinite(values).all():
         raise DataError(f"{file}: no values, or some that are not finite")
     largest, middle = values.max(), np.median(values)
@@ -162,7 +162,7 @@ def _is_in_gpa(values: np.ndarray, file: Path) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command of the module's docstring."""
+    """Run the command of the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m matattn.datasets.mp_elasticity",
         description="Convert the official pickles of bulk or shear moduli to JSON lines.",
@@ -175,11 +175,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="the folder of data sets (default: $MATATTN_DATA, or data)",
     )  # fmt: skip
     parser.add_argument("--download", action="store_true", help="fetch absent pickles (figshare)")
-    given = parser.parse_args(arguments)
-    output = given.folder / "crystals" / f"mp2018_{given.modulus}_modulus.jsonl.gz"
+    options = parser.parse_args(arguments)
+    output = options.folder / "crystals" / f"mp2018_{options.modulus}_modulus.jsonl.gz"
     try:
-        files = [_file(given.folder, given.modulus, n, given.download) for n in range(3)]
-        remarks = convert(given.modulus, files, output)
+        files = [_file(options.folder, options.modulus, n, options.download) for n in range(3)]
+        remarks = convert(options.modulus, files, output)
     except (MatattnError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

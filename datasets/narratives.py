@@ -1,7 +1,7 @@
 """Narratives: short English texts about the crystals of ``prototypes``, written by templates.
 
-They need no file and no network. Where a template puts a material's name or formula is known, so
-they come with labels; since nobody wrote them, scores on them only say that the machinery works.
+They need no file and no network. The templates know where they put names and formulas, so the texts
+come with labels. Since nobody wrote them, scores on them only show that the machinery works.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _TEMPLATES = (
 
 
 def load(name: str, sentences_per_crystal: int = 3, seed: int = 0) -> TextDataset:
-    """Sentences about 5,464 crystals, split by their elements.
+    """Write sentences about 5,464 crystals, split by their elements.
 
-    So neither a formula nor a name of the test sentences occurs in the training sentences, but for
-    names of elements. The corpus is the text of the training crystals. ``sentences_per_crystal``
-    templates are drawn for each crystal with ``seed``.
+    So no formula or name of the test sentences occurs in the training sentences, except names of
+    elements. The corpus is the text of the training crystals. ``sentences_per_crystal`` templates
+    are drawn for each crystal with ``seed``.
     """
     rows = read_table()
     generator = np.random.default_rng(seed)
@@ -54,16 +54,16 @@ def load(name: str, sentences_per_crystal: int = 3, seed: int = 0) -> TextDatase
         peers[split[row.id]].append(row)
     sentences = []
     for row in rows:
-        chosen = generator.choice(len(_TEMPLATES), sentences_per_crystal, replace=False)
-        for number in chosen:
-            words, spans = _tell(_TEMPLATES[number], row, peers[split[row.id]], generator)
+        indices = generator.choice(len(_TEMPLATES), sentences_per_crystal, replace=False)
+        for index in indices:
+            words, spans = _fill(_TEMPLATES[index], row, peers[split[row.id]], generator)
             sentences.append(Sentence(words, spans, split[row.id], row.id))
     corpus = [" ".join(s.words) for s in sentences if s.split == "train"]
     return TextDataset(name, corpus, sentences, ("name", "formula"), NOTE)
 
 
 def material_name(formula: str) -> str:
-    """An English name: "gallium arsenide"; names of three and more elements list the metals."""
+    """Return an English name, such as "gallium arsenide" or "strontium titanium oxide"."""
     elements = sorted(Composition(formula).elements, key=lambda element: element.X or 0.0)
     names = [element.long_name.lower() for element in elements]
     if len(elements) > 1 and elements[-1].symbol in _IDES:
@@ -72,14 +72,14 @@ def material_name(formula: str) -> str:
 
 
 def _formula(row: Row) -> str:
-    """As it is usually written: SrTiO3, where ``reduced_formula`` has O3Sr1Ti1."""
+    """Return the usual formula: SrTiO3, where ``reduced_formula`` has O3Sr1Ti1."""
     return Composition(row.reduced_formula).reduced_formula
 
 
-def _tell(
+def _fill(
     template: str, row: Row, peers: list[Row], generator: np.random.Generator
 ) -> tuple[tuple[str, ...], tuple[Span, ...]]:
-    """Words and spans; other materials are those of ``peers``."""
+    """Fill a template with words and spans; ``peers`` are the other materials it may mention."""
     other, third = (peers[int(n)] for n in generator.integers(len(peers), size=2))
     element = Element(row.elements[int(generator.integers(len(row.elements)))])
     materials = {
@@ -103,8 +103,8 @@ def _tell(
     spans: list[Span] = []
     for slot in template.split():
         text, kind = materials.get(slot, (plain.get(slot, slot), ""))
-        found = [word for word, _, _ in split_words(text)]
+        new_words = [word for word, _, _ in split_words(text)]
         if kind:
-            spans.append((len(words), len(words) + len(found), kind))
-        words += found
+            spans.append((len(words), len(words) + len(new_words), kind))
+        words += new_words
     return tuple(words), tuple(spans)

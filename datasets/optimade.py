@@ -1,8 +1,8 @@
 """Any database that speaks OPTIMADE (https://optimade.org): AFLOW, Alexandria, OQMD, and others.
 
-Andersen et al., Scientific Data 8, 217 (2021). The standard has structures; properties are fields
-of the database with a prefix, such as ``_oqmd_delta_e``; ``<base_url>/v1/info/structures`` has a
-list of them.
+Andersen et al., Scientific Data 8, 217 (2021). The standard defines structures; properties are
+fields of the database with a prefix, such as ``_oqmd_delta_e``. ``<base_url>/v1/info/structures``
+lists them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 from pymatgen.core import Element
 from rich.console import Console
 
-from matattn.datasets.crystals import make_dataset
-from matattn.datasets.formats import Row
 from matattn.datasets.queries import answer
+from matattn.datasets.structures_io import Row, make_dataset
 from matattn.download import get_json
 from matattn.errors import DataError
 from matattn.structures.dataset import PropertyDataset
@@ -42,16 +41,13 @@ def load(
     note: str = "",
     download: bool = False,
 ) -> PropertyDataset:
-    """Read an answer, which ``download`` asks for if it is not in the folder ``path``.
+    """Read the answer to a query; ``download`` asks for it if it is not in the folder ``path``.
 
-    Args:
-        base_url: of the database, as https://providers.optimade.org lists it.
-        filter: in OPTIMADE's language, for example ``elements HAS "O" AND nsites<=20``.
-        fields: properties and the database's fields for them, in matattn's units; a dot leads into
-            a nested field.
-        limit: the first so many entries.
-
-    The other arguments are those of ``matattn.datasets.crystals.load``.
+    ``base_url`` is that of the database, as https://providers.optimade.org lists it. ``filter`` is
+    in OPTIMADE's language, for example ``elements HAS "O" AND nsites<=20``. ``fields`` maps
+    properties to the database's fields, which must be in matattn's units; a dot leads into a nested
+    field. ``limit`` is the largest number of entries. The other arguments are those of
+    ``matattn.datasets.crystals.load``.
     """
     request = {"base_url": base_url, "filter": filter, "fields": fields, "limit": limit}
     command = f"python train.py data={name}"
@@ -65,8 +61,8 @@ def _ask(base_url: str, filter: str, fields: Mapping[str, str], limit: int) -> I
     base = base_url.rstrip("/")
     if not re.search(r"/v\d[\d.]*$", base):
         base += "/v1"
-    wanted = [*_STRUCTURE, *dict.fromkeys(field.split(".")[0] for field in fields.values())]
-    query = {"filter": filter, "response_fields": ",".join(wanted), "page_limit": 100}
+    names = [*_STRUCTURE, *dict.fromkeys(field.split(".")[0] for field in fields.values())]
+    query = {"filter": filter, "response_fields": ",".join(names), "page_limit": 100}
     url: str | None = f"{base}/structures?{urlencode(query)}"
     seen: set[str] = set()
     count = 0
@@ -74,7 +70,7 @@ def _ask(base_url: str, filter: str, fields: Mapping[str, str], limit: int) -> I
     with console.status("OPTIMADE") as status:
         while url and count < limit:
             if url in seen:
-                raise DataError(f"{url}: this page names itself as a later page")
+                raise DataError(f"{url}: this page links to itself or an earlier page")
             seen.add(url)
             page = get_json(url)
             try:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from matattn.datasets.crystals import read_table
-from matattn.datasets.formats import Rows
 from matattn.datasets.molecules import split_table
+from matattn.datasets.structures_io import Rows, read_table
 from matattn.download import present
 from matattn.errors import DataError
 from matattn.structures.dataset import PropertyDataset
@@ -38,17 +37,18 @@ def load(
     """Read QM7.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: ``qm7.npz`` (heat_of_formation, kcal/mol, PBE0/def2-TZVP; z and pos of all molecules
             in one list, and n_atoms of each) or the official ``qm7.mat`` (atomization_energy,
             kcal/mol, PBE0; positions in Bohr).
-        targets: of those of the file.
-        split_seed, sizes: seeded random split of the molecules into so many of train, validation
-            and test; None: 80/10/10 %.
+        targets: properties of the file to predict.
+        split_seed: seed of the random split of the molecules.
+        sizes: molecules of train, validation and test; None: 80/10/10 %.
         download: fetch ``qm7.mat`` if it is absent.
         note: what errors on these rows may be compared with.
 
-    Raises DataError when the file is missing or is another one.
+    Raises:
+        DataError: if the file is missing or has another format.
     """
     file = Path(path)
     if file.suffix == ".mat":
@@ -64,20 +64,20 @@ def load(
 
 
 def _read(file: Path) -> Rows:
-    if (known := _KEYS.get(file.suffix)) is None:
+    if (keys := _KEYS.get(file.suffix)) is None:
         raise DataError(f"{file}: expected qm7.npz or qm7.mat")
     arrays = _arrays(file)
-    if missing := [key for key in known if key not in arrays]:
+    if missing := [key for key in keys if key not in arrays]:
         raise DataError(f"{file}: lacks {', '.join(missing)}; is it QM7?")
     rows = []
     if file.suffix == ".npz":
         ends = np.cumsum(arrays["n_atoms"])
         for end, count, identifier, energy in zip(
-            ends, *(arrays[key] for key in ("n_atoms", "name", known[-1])), strict=True
+            ends, *(arrays[key] for key in ("n_atoms", "name", keys[-1])), strict=True
         ):
             atoms = slice(end - count, end)
             row = {"id": str(identifier), "Z": arrays["z"][atoms], "pos": arrays["pos"][atoms]}
-            rows.append((f"{file} ({identifier})", row | {known[-1]: float(energy)}))
+            rows.append((f"{file} ({identifier})", row | {keys[-1]: float(energy)}))
         return rows, []
     for number, (z, pos, energy) in enumerate(
         zip(arrays["Z"], arrays["R"], arrays["T"].ravel(), strict=True), start=1

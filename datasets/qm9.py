@@ -11,15 +11,15 @@ from pathlib import Path
 
 from pymatgen.core import Element
 
-from matattn.datasets.crystals import read_table
-from matattn.datasets.formats import Row, Rows, read_rows
 from matattn.datasets.molecules import split_table
+from matattn.datasets.structure_formats import read_rows
+from matattn.datasets.structures_io import Row, Rows, read_table
 from matattn.download import present
 from matattn.errors import DataError
 from matattn.structures.dataset import PropertyDataset
 
 URL = "https://ndownloader.figshare.com/files/3195389"
-# What the second line of an official file holds behind its number, and the keys of extended XYZ.
+# The second line of an official file, in this order after its number; and keys of extended XYZ.
 COLUMNS = {
     "rotational_constant_A": "A", "rotational_constant_B": "B", "rotational_constant_C": "C",
     "dipole_moment": "mu", "polarizability": "alpha", "homo": "epsHOMO", "lumo": "epsLUMO",
@@ -42,17 +42,19 @@ def load(
     """Read QM9.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: the official ``dsgdb9nsd.xyz.tar.bz2``, or extended XYZ with the keys of ``COLUMNS``.
         targets: energies and gap in Ha, dipole_moment D, polarizability a0^3,
             electronic_spatial_extent a0^2, heat_capacity cal/mol/K.
-        split_seed, sizes: seeded random split of the molecules into so many of train, validation
-            and test (usual: 110,000 and 10,000, the rest); None: 80/10/10 %.
+        split_seed: seed of the random split of the molecules.
+        sizes: molecules of train, validation and test (usual: 110,000, 10,000, the rest);
+            None: 80/10/10 %.
         excluded: the official ``uncharacterized.txt``, whose 3,054 molecules are left out.
         download: fetch the archive if it is absent.
         note: what errors on these rows may be compared with.
 
-    Raises DataError when a file is missing or is another one.
+    Raises:
+        DataError: if a file is missing or has another format.
     """
     file = Path(path)
     if file.name.endswith(".tar.bz2"):
@@ -65,7 +67,7 @@ def load(
 
 
 def _numbers(excluded: str | None) -> set[str]:
-    """Ids of the molecules that ``uncharacterized.txt`` lists."""
+    """Return the ids of the molecules that ``uncharacterized.txt`` lists."""
     if excluded is None:
         return set()
     try:
@@ -92,13 +94,13 @@ def _archive(file: Path) -> Iterator[tuple[str, Row]]:
                 if content := archive.extractfile(member):
                     yield f"{file}, {member.name}", parse(content.read().decode())
     except (OSError, EOFError, tarfile.TarError, ValueError, IndexError) as error:
-        raise DataError(f"{file}: is not the archive of QM9: {error}") from error
+        raise DataError(f"{file}: not the archive of QM9: {error}") from error
 
 
 def parse(text: str) -> Row:
-    """The row of one official file: count, tag with number and properties, then atoms.
+    """Read the row of one official file: count, tag with number and properties, then atoms.
 
-    Behind the atoms stand frequencies, SMILES and InChI, which are not read.
+    The frequencies, SMILES and InChI after the atoms are not read.
     """
     lines = text.splitlines()
     count, (tag, number, *values) = int(lines[0]), lines[1].split()

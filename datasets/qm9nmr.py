@@ -1,4 +1,4 @@
-"""NMR shieldings of every atom of 465 organic molecules: the test sets that came with QM9-NMR.
+"""NMR shieldings of every atom of 465 organic molecules: the test sets published with QM9-NMR.
 
 Gupta, Chakraborty, Ramakrishnan, Machine Learning: Science and Technology 2, 035010 (2021);
 mPW1PW91/6-311+G(2d,p).
@@ -39,20 +39,20 @@ def load(
     """Read isotropic shieldings, ppm, one for every atom.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         path: ``qm9nmr.json`` (symbols, pos in Å and sigma_ppm of every molecule), or the folder of
             the authors' files ``SI_<set>_DFT_NMR.txt``, ``SI_<set>_DFT_geo.xyz`` and, of the cheap
             method, ``SI_<set>_baseline_NMR.txt`` (shieldings) and ``_geo.xyz`` (PM7).
-        elements: atomic numbers of the atoms whose shieldings count; None: of all.
-        delta: learn the difference to a cheap method, whose own error then stands beside:
+        elements: atomic numbers of the atoms whose shieldings are used; None: all.
+        delta: learn the difference to a cheap method, whose own error is reported, too:
             "baseline", the cheap calculation of the authors' files, at its own cheap geometries;
-            or "increments", a linear fit to the elements within three bonds, for files that have
-            no other.
-        split_seed, sizes: seeded random split of the molecules into so many of train, validation
-            and test; None: 80/10/10 %.
+            or "increments", a linear fit to the elements within three bonds, for files without it.
+        split_seed: seed of the random split of the molecules.
+        sizes: molecules of train, validation and test; None: 80/10/10 %.
         note: what errors on these rows may be compared with.
 
-    Raises DataError when a file is missing or two of them disagree.
+    Raises:
+        DataError: if a file is missing or two files disagree.
     """
     if delta is not None and delta not in DELTAS:
         raise DataError(f"data.delta={delta!r}: choose one of {', '.join(DELTAS)}, or null")
@@ -61,12 +61,11 @@ def load(
         raise DataError(f"{source}: no such file; set MATATTN_DATA to the folder of data sets")
     read = _read_folder(source, delta == "baseline") if source.is_dir() else _read_json(source)
     entries = list(read)
-    counted = set(elements or range(1, MAX_ATOMIC_NUMBER + 1))
+    used = list(elements or range(1, MAX_ATOMIC_NUMBER + 1))
     molecules = []
-    for place, entry in entries:
-        own = np.isin(entry["z"], list(counted))[:, None]
-        labels = np.where(own, entry["sigma"], np.nan)
-        molecules.append((place, Molecule(entry["id"], entry["z"], entry["pos"], labels)))
+    for where, entry in entries:
+        labels = np.where(np.isin(entry["z"], used)[:, None], entry["sigma"], np.nan)
+        molecules.append((where, Molecule(entry["id"], entry["z"], entry["pos"], labels)))
     targets = find_properties(["nmr_shielding"])
     dataset = make_dataset(name, targets, "atom", molecules, split_seed, sizes, note)
     if delta is None:
@@ -83,34 +82,34 @@ def load(
 
 
 def increments(dataset: PropertyDataset) -> np.ndarray:
-    """Shieldings [n, 1] linear in the elements within three bonds, fitted on the training atoms.
+    """Predict shieldings [n, 1] linear in the elements within three bonds of an atom.
 
-    Each element has constants of its own: an intercept, and an increment for every element at one,
-    two and three bonds.
+    Each element has its own constants, fitted on the training atoms: an intercept, and an increment
+    for every element at one, two and three bonds.
     """
-    features, elements, known_elements = [], [], np.array(dataset.elements(None))
+    features, atomic_numbers, elements = [], [], np.array(dataset.elements(None))
     for item in dataset.items:
         z, pos = item.z.numpy(), item.pos.double().numpy()
         steps = bond_distances(bonds(z, pos))
-        one_hot = (z[:, None] == known_elements).astype(float)
+        one_hot = (z[:, None] == elements).astype(float)
         shells = [(steps == number) @ one_hot for number in range(1, SHELLS + 1)]
         features.append(np.concatenate(shells, axis=1))
-        elements.append(z)
-    x, z, labels = np.concatenate(features), np.concatenate(elements), dataset.labels()[:, 0]
+        atomic_numbers.append(z)
+    x, z, labels = np.concatenate(features), np.concatenate(atomic_numbers), dataset.labels()[:, 0]
     predicted = np.full_like(labels, np.nanmean(labels[dataset.label_rows("train")]))
     train = np.zeros(len(labels), dtype=bool)
     train[dataset.label_rows("train")] = True
     for element in np.unique(z):
         rows = z == element
-        known = rows & train & ~np.isnan(labels)
-        if known.any():
-            intercept, coefficients = linear_fit(x[known], labels[known])
+        fitted = rows & train & ~np.isnan(labels)
+        if fitted.any():
+            intercept, coefficients = linear_fit(x[fitted], labels[fitted])
             predicted[rows] = intercept + x[rows] @ coefficients
     return predicted[:, None]
 
 
 def _difference(dataset: PropertyDataset, cheap: np.ndarray, delta: str) -> PropertyDataset:
-    """The data set of label minus cheap method [n, 1]; the cheap method alone says zero."""
+    """Subtract the cheap method [n, 1] from the labels; its own prediction becomes zero."""
     for item, rows in zip(dataset.items, _parts(dataset, cheap), strict=True):
         item.y = (item.y.double() - rows).float()
     target = Property(f"nmr_shielding_minus_{delta}", "ppm")
@@ -139,32 +138,32 @@ def _read_json(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 },
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{source}: is not the list of QM9-NMR molecules: {error!r}") from error
+        raise DataError(f"{source}: not the list of QM9-NMR molecules: {error!r}") from error
 
 
 def _read_folder(folder: Path, cheap: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    found = [name for name in SETS if (folder / f"SI_{name}_DFT_NMR.txt").is_file()]
-    if not found:
+    names = [name for name in SETS if (folder / f"SI_{name}_DFT_NMR.txt").is_file()]
+    if not names:
         raise DataError(f"{folder}: has none of the files SI_<set>_DFT_NMR.txt")
-    for name in found:
+    for name in names:
         shieldings = _blocks(folder / f"SI_{name}_DFT_NMR.txt", 1)
-        place = folder / f"SI_{name}_{'baseline' if cheap else 'DFT'}_geo.xyz"
-        geometries = _blocks(place, 3)
-        file = folder / f"SI_{name}_baseline_NMR.txt"
-        baselines = _blocks(file, 1) if cheap else shieldings
+        geometry_file = folder / f"SI_{name}_{'baseline' if cheap else 'DFT'}_geo.xyz"
+        geometries = _blocks(geometry_file, 3)
+        baseline_file = folder / f"SI_{name}_baseline_NMR.txt"
+        baselines = _blocks(baseline_file, 1) if cheap else shieldings
         for identifier, (symbols, sigma) in shieldings.items():
-            for other, blocks in ((place, geometries), (file, baselines)):
+            for file, blocks in ((geometry_file, geometries), (baseline_file, baselines)):
                 if identifier not in blocks or blocks[identifier][0] != symbols:
-                    raise DataError(f"{other}: {identifier} is missing or has other atoms")
+                    raise DataError(f"{file}: {identifier} is missing or has other atoms")
             entry = {"id": identifier, "z": [Element(symbol).Z for symbol in symbols],
                      "pos": geometries[identifier][1], "sigma": sigma}  # fmt: skip
             if cheap:
                 entry["cheap"] = baselines[identifier][1]
-            yield f"{place} ({identifier})", entry
+            yield f"{geometry_file} ({identifier})", entry
 
 
 def _blocks(file: Path, columns: int) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Symbols and numbers [N, columns] of every block of a file: count, name, then the atoms."""
+    """Read symbols and numbers [N, columns] of every block of a file: count, name, then atoms."""
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     except OSError as error:

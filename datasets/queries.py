@@ -1,4 +1,4 @@
-"""Answers of live databases, kept as JSON lines so that a run can be repeated without a network."""
+"""Answers of live databases, kept as JSON lines so that runs can be repeated without a network."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from matattn.datasets.crystals import Table, read_table
-from matattn.datasets.formats import Row, Rows, read_rows
+from matattn.datasets.structure_formats import read_rows
+from matattn.datasets.structures_io import Row, Rows, Table, read_table
 from matattn.errors import DataError
 from matattn.files import atomic_path, write_json
 
@@ -22,18 +22,18 @@ def answer(
     command: str,
     download: bool,
 ) -> tuple[str, Table]:
-    """The file that holds the answer to ``request``, and its checked rows.
+    """Return the file that holds the answer to ``request``, and its checked rows.
 
     ``ask`` is called only if there is no such file and ``download`` is true. A row that it cannot
-    turn into a crystal has its reason under ``problem``. Beside the answer lies the request. Raises
-    DataError when the answer is not there and not to be asked for.
+    turn into a crystal has the reason in ``problem``. The request is written beside the answer.
+    Raises DataError when there is no such file and ``download`` is false.
     """
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
     file = Path(folder) / f"{digest}.jsonl.gz"
     if not file.is_file():
         if not download:
             raise DataError(
-                f"{file}: no answer to this query is kept; to ask for it: {command} "
+                f"{file}: no stored answer to this query; fetch it with: {command} "
                 "data.download=true (or set MATATTN_DATA to the folder of data sets)"
             )
         rows = list(ask())

@@ -1,4 +1,4 @@
-"""Official formats of labelled materials text: each reader gives the sentences of one file."""
+"""Official formats of labelled materials text; each reader returns the sentences of one file."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from matattn.text import (
 
 
 def read_mulms(path: Path, split: str) -> list[Sentence]:
-    """MuLMS (Schrader et al. 2023), ``ne_deps_*.conllu``: number, word, ends of entities.
+    """Read MuLMS (Schrader et al. 2023), ``ne_deps_*.conllu``: number, word, ends of entities.
 
-    ``7:MAT|6:MAT`` at word 8 says that an entity of type MAT begins at 7 or 6 and ends here;
-    entities may stand within each other.
+    ``7:MAT|6:MAT`` at word 8 means that two entities of type MAT end here, which begin at 7 and 6;
+    entities may be nested.
     """
     sentences = []
     for line, block in _blocks(path, comment="#"):
@@ -38,25 +38,25 @@ def read_mulms(path: Path, split: str) -> list[Sentence]:
             if columns[2] != "O":
                 for entity in columns[2].split("|"):
                     start, _, kind = entity.partition(":")
-                    if not _is_place(start) or not 1 <= int(start) <= len(words):
-                        raise DataError(f"{path}:{line + offset}: no entity: {entity!r}")
+                    if not _is_index(start) or not 1 <= int(start) <= len(words):
+                        raise DataError(f"{path}:{line + offset}: not an entity: {entity!r}")
                     spans.append((int(start) - 1, len(words), kind))
         sentences.append(resplit(words, spans, split, path.name))
     return sentences
 
 
 def read_conll(path: Path, split: str, skipped: list[str] | None = None) -> list[Sentence]:
-    """Lines of a word and its BIO label, empty lines between sentences: MatScholar's NER files.
+    """Read lines of a word and its BIO label, with empty lines between sentences (MatScholar).
 
-    A line whose last field is no label (MatScholar's dev.txt has some) loses its sentence: a
-    message to ``skipped`` says so. ``DataError`` is raised only if no sentence is left.
+    A sentence is left out if the last field of a line is not a label (MatScholar's dev.txt has
+    some); ``skipped`` gets a message. ``DataError`` is raised only if no sentence is left.
     """
     sentences, errors = [], []
     for line, block in _blocks(path):
         rows = [row.split() for row in block]
         try:
             if any(len(row) < 2 for row in rows):
-                raise DataError(f"{path}:{line}: a line without a label")
+                raise DataError(f"{path}:{line}: a line without a label; expected word and label")
             words = [row[0] for row in rows]
             spans = from_labels(words, [row[-1] for row in rows], f"{path}:{line}")
         except DataError as error:
@@ -64,19 +64,19 @@ def read_conll(path: Path, split: str, skipped: list[str] | None = None) -> list
             continue
         sentences.append(resplit(words, spans, split, path.name))
     if not sentences:
-        raise errors[0] if errors else DataError(f"{path}: no sentence")
+        raise errors[0] if errors else DataError(f"{path}: holds no sentence")
     if errors and skipped is not None:
         count = len(errors) + len(sentences)
-        skipped.append(f"{errors[0]}; left out, with {len(errors) - 1} more of {count} sentences")
+        skipped.append(f"{errors[0]}; skipped {len(errors)} of {count} sentences")
     return sentences
 
 
 def read_json(path: Path, split: str) -> list[Sentence]:
-    """JSON lines, one list, or MatSci-NLP's ``{"data": [...]}``, of objects with entities.
+    """Read JSON lines, one list, or MatSci-NLP's ``{"data": [...]}``, of objects with entities.
 
     An object has words (``tokens`` or ``words``) and BIO labels (``labels``, ``ner_tags``, ``tags``
     or ``token_labels``), or, as MatSci-NLP's synthesis_procedures.json and sc_comics.json (Song et
-    al. 2023), a ``text`` with ``t_span_dict`` (places of characters) and ``t_type_dict``. Its
+    al. 2023), a ``text`` with ``t_span_dict`` (indices of characters) and ``t_type_dict``. Its
     sofc_token.json is a table of ``columns``.
     """
     sentences = []
@@ -94,36 +94,36 @@ def read_json(path: Path, split: str) -> list[Sentence]:
 
 
 def _records(path: Path) -> list[Any]:
-    """The objects of a JSON file."""
+    """Read the objects of a JSON file."""
     text = read_text(path)
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError):
         try:
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: neither JSON nor JSON lines: {error}") from None
-    listed = found["data"] if isinstance(found, dict) and "data" in found else found
-    if isinstance(found, dict) and isinstance(found.get("columns"), list):
-        names = [str(name) for name in found["columns"]]
-        rows = listed if isinstance(listed, list) else []
+    records = content["data"] if isinstance(content, dict) and "data" in content else content
+    if isinstance(content, dict) and isinstance(content.get("columns"), list):
+        names = [str(name) for name in content["columns"]]
+        rows = records if isinstance(records, list) else []
         return [
             dict(zip(names, row, strict=False)) if isinstance(row, list) else row for row in rows
         ]
-    return listed if isinstance(listed, list) else [listed]
+    return records if isinstance(records, list) else [records]
 
 
 _LABELS = ("labels", "ner_tags", "tags", "token_labels")
 
 
 def _first(record: object, names: tuple[str, ...]) -> list[str] | None:
-    found = record if isinstance(record, dict) else {}
-    lists = (found[name] for name in names if isinstance(found.get(name), list))
+    fields = record if isinstance(record, dict) else {}
+    lists = (fields[name] for name in names if isinstance(fields.get(name), list))
     return next(([str(item) for item in items] for items in lists), None)
 
 
 def _from_spans(record: Mapping[str, Any], where: str, split: str, source: str) -> Sentence:
-    """A text whose spans and types have common names: {"T1": [0, 4]}, {"T1": "Material"}."""
+    """Read a text whose spans and types share names: {"T1": [0, 4]}, {"T1": "Material"}."""
     try:
         text, types = str(record["text"]), record["t_type_dict"]
         marks = [
@@ -139,10 +139,11 @@ def _from_spans(record: Mapping[str, Any], where: str, split: str, source: str) 
 
 
 def read_brat(path: Path, split: str) -> list[Sentence]:
-    """BRAT standoff: ``x.txt`` with ``x.ann`` beside it, whose T lines are spans of characters.
+    """Read BRAT standoff: ``x.txt``, and ``x.ann`` whose T lines are spans of characters.
 
-    The synthesis procedures of Mysore et al. 2019 (annotated-materials-syntheses). A line of the
-    text is a sentence; a span over several lines, or in parts, is left out.
+    This is the format of the synthesis procedures of Mysore et al. 2019
+    (annotated-materials-syntheses). A line of the text is a sentence; a span over several lines, or
+    in parts, is left out.
     """
     text = read_text(path)
     marks = []
@@ -151,10 +152,10 @@ def read_brat(path: Path, split: str) -> list[Sentence]:
         if not row.startswith("T"):
             continue
         fields = row.split("\t")[1].split(" ") if row.count("\t") >= 2 else []
-        if len(fields) == 3 and _is_place(fields[1]) and _is_place(fields[2]):
+        if len(fields) == 3 and _is_index(fields[1]) and _is_index(fields[2]):
             marks.append((int(fields[1]), int(fields[2]), fields[0]))
         elif ";" not in row:
-            raise DataError(f"{path.with_suffix('.ann')}:{number}: no span: {row!r}")
+            raise DataError(f"{path.with_suffix('.ann')}:{number}: not a span: {row!r}")
     sentences, start = [], 0
     for line in text.split("\n"):
         inside = [m for m in marks if start <= m[0] and m[1] <= start + len(line)]
@@ -166,7 +167,7 @@ def read_brat(path: Path, split: str) -> list[Sentence]:
 
 
 def read_sofc(path: Path, split: str) -> list[Sentence]:
-    """SOFC-Exp (Friedrich et al. 2020): ``texts/x.txt`` and its tables in ``annotations``."""
+    """Read SOFC-Exp (Friedrich et al. 2020): ``texts/x.txt`` and its tables in ``annotations``."""
     name = path.stem.split("_")[-1]
     folder = path.parent.parent / "annotations"
     text = read_text(path)
@@ -188,11 +189,11 @@ def read_sofc(path: Path, split: str) -> list[Sentence]:
 def _rows(
     folder: Path, table: str, name: str, columns: int
 ) -> Iterator[tuple[list[str], tuple[int, int]]]:
-    """Rows of a table, and the characters in columns 3 and 4 where each begins and ends."""
+    """Yield the rows of a table and their spans of characters, from columns 3 and 4."""
     path = folder / table / f"{name}.csv"
     lines = read_text(path).splitlines()
     for number, row in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-        if len(row) < columns or not (_is_place(row[2]) and _is_place(row[3])):
+        if len(row) < columns or not (_is_index(row[2]) and _is_index(row[3])):
             raise DataError(f"{path}:{number}: expected {columns} columns, numbers in 3 and 4")
         yield row, (int(row[2]), int(row[3]))
 
@@ -200,7 +201,7 @@ def _rows(
 def from_characters(
     text: str, marks: list[tuple[int, int, str]], split: str, source: str
 ) -> Sentence:
-    """A sentence of a text whose spans are given by characters; they grow to whole words."""
+    """Make the sentence of a text from spans of characters, which are extended to whole words."""
     words = split_words(text)
     spans: list[Span] = []
     for start, end, kind in marks:
@@ -210,13 +211,16 @@ def from_characters(
     return Sentence(tuple(word for word, _, _ in words), tuple(spans), split, source)
 
 
-def _is_place(text: str) -> bool:
-    """Whether a text is the number of a word or character; ``int`` refuses ² and 5000 digits."""
+def _is_index(text: str) -> bool:
+    """Tell whether a text is an index that ``int`` reads; it raises at ² and at 5000 digits."""
     return text.isdecimal() and len(text) < 12
 
 
 def _blocks(path: Path, comment: str = "-DOCSTART-") -> Iterator[tuple[int, list[str]]]:
-    """Lines between empty ones but those that begin with ``comment``, and the first's number."""
+    """Yield the first line's number and the lines of every block between empty lines.
+
+    Lines that begin with ``comment`` are left out.
+    """
     block: list[str] = []
     for number, row in enumerate([*read_text(path).split("\n"), ""], 1):
         if row.strip() and not row.startswith(comment):
@@ -230,7 +234,7 @@ Reader = Callable[[Path, str, list[str]], list[Sentence]]
 
 
 def _strict(reader: Callable[[Path, str], list[Sentence]]) -> Reader:
-    """A reader that leaves no sentence out: it has nothing to say in a list of such messages."""
+    """Give a reader that skips no sentence the signature of those that do."""
     return lambda path, split, skipped: reader(path, split)
 
 
@@ -244,7 +248,7 @@ READERS: Mapping[str, tuple[Reader, str]] = {
 
 
 def read_corpus(path: Path) -> list[str]:
-    """Lines of a text file, or of all ``.txt`` files of a folder, that hold words."""
+    """Read all lines with words of a text file, or of all ``.txt`` files of a folder."""
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: no .txt file in this folder")

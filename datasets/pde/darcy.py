@@ -1,10 +1,10 @@
 """Pressure of a flow through a medium of two permeabilities, made with scikit-fem.
 
 Darcy's law in the unit square, ``-div(a grad u) = 1`` with ``u = 0`` on the boundary, all
-quantities without dimension. The permeability ``a`` is 12 where a Gaussian random field is positive
+quantities dimensionless. The permeability ``a`` is 12 where a Gaussian random field is positive
 and 3 elsewhere; the field is that of the Darcy set of Li et al. (Fourier Neural Operator, ICLR
-2021): without constant part, of covariance ``(9 - Laplace)^-2`` with zero normal derivatives, here
-a cosine series of 32 waves in each direction. Meshes are unstructured, and one sample has one.
+2021): without a constant part, of covariance ``(9 - Laplace)^-2`` with zero normal derivatives,
+here a cosine series of 32 waves in each direction. Every sample has its own unstructured mesh.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ Coefficient = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def load(name: str, sizes: Sequence[int] = (1000, 80, 200), seed: int = 0) -> FieldDataset:
-    """Permeability and pressure at the nodes of triangles, all without dimension.
+    """Make samples of permeability and pressure at the nodes of triangles, all dimensionless.
 
     Coordinates are from 0 to 1. A mesh has 900 to 1,296 nodes, on average 1,089.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         sizes: numbers of training, validation and test samples.
         seed: sample ``i`` depends on the seed and ``i`` alone.
 
-    Raises DataError for sizes or a seed that make no data set, and when scikit-fem is missing.
+    Raises:
+        DataError: if sizes or seed are invalid, or if scikit-fem is missing.
     """
     items, split, skipped = generate(name, f"darcy, version {_VERSION}", flow, sizes, seed)
     return FieldDataset(
@@ -56,7 +57,7 @@ def load(name: str, sizes: Sequence[int] = (1000, 80, 200), seed: int = 0) -> Fi
 
 
 def flow(seed: int, run: int) -> list[MeshSample]:
-    """Sample ``run``."""
+    """Make sample ``run``."""
     rng = np.random.default_rng([seed, run])
     permeability = random_permeability(rng)
     points, triangles = random_mesh(rng, *rng.integers(30, 37, 2).tolist())
@@ -69,7 +70,7 @@ def flow(seed: int, run: int) -> list[MeshSample]:
 
 
 def random_permeability(rng: np.random.Generator) -> Coefficient:
-    """HIGH where a random field is positive, else LOW."""
+    """Draw a permeability: HIGH where a random field is positive, else LOW."""
     waves = np.arange(WAVES)
     norm = np.where(waves == 0, 1.0, np.sqrt(2.0))
     square = np.pi**2 * (waves[:, None] ** 2 + waves**2)
@@ -77,7 +78,7 @@ def random_permeability(rng: np.random.Generator) -> Coefficient:
     coefficients[0, 0] = 0
 
     def permeability(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        # Chebyshev polynomials of the cosine are the cosines of the multiples, without many calls.
+        # Chebyshev polynomials of a cosine are the cosines of its multiples, in one call.
         along_x, along_y = (chebvander(np.cos(np.pi * at), WAVES - 1) for at in (x, y))
         field = ((along_x @ coefficients) * along_y).sum(axis=-1)
         return np.where(field > 0, HIGH, LOW)
@@ -91,9 +92,9 @@ def solve(
     permeability: Coefficient,
     source: Coefficient = lambda x, y: np.ones_like(x),
 ) -> np.ndarray:
-    """The pressure at the nodes [N], from linear triangles.
+    """Compute the pressure at the nodes [N], with linear triangles.
 
-    The coefficients are taken at six points of each triangle, so that the line between two
+    The coefficients are evaluated at six points of each triangle, so that the line between two
     permeabilities may cross it.
     """
     from skfem import Basis, BilinearForm, ElementTriP1, LinearForm, MeshTri

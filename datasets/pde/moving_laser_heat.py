@@ -4,8 +4,8 @@ Transient conduction in the plane of an insulated sheet of thickness ``d`` with 
 properties, ``rho c d dT/dt = k d Laplace(T) + q``, no flux through the edges and ``T = 0`` (the
 temperature above the surroundings) at the start. The laser heats with ``q = 2 A P / (pi w^2)
 exp(-2 r^2 / w^2)`` (W/mm^2), ``r`` the distance from its centre, and scans parallel tracks of
-30 mm, forth and back, without a pause between them. A process like additive manufacturing, and
-nothing of it more than this: no added material, no melting, no depth.
+30 mm, back and forth, without a pause between them. Of additive manufacturing, only this is
+modelled: no added material, no melting, no depth.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LENGTH, WIDTH, THICKNESS = 40.0, 20.0, 2.0  # mm
 CONDUCTIVITY = 0.02  # W/(mm K), as of an austenitic stainless steel
 HEAT_CAPACITY = 7.9e-6 * 500  # J/(mm^3 K): density times specific heat
 ABSORPTIVITY = 0.4
-BEAM_RADIUS = 2.0  # mm, where the intensity is 1/e^2 of the largest
+BEAM_RADIUS = 2.0  # mm, where the intensity is 1/e^2 of its maximum
 TRACK = 5.0, 35.0  # mm, x at both ends of a track
 HATCH = 3.0  # mm between tracks
 POWER = 100.0, 400.0  # W
@@ -31,7 +31,7 @@ SPEED = 5.0, 20.0  # mm/s
 FIRST_TRACK = 4.0, 10.0  # mm, its y
 MOST_TRACKS = 3
 STRIDE = 0.25  # mm that the laser moves in a time step
-SNAPSHOTS = 4  # of a scan
+SNAPSHOTS = 4  # of each scan
 _VERSION = 1
 
 NOTE = (
@@ -41,19 +41,20 @@ NOTE = (
 
 
 def load(name: str, sizes: Sequence[int] = (250, 20, 50), seed: int = 0) -> FieldDataset:
-    """Snapshots of the temperature above the surroundings (K) on sheets of 40 mm by 20 mm.
+    """Make snapshots of the temperature above the surroundings (K) on sheets of 40 mm by 20 mm.
 
-    Coordinates are in mm. Inputs, the same at all nodes of a snapshot: time since the start (s),
-    power (W) and speed (mm/s) of the laser and where it is (mm). They determine the field, because
-    the first track starts at its left end and the others follow above it. A mesh has 1,150 to 1,512
-    nodes; every scan has one, with four snapshots at random times.
+    Coordinates are in mm. Inputs, the same at all nodes of a snapshot, are the time since the start
+    (s) and the power (W), speed (mm/s) and position (mm) of the laser. They determine the field,
+    because the first track starts at its left end and the others follow above it. Every scan has a
+    mesh of 1,150 to 1,512 nodes and four snapshots at random times.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         sizes: numbers of training, validation and test scans; each gives four samples.
         seed: scan ``i`` depends on the seed and ``i`` alone.
 
-    Raises DataError for sizes or a seed that make no data set, and when scikit-fem is missing.
+    Raises:
+        DataError: if sizes or seed are invalid, or if scikit-fem is missing.
     """
     recipe = f"moving laser heat, version {_VERSION}"
     items, split, skipped = generate(name, recipe, snapshots, sizes, seed)
@@ -86,26 +87,26 @@ class Scan:
 
     @property
     def steps(self) -> int:
-        """Time steps until the end of the last track."""
+        """Return the number of time steps until the end of the last track."""
         return round(self.tracks * (TRACK[1] - TRACK[0]) / STRIDE)
 
     @property
     def time_step(self) -> float:
-        """In seconds."""
+        """Return the time step in seconds."""
         return STRIDE / self.speed
 
     def laser(self, time: np.ndarray) -> np.ndarray:
-        """Centre of the beam [T, 2], mm, at times [T], s."""
+        """Return the centre of the beam [T, 2], mm, at times [T], s."""
         length = TRACK[1] - TRACK[0]
-        way = self.speed * time
-        track = np.minimum(way // length, self.tracks - 1)
-        along = way - track * length
+        distance = self.speed * time
+        track = np.minimum(distance // length, self.tracks - 1)
+        along = distance - track * length
         x = np.where(track % 2 == 0, TRACK[0] + along, TRACK[1] - along)
         return np.stack([x, self.first_track + track * HATCH], axis=-1)
 
 
 def snapshots(seed: int, run: int) -> list[MeshSample]:
-    """Four snapshots of scan ``run``."""
+    """Make four snapshots of scan ``run``."""
     rng = np.random.default_rng([seed, run])
     power, speed, first_track = (rng.uniform(*bounds) for bounds in (POWER, SPEED, FIRST_TRACK))
     scan = Scan(power, speed, first_track, tracks=int(rng.integers(1, MOST_TRACKS + 1)))
@@ -113,8 +114,8 @@ def snapshots(seed: int, run: int) -> list[MeshSample]:
     points, triangles = random_mesh(rng, *shape, size=(LENGTH, WIDTH))
     steps = np.sort(rng.choice(np.arange(20, scan.steps + 1), SNAPSHOTS, replace=False))
     times = scan.time_step * np.arange(1, steps[-1] + 1)
-    plate = Sheet(points, triangles)
-    temperature = plate.march(scan.time_step, plate.heating(scan.power, scan.laser(times)))
+    sheet = Sheet(points, triangles)
+    temperature = sheet.march(scan.time_step, sheet.heating(scan.power, scan.laser(times)))
     pos = points.astype(np.float32)
     samples = []
     for step in steps:
@@ -128,8 +129,8 @@ def snapshots(seed: int, run: int) -> list[MeshSample]:
 class Sheet:
     """Linear triangles for conduction in a sheet; nodes in mm.
 
-    The heat capacity is lumped at the nodes, which keeps the temperature from falling below that
-    at the start ahead of the laser.
+    The heat capacity is lumped at the nodes, which keeps the temperature ahead of the laser from
+    falling below its initial value.
     """
 
     def __init__(self, points: np.ndarray, triangles: np.ndarray) -> None:
@@ -151,7 +152,7 @@ class Sheet:
         self.shares = csc_array(entries, shape=(len(points), self.at.shape[1])).tocsr()
 
     def heating(self, power: float, laser: np.ndarray) -> np.ndarray:
-        """Absorbed power at the nodes [T, N], W, with the laser at [T, 2]."""
+        """Return the power absorbed at the nodes [T, N], W, with the laser at [T, 2]."""
         distance = ((self.at - laser[:, :, None]) ** 2).sum(axis=1)
         peak = 2 * ABSORPTIVITY * power / (np.pi * BEAM_RADIUS**2)
         return (self.shares @ (peak * np.exp(-2 * distance / BEAM_RADIUS**2)).T).T
@@ -159,10 +160,10 @@ class Sheet:
     def march(
         self, time_step: float, heating: np.ndarray, start: np.ndarray | None = None
     ) -> np.ndarray:
-        """Temperature [T, N] after each backward Euler step, of which ``heating`` [T, N] is one."""
+        """Return the temperature [T, N] after each backward Euler step with ``heating`` [T, N]."""
         factors = factorised(diags_array(self.capacity) + time_step * self.conduction)
-        now = np.zeros(len(self.capacity)) if start is None else start
+        current = np.zeros(len(self.capacity)) if start is None else start
         history = np.empty_like(heating)
         for step, power in enumerate(heating):
-            now = history[step] = factors.solve(self.capacity * now + time_step * power)
+            current = history[step] = factors.solve(self.capacity * current + time_step * power)
         return history

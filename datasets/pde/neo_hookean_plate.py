@@ -5,7 +5,7 @@ A compressible neo-Hookean solid in plane strain, with the energy per undeformed
 Mechanics for Finite Element Analysis, 2008), so with the nominal stress
 ``P = mu (F - F^-T) + lambda ln J F^-T``. The lower edge is clamped, the upper edge is pulled up by
 a dead traction (force per undeformed area), the sides and the hole are free. The shear modulus is
-1 MPa and Poisson's ratio at small strains 0.4. Hole and mesh are those of ``pde_plate_with_hole``.
+1 MPa and Poisson's ratio at small strains 0.4. Hole and mesh are those of ``plate_with_hole``.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ NOTE = (
 
 
 def load(name: str, sizes: Sequence[int] = (240, 20, 40), seed: int = 0) -> FieldDataset:
-    """Plates with a random hole under a random traction: displacements and stress at their nodes.
+    """Make plates with a random hole under a random traction: displacements and stress at nodes.
 
     Coordinates are those of the undeformed plate in mm, from 0 to 100; the input is the traction
     (MPa), the same at all nodes. Targets are the displacements (mm) and the von Mises stress of the
     Cauchy stress (MPa), constant in each linear triangle and brought to the nodes by a lumped L2
-    projection. Every mesh has 972 nodes, and node n lies at a like place in every plate.
+    projection. Every mesh has 972 nodes, and node n has a similar position in every plate.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         sizes: numbers of training, validation and test plates.
         seed: plate ``i`` depends on the seed and ``i`` alone.
 
     A plate for which Newton's method does not converge is left out and listed in ``skipped``.
 
-    Raises DataError for sizes or a seed that make no data set, and when scikit-fem is missing.
+    Raises:
+        DataError: if sizes or seed are invalid, or if scikit-fem is missing.
     """
     recipe = f"neo-Hookean plate, version {_VERSION}"
     items, split, skipped = generate(name, recipe, plate, sizes, seed)
@@ -71,7 +72,7 @@ def load(name: str, sizes: Sequence[int] = (240, 20, 40), seed: int = 0) -> Fiel
 
 
 def plate(seed: int, run: int) -> list[MeshSample]:
-    """Plate ``run``."""
+    """Make plate ``run``."""
     rng = np.random.default_rng([seed, run])
     points = EDGE * GRID.points(random_hole(rng))
     traction = rng.uniform(*TRACTION)
@@ -85,7 +86,7 @@ def plate(seed: int, run: int) -> list[MeshSample]:
 
 @lru_cache(maxsize=1)
 def plate_layout() -> Layout:
-    """The free displacements of a plate that is clamped at its lower edge."""
+    """Return the pattern of the free displacements of a plate clamped at its lower edge."""
     held = np.zeros((GRID.rings * GRID.angles, 2), dtype=bool)
     held[GRID.lower_edge] = True
     return Layout(GRID.triangles, held)
@@ -106,12 +107,12 @@ class NeoHookean:
         self.gradients = reference @ np.linalg.inv(edges).swapaxes(1, 2)  # [E, 3, 2]
 
     def deformation(self, displacement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Deformation gradients F [E, 2, 2] and their determinants J [E]."""
+        """Return deformation gradients F [E, 2, 2] and their determinants J [E]."""
         f = np.eye(2) + displacement[self.triangles].swapaxes(1, 2) @ self.gradients
         return f, np.linalg.det(f)
 
     def internal_forces(self, displacement: np.ndarray) -> np.ndarray:
-        """The gradient of the energy: forces that hold the deformation [N, 2]."""
+        """Return the gradient of the energy: the forces [N, 2] that hold the deformation."""
         f, j = self.deformation(displacement)
         inverse = np.linalg.inv(f).swapaxes(1, 2)
         stress = SHEAR * (f - inverse) + LAME * np.log(j)[:, None, None] * inverse
@@ -121,7 +122,7 @@ class NeoHookean:
         return total
 
     def element_matrices(self, displacement: np.ndarray) -> np.ndarray:
-        """Second derivatives of the energy [E, 2, 2, 3, 3], component, component, node, node."""
+        """Return second derivatives of the energy [E, 2, 2, 3, 3]: components, then nodes."""
         f, j = self.deformation(displacement)
         here = self.gradients @ np.linalg.inv(f)  # gradients in the deformed plate
         softened = (SHEAR - LAME * np.log(j))[:, None, None, None, None]
@@ -132,10 +133,10 @@ class NeoHookean:
         return self.areas[:, None, None, None, None] * matrix
 
     def equilibrium(self, load: np.ndarray) -> tuple[np.ndarray, list[float]]:
-        """Displacements under nodal forces, and the residuals of the last load step.
+        """Solve for displacements under nodal forces; returns also the last step's residuals.
 
-        Newton's method, with the load in equal steps. Residuals are norms relative to the load of
-        their step. Raises NotSolvedError when a step does not converge.
+        This is Newton's method, with the load in equal steps. Residuals are norms relative to the
+        load of their step. Raises NotSolvedError when a step does not converge.
         """
         free = self.layout.free
         displacement = np.zeros_like(load)
@@ -160,7 +161,7 @@ class NeoHookean:
         return displacement, residuals
 
     def pull(self, line: np.ndarray, traction: float) -> np.ndarray:
-        """Nodal forces of a dead traction upwards on the edges of an ordered ``line`` of nodes."""
+        """Return nodal forces of a dead upward traction on the edges of an ordered ``line``."""
         force = np.zeros_like(self.points)
         length = np.linalg.norm(np.diff(self.points[line], axis=0), axis=1)
         for end in (line[:-1], line[1:]):
@@ -168,7 +169,7 @@ class NeoHookean:
         return force
 
     def von_mises(self, displacement: np.ndarray) -> np.ndarray:
-        """Von Mises stress of the Cauchy stress at the nodes [N]."""
+        """Return the von Mises stress of the Cauchy stress at the nodes [N]."""
         f, j = self.deformation(displacement)
         swelling = LAME * np.log(j) / j
         left = SHEAR / j[:, None, None] * (f @ f.swapaxes(1, 2) - np.eye(2))

@@ -39,21 +39,22 @@ NOTE = (
 def load(
     name: str, sizes: Sequence[int] = (1000, 80, 200), seed: int = 0, ragged: bool = False
 ) -> FieldDataset:
-    """Plates with a random hole, and the von Mises stress at their nodes, in MPa.
+    """Make plates with a random hole, and the von Mises stress at their nodes, in MPa.
 
     Coordinates are in mm, from 0 to 100. Every mesh is an O-grid of 54 angles and 18 rings, 972
-    nodes, so node n lies at a like place in every plate. The stress is computed with quadratic
+    nodes, so node n has a similar position in every plate. The stress is computed with quadratic
     triangles (each quadrilateral is two) and brought to the nodes by a lumped L2 projection, which
     averages over the triangles at a node.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         sizes: numbers of training, validation and test plates.
         seed: plate ``i`` depends on the seed and ``i`` alone.
-        ragged: instead, every mesh has its own number of angles and rings, nodes that are moved at
-            random, and a random order of nodes; its cells are the triangles.
+        ragged: give every mesh its own number of angles and rings, random shifts of its nodes, and
+            a random order of nodes; its cells are the triangles.
 
-    Raises DataError for sizes or a seed that make no data set, and when scikit-fem is missing.
+    Raises:
+        DataError: if sizes or seed are invalid, or if scikit-fem is missing.
     """
     recipe = f"plate with hole, ragged {ragged}, version {_VERSION}"
     make = ragged_plate if ragged else aligned_plate
@@ -72,7 +73,7 @@ def load(
 
 
 def aligned_plate(seed: int, run: int) -> list[MeshSample]:
-    """Plate ``run`` on the mesh of 54 angles and 18 rings."""
+    """Make plate ``run`` on the mesh of 54 angles and 18 rings."""
     rng = np.random.default_rng([seed, run])
     grid = OGrid(sides=(14, 13), rings=18)
     points = grid.points(random_hole(rng))
@@ -82,22 +83,22 @@ def aligned_plate(seed: int, run: int) -> list[MeshSample]:
 
 
 def ragged_plate(seed: int, run: int) -> list[MeshSample]:
-    """Plate ``run`` on a mesh of its own, of 672 to 1,344 nodes."""
+    """Make plate ``run`` on its own mesh of 672 to 1,344 nodes."""
     rng = np.random.default_rng([seed, run])
     hole = random_hole(rng)
     grid = OGrid(sides=tuple(rng.integers(12, 17, 2).tolist()), rings=int(rng.integers(14, 22)))
     points = moved_points(grid, hole, rng)
     stress = _stress(grid, points)
     order = rng.permutation(len(points))
-    place = np.argsort(order)
+    new_index = np.argsort(order)
     pos, y = (EDGE * points[order]).astype(np.float32), stress[order, None].astype(np.float32)
-    return [MeshSample(f"plate-{run}", pos, pos[:, :0], y, {"triangle": place[grid.triangles]})]
+    return [MeshSample(f"plate-{run}", pos, pos[:, :0], y, {"triangle": new_index[grid.triangles]})]
 
 
 def random_hole(rng: np.random.Generator) -> np.ndarray:
-    """Fourier coefficients of ``g``, those of cosines and those of sines [2, 1 + WAVES].
+    """Draw Fourier coefficients of ``g``, those of cosines and those of sines [2, 1 + WAVES].
 
-    In the orthonormal basis of the circle, each has the variance that the covariance gives to its
+    In the orthonormal basis of the circle, each has the variance that the covariance assigns to its
     wave number.
     """
     waves = np.arange(WAVES + 1)
@@ -106,7 +107,7 @@ def random_hole(rng: np.random.Generator) -> np.ndarray:
 
 
 def hole_radius(coefficients: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """The radius of the hole in the direction ``angle``, in units of the edge: 0.2 to 0.4."""
+    """Return the radius of the hole in direction ``angle``, in units of the edge: 0.2 to 0.4."""
     phase = np.arange(coefficients.shape[1]) * angle[..., None]
     g = np.cos(phase) @ coefficients[0] + np.sin(phase) @ coefficients[1]
     return 0.2 + 0.2 / (1 + np.exp(g))
@@ -125,12 +126,12 @@ class OGrid:
 
     @property
     def angles(self) -> int:
-        """Nodes of a ring."""
+        """Return the number of nodes of a ring."""
         return 2 * sum(self.sides)
 
     @property
     def quads(self) -> np.ndarray:
-        """Nodes of the quadrilaterals, anticlockwise [E, 4]."""
+        """Return the nodes of the quadrilaterals, anticlockwise [E, 4]."""
         ring, k = np.mgrid[: self.rings - 1, : self.angles].reshape(2, -1)
         inner, outer = ring * self.angles, (ring + 1) * self.angles
         after = (k + 1) % self.angles
@@ -138,7 +139,7 @@ class OGrid:
 
     @property
     def triangles(self) -> np.ndarray:
-        """Nodes of the triangles, two a quadrilateral, with diagonals in alternating directions."""
+        """Return the nodes of the triangles; diagonals of quadrilaterals alternate in direction."""
         ring, k = np.mgrid[: self.rings - 1, : self.angles].reshape(2, -1)
         a, b, c, d = self.quads.T
         even = ((ring + k) % 2 == 0)[:, None]
@@ -148,21 +149,21 @@ class OGrid:
 
     @property
     def lower_edge(self) -> np.ndarray:
-        """Nodes on the lower edge of the plate, ordered."""
+        """Return the nodes on the lower edge of the plate, ordered."""
         start = (self.rings - 1) * self.angles
         last = start + self.angles - np.arange(self.sides[0], -1, -1)
         return np.where(last == start + self.angles, start, last)
 
     @property
     def upper_edge(self) -> np.ndarray:
-        """Nodes on the upper edge of the plate, ordered."""
+        """Return the nodes on the upper edge of the plate, ordered."""
         return (self.rings - 1) * self.angles + self.sides[1] + np.arange(self.sides[0] + 1)
 
     def points(self, hole: np.ndarray, moves: np.ndarray | float = 0.0) -> np.ndarray:
-        """Nodes [N, 2] around a hole.
+        """Return the positions of nodes [N, 2] around a hole.
 
         ``moves`` [2, rings, angles] shifts them across and along the rings, in units of the
-        distances of neighbours; the nodes of the square and of the hole stay on them.
+        distances of neighbours; nodes of the square and of the hole stay on their edges.
         """
         wide, high = self.sides
         steps = np.pi / 2 / np.repeat([high, wide] * 2, [high, wide] * 2)
@@ -173,13 +174,13 @@ class OGrid:
         direction = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
         outer = 0.5 / np.abs(direction).max(-1)
         inner = hole_radius(hole, angle)
-        part = (ring / (self.rings - 1)) ** GRADING
-        points = 0.5 + (inner + part * (outer - inner))[..., None] * direction
-        return np.clip(points, 0, 1).reshape(-1, 2)  # clips what rounding did to the outer edge
+        fraction = (ring / (self.rings - 1)) ** GRADING
+        points = 0.5 + (inner + fraction * (outer - inner))[..., None] * direction
+        return np.clip(points, 0, 1).reshape(-1, 2)  # undoes rounding at the outer edge
 
 
 def moved_points(grid: OGrid, hole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Nodes [N, 2] that are moved at random, as far as every triangle stays well shaped."""
+    """Return nodes [N, 2] moved at random, as far as every triangle stays well shaped."""
     moves = rng.uniform(-0.3, 0.3, (2, grid.rings, grid.angles))
     moves[0, [0, -1]] = 0
     corners = np.cumsum([0, grid.sides[1], grid.sides[0], grid.sides[1]])
@@ -191,13 +192,13 @@ def moved_points(grid: OGrid, hole: np.ndarray, rng: np.random.Generator) -> np.
 
 
 def _areas(grid: OGrid, points: np.ndarray) -> np.ndarray:
-    """Areas of the triangles, negative where one is turned over."""
+    """Return the areas of the triangles, negative where one is turned over."""
     a, b, c = points[grid.triangles].swapaxes(0, 1)
     return np.linalg.det(np.stack([b - a, c - a], axis=1)) / 2
 
 
 def _stress(grid: OGrid, points: np.ndarray) -> np.ndarray:
-    """Von Mises stress [N], MPa, at the nodes of a plate of edge 1 under the traction."""
+    """Return the von Mises stress [N], MPa, at the nodes of a plate of edge 1."""
     body = elastic_body(grid)
     load = TRACTION * body.pull(points, grid.upper_edge)
     return body.von_mises(points, body.solve(points, load))
@@ -205,15 +206,15 @@ def _stress(grid: OGrid, points: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def elastic_body(grid: OGrid) -> ElasticBody:
-    """A plate that is clamped at its lower edge."""
+    """Return the elements of a plate that is clamped at its lower edge."""
     return ElasticBody(grid.triangles, grid.lower_edge)
 
 
 class ElasticBody:
     """Plane strain on quadratic triangles with straight edges.
 
-    Everything that does not depend on the places of the nodes is computed once: the nodes of
-    elements and the places of their entries in the matrix (with scikit-fem), and the integrals of
+    Everything that does not depend on the positions of the nodes is computed once: the nodes of
+    elements and the indices of their entries in the matrix (with scikit-fem), and the integrals of
     products of shape functions' gradients over the reference triangle, which give the exact
     stiffness of any triangle. Displacements are [V, 2] for the V nodes and mid-edges; the first N
     are those of the vertices. Nodes ``clamped``, and the edges between them, have prescribed
@@ -241,7 +242,7 @@ class ElasticBody:
         self.layout = Layout(self.nodes, np.stack([held, held], axis=1))
 
     def _inverse_jacobians(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inverse [E, 2, 2] (reference, space) and size of the determinant [E] of the maps."""
+        """Return inverse [E, 2, 2] (reference, space) and absolute determinant [E] of the maps."""
         corner = points[self.triangles]
         a, b = (corner[:, 1] - corner[:, 0]).T, (corner[:, 2] - corner[:, 0]).T
         determinant = a[0] * b[1] - a[1] * b[0]
@@ -249,7 +250,7 @@ class ElasticBody:
         return inverse / determinant[:, None, None], np.abs(determinant)
 
     def element_matrices(self, points: np.ndarray) -> np.ndarray:
-        """Stiffness of the elements [E, 2, 2, 6, 6], with indices component, component, i, j."""
+        """Return the stiffness of elements [E, 2, 2, 6, 6], indices component, component, i, j."""
         inverse, size = self._inverse_jacobians(points)
         lame, shear = LAME
         unit = np.eye(2)
@@ -264,9 +265,9 @@ class ElasticBody:
     def solve(
         self, points: np.ndarray, load: np.ndarray, prescribed: np.ndarray | None = None
     ) -> np.ndarray:
-        """Displacements [V, 2] under nodal forces ``load`` [V, 2].
+        """Solve for displacements [V, 2] under nodal forces ``load`` [V, 2].
 
-        Held nodes have the displacements ``prescribed`` [V, 2], else none.
+        Held nodes have the displacements ``prescribed`` [V, 2]; None: zero.
         """
         elements, free = self.element_matrices(points), self.layout.free
         displacement = np.zeros_like(load) if prescribed is None else prescribed.copy()
@@ -280,7 +281,7 @@ class ElasticBody:
         return displacement
 
     def pull(self, points: np.ndarray, line: np.ndarray) -> np.ndarray:
-        """Nodal forces [V, 2] of a unit traction upwards on the edges of an ordered ``line``."""
+        """Return nodal forces [V, 2] of a unit upward traction on the edges of a ``line``."""
         force = np.zeros((self.vertices + len(self.edges), 2))
         pairs = np.sort(np.stack([line[:-1], line[1:]], 1), axis=1)
         order = np.lexsort(self.edges.T[::-1])
@@ -292,7 +293,7 @@ class ElasticBody:
         return force
 
     def von_mises(self, points: np.ndarray, displacement: np.ndarray) -> np.ndarray:
-        """Von Mises stress at the vertices [N]: its lumped L2 projection on linear functions."""
+        """Return the von Mises stress at vertices [N], by lumped L2 projection on hat functions."""
         inverse, size = self._inverse_jacobians(points)
         lame, shear = LAME
         local = np.einsum("eip,iaq->epaq", displacement[self.nodes], self.gradients, optimize=True)

@@ -4,7 +4,7 @@ Each row of ``prototypes.csv`` names a structure type, the elements on its sites
 free shape parameters, so that a crystal is rebuilt from one line of text. The labels (formation
 energy and bulk modulus) come from the machine-learned potential CHGNet 0.3.0 (Deng et al., Nature
 Machine Intelligence 5, 1031, 2023), not from density-functional theory: see docs/prototypes.md
-before comparing with anything. ``prototypes_build`` makes the table.
+before comparing with anything. ``tools/prototypes/build.py`` made the table.
 """
 
 from __future__ import annotations
@@ -90,15 +90,16 @@ def load(
     split: str = "composition",
     split_seed: int = 0,
 ) -> PropertyDataset:
-    """The crystals as training data.
+    """Return the crystals as training data.
 
     Args:
-        name: how reports call the data.
+        name: what reports call the data.
         targets: of formation_energy_per_atom (eV/atom) and log10_bulk_modulus (log10(GPa)).
         split: "composition" (80/10/10, no composition in two splits) or "random" (seeded).
         split_seed: seed of the random split.
 
-    Raises DataError for an unknown target or split.
+    Raises:
+        DataError: for an unknown target or split.
     """
     rows = read_table()
     properties = find_properties(targets)
@@ -144,7 +145,7 @@ def build_structure(
     Raises:
         ValueError: if the prototype or an element is unknown, if the number of elements or of
             shape parameters is wrong, or if the volume is not positive and finite. Shape parameters
-            are not held to their bounds.
+            may be out of their bounds.
     """
     if prototype not in PROTOTYPES:
         raise ValueError(f"unknown prototype {prototype!r}; known: {', '.join(PROTOTYPES)}")
@@ -176,22 +177,22 @@ class Row:
 
     @property
     def structure(self) -> Structure:
-        """The crystal's primitive cell, built anew at each access."""
+        """Build the crystal's primitive cell, anew at each access."""
         return build_structure(self.prototype, self.elements, self.volume, self.shape)
 
     @property
     def reduced_formula(self) -> str:
-        """Reduced formula, elements in alphabetical order and every count written: ``Cl1Na1``."""
+        """Return the reduced formula, alphabetical and with every count: ``Cl1Na1``."""
         return reduced_formula(self.prototype, self.elements)
 
     @property
     def split(self) -> str:
-        """``train``, ``val`` or ``test`` (80/10/10), one for all crystals of a composition."""
+        """Return ``train``, ``val`` or ``test`` (80/10/10), the same for all of a composition."""
         return composition_split(self.reduced_formula)
 
 
 def reduced_formula(prototype: str, elements: Sequence[str]) -> str:
-    """Reduced formula, alphabetical and with every count (``O3Sr1Ti1``): the split's key."""
+    """Return the reduced formula, alphabetical and with every count (``O3Sr1Ti1``)."""
     amounts: dict[str, int] = {}
     for element, count in zip(elements, PROTOTYPES[prototype].counts, strict=True):
         amounts[element] = amounts.get(element, 0) + count
@@ -202,7 +203,7 @@ def reduced_formula(prototype: str, elements: Sequence[str]) -> str:
 def composition_split(formula: str) -> str:
     """Map a reduced formula to ``train`` (80 %), ``val`` (10 %) or ``test`` (10 %).
 
-    The SHA-256 of the text decides, so a composition keeps its place on every machine and when rows
+    The SHA-256 of the text decides, so a composition keeps its split on every machine and when rows
     are added or removed.
     """
     bucket = int.from_bytes(hashlib.sha256(formula.encode()).digest()[:8], "big") % 10

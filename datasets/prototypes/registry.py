@@ -38,7 +38,7 @@ class Prototype:
         space_group: International Tables number at generic values of the free parameters.
         lattice: crystal system and centring, e.g. ``"tetragonal I"``; ``"hexagonal R"`` is
             rhombohedral, on hexagonal axes.
-        parameters: free parameters; ``c/a`` stands first in every lattice that is not cubic.
+        parameters: free parameters; ``c/a`` is the first in every lattice that is not cubic.
         sites: one ``letter x y z`` per site of the primitive cell, separated by commas, in
             fractional coordinates of the conventional cell, affine in the parameters (``1/2-z``).
     """
@@ -51,31 +51,31 @@ class Prototype:
 
     @cached_property
     def letters(self) -> tuple[str, ...]:
-        """Site letter of every atom of the primitive cell, in order."""
+        """Return the site letter of every atom of the primitive cell, in order."""
         return tuple(site.split()[0] for site in self.sites.split(","))
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Atoms per primitive cell on each site letter A, B, ..."""
+        """Return the number of atoms of the primitive cell on each site letter A, B, ..."""
         return tuple(self.letters.count(letter) for letter in sorted(set(self.letters)))
 
     @property
     def num_elements(self) -> int:
-        """Number of site letters, i.e. of element symbols that :meth:`build` expects."""
+        """Return the number of site letters, i.e. of element symbols that :meth:`build` expects."""
         return len(self.counts)
 
     @property
     def num_atoms(self) -> int:
-        """Atoms in the primitive cell."""
+        """Return the number of atoms in the primitive cell."""
         return len(self.letters)
 
     @property
     def ideal_shape(self) -> tuple[float, ...]:
-        """Ideal values of the free parameters."""
+        """Return the ideal values of the free parameters."""
         return tuple(parameter.ideal for parameter in self.parameters)
 
     def formula(self, elements: Sequence[str]) -> str:
-        """Formula of the elements in site order, e.g. ``SrTiO3``: the second half of a row's id."""
+        """Return the formula in site order, e.g. ``SrTiO3``: the second half of a row's id."""
         divisor = gcd(*self.counts)
         amounts = [count // divisor for count in self.counts]
         pairs = zip(elements, amounts, strict=True)
@@ -104,7 +104,7 @@ class Prototype:
 
     @cached_property
     def _affine_sites(self) -> tuple[np.ndarray, np.ndarray]:
-        """Site rule as arrays: frac = constant [N, 3] + linear [N, 3, P] @ shape [P]."""
+        """Return the sites as arrays: frac = constant [N, 3] + linear [N, 3, P] @ shape [P]."""
         names = [parameter.name for parameter in self.parameters]
         constant = np.zeros((self.num_atoms, 3))
         linear = np.zeros((self.num_atoms, 3, len(names)))
@@ -132,7 +132,7 @@ _TO_PRIMITIVE = {centring: np.linalg.inv(matrix) for centring, matrix in _PRIMIT
 
 
 def _conventional_cell(system: str, c_over_a: float) -> np.ndarray:
-    """Conventional cell with a = 1; rows are lattice vectors."""
+    """Return the conventional cell with a = 1; rows are lattice vectors."""
     if system == "hexagonal":
         return np.array([[1, 0, 0], [-1 / 2, sqrt(3) / 2, 0], [0, 0, c_over_a]])
     return np.diag([1.0, 1.0, c_over_a])

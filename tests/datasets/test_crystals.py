@@ -102,7 +102,7 @@ def test_splits(tmp_path):
         (json.dumps(row(1)), "band_gap", "no column for target 'band_gap'; columns of the file: e"),
         (json.dumps(row(1, e_form=None, gap=None, k_vrh=1)), "e_form", "no column for target"),
         (json.dumps(row(1, e_form=float("nan"))), "e_form", "every label of formation_energy"),
-        (json.dumps(row(1, Z=[200, 1])), "e_form", "no usable crystal; first problem: .*x-1"),
+        (json.dumps(row(1, Z=[200, 1])), "e_form", "no usable structure; first problem: .*x-1"),
         (json.dumps(row(1)), "tc", "'tc' has no known unit"),
     ],
 )
@@ -126,7 +126,7 @@ def test_splits_that_are_not_ours_are_refused(tmp_path):
 def test_repeated_ids_and_targets(tmp_path):
     path = write(tmp_path / "a.jsonl", [row(1), row(2), row(2, e_form=5)])
     data = crystals.load("toy", path, "e_form")
-    assert len(data.items) == 2 and "a.jsonl:3 (x-2): this id stands twice" in data.skipped[0]
+    assert len(data.items) == 2 and "a.jsonl:3 (x-2): duplicate id: only" in data.skipped[0]
     with pytest.raises(DataError, match="names a property twice"):
         crystals.load("toy", path, ["e_form", "formation_energy_per_atom"])
 
@@ -145,7 +145,7 @@ def test_what_reports_say_of_the_split(tmp_path):
         for split in ("official", "formula")
     }
     assert notes["official"].startswith("A. Split as the file says")
-    assert "no composition stands in two splits" in notes["formula"]
+    assert "no composition is in two splits" in notes["formula"]
     assert "at most 2 sites" in notes["formula"]
 
 

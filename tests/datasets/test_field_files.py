@@ -130,7 +130,7 @@ def test_splits(tmp_path):
     pieces, split = published_split(tmp_path, 20, (5, 0, 3), test_last=True)
     assert row_numbers(pieces) == [0, 1, 2, 3, 4, 17, 18, 19]
     assert split.tolist() == ["train"] * 5 + ["test"] * 3
-    with pytest.raises(DataError, match=r"has 20 samples, the split \[18, 0, 3\] needs more"):
+    with pytest.raises(DataError, match=r"has 20 samples, the split \[18, 0, 3\] needs 21"):
         published_split(tmp_path, 20, (18, 0, 3))
 
 

@@ -70,7 +70,7 @@ def test_mistakes(folder, monkeypatch):
     with pytest.raises(DataError, match="missing: no such file .*vedantpuri/LPBF_FLARE.*MATATTN"):
         lpbf.load("l", str(folder / "missing"))
     write(folder / "test/case_2.npz", 9, elems=np.arange(2, 10)[None])
-    with pytest.raises(DataError, match="case_2.npz: elems name nodes that do not exist"):
+    with pytest.raises(DataError, match="case_2.npz: elems has indices of nodes that do not"):
         lpbf.load("l", str(folder), None)
     (folder / "test.parquet").touch()
     monkeypatch.setitem(sys.modules, "pandas", None)

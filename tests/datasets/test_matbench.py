@@ -83,7 +83,7 @@ def test_mistakes(tmp_path, small):
         matbench.load("toy", write(tmp_path / "c.json.gz", column="e_form"), "phonons", 0)
     for content in (b"{}", gzip.compress(b"[]"), gzip.compress(b'{"columns": []}')):
         (tmp_path / "d.json.gz").write_bytes(content)
-        with pytest.raises(DataError, match="d.json.gz: is no Matbench file"):
+        with pytest.raises(DataError, match="d.json.gz: not a Matbench file"):
             matbench.load("toy", str(tmp_path / "d.json.gz"), "phonons", 0)
 
 

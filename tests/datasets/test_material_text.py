@@ -51,8 +51,8 @@ def test_mulms(tmp_path):
     "row, message",
     [
         ("1\tTi", ":2: expected number, word and entities"),
-        ("1\tTi\t3:MAT", ":2: no entity: '3:MAT'"),
-        ("1\tTi\t²:MAT", ":2: no entity: '²:MAT'"),
+        ("1\tTi\t3:MAT", ":2: not an entity: '3:MAT'"),
+        ("1\tTi\t²:MAT", ":2: not an entity: '²:MAT'"),
     ],
 )
 def test_broken_mulms_is_named(tmp_path, row, message):
@@ -69,7 +69,7 @@ def test_conll_leaves_malformed_sentences_out(tmp_path):
     first, second = read_conll(path, "val", skipped)
     (message,) = skipped
     assert message.startswith(f"{path}:4: label 'here' of 'bad' is not O")
-    assert message.endswith("; left out, with 0 more of 3 sentences")
+    assert message.endswith("; skipped 1 of 3 sentences")
     assert spans(first) == [("Ti - 6Al", "MAT")] and spans(second) == [("ZnO films", "MAT")]
     path.write_text("a lone line\n")
     with pytest.raises(DataError, match="label 'line' of 'a' is not O"):
@@ -157,7 +157,7 @@ def test_brat(tmp_path):
     assert not title.spans and spans(text) == [("BaFeO3 - δ", "Material")]
     for place in ("x", "0 ²", f"0 {'9' * 5000}"):
         path.with_suffix(".ann").write_text(f"T1\tMaterial {place}\tx\n")
-        with pytest.raises(DataError, match="a.ann:1: no span"):
+        with pytest.raises(DataError, match="a.ann:1: not a span"):
             read_brat(path, "train")
     path.with_suffix(".ann").write_text("")
     assert [s.spans for s in read_brat(path, "train")] == [(), ()]
@@ -218,7 +218,7 @@ def test_file_names_give_the_split(files):
     "change, error, message",
     [
         ({"format": "xml"}, ConfigError, "data.format='xml': expected one of mulms, conll"),
-        ({"material_types": ["Stoff"]}, DataError, "the files have MAT: data.material_types"),
+        ({"material_types": ["Stoff"]}, DataError, "the files have MAT: give data.material_types"),
         ({"corpus": "gone.txt"}, DataError, "gone.txt: no such file"),
         ({"labelled": "gone.txt"}, DataError, "gone.txt: no such file"),
     ],
@@ -234,7 +234,7 @@ def test_sentences_that_are_left_out_are_named(files):
     data = load_files("mine", str(files / "corpus"), str(files / "labelled.txt"))
     assert len(data.sentences) == 40
     (message,) = data.skipped
-    assert "labelled.txt:161: label 'line'" in message and "0 more of 41" in message
+    assert "labelled.txt:161: label 'line'" in message and "skipped 1 of 41" in message
 
 
 def test_slips_of_several_files_are_no_mojibake(files):

@@ -77,7 +77,7 @@ def test_split_in_a_table(folder):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("m00,train\nm01,val\n", "split.csv: has no columns id and split in its first line"),
+        ("m00,train\nm01,val\n", "split.csv: the first line must name the columns id and split"),
         ("m\u00e4", "split.csv: cannot be read: .*utf-8"),
         ("id,split\nm00\n", "no training sample"),
         ("id,split\nm00,training\n", "split.csv: split is training in some rows; use train, val"),
@@ -114,7 +114,8 @@ def test_a_list_of_files_of_several_formats(tmp_path):
     assert [item.id for item in alone.items] == ["b"] and alone.split.tolist() == ["train"]
     mesh.write(tmp_path / "a.vtk")
     data = load(tmp_path)
-    assert data.skipped == [f"{tmp_path / 'a.vtk'}: a.npz has this id, too, and counts"]
+    (message,) = data.skipped
+    assert message == f"{tmp_path / 'a.vtk'}: duplicate id: a.npz is used, this file is skipped"
 
 
 def test_meshes_are_spatial_or_plane_as_most_of_them_are(folder):
@@ -146,7 +147,7 @@ def test_alignment(tmp_path):
     [
         ({"targets": []}, "data.targets is empty"),
         ({"targets": ["q"]}, "no usable mesh; first problem: .*m00.npz: has no field 'q'"),
-        ({"inputs": ["p"]}, "p stands twice among coordinates, inputs and targets"),
+        ({"inputs": ["p"]}, "duplicate field p; name it only once among coordinates, data.inputs"),
         ({"units": {"q": "m"}}, "data.units: no field 'q'; choose x, y, p"),
         ({"scaling": {"p": "none"}}, "data.scaling: no field 'p'; choose x, y$"),
         ({"scaling": {"x": "minmax"}}, "data.scaling: x is 'minmax'; choose range, standard, none"),

@@ -24,7 +24,7 @@ def test_sized_split_is_seeded_and_exact():
     assert [(split == name).sum() for name in ("train", "val", "test", "")] == [5, 2, 1, 2]
     assert (split == sized_split("toy", 10, 0, [5, 2, 1])).all()
     assert (split != sized_split("toy", 10, 1, [5, 2, 1])).any()
-    with pytest.raises(DataError, match="toy: has 10 rows, and data.sizes"):
+    with pytest.raises(DataError, match="toy: has 10 rows, data.sizes"):
         sized_split("toy", 10, 0, [9, 1, 1])
 
 
@@ -104,7 +104,7 @@ def test_official_qm9(tmp_path):
     with pytest.raises(DataError, match="zero_point_energy grow with the number of atoms"):
         assert qm9.load("qm9", str(path), ["homo", "zero_point_energy"]).extensive
     path.write_bytes(bz2.compress(b"no archive"))
-    with pytest.raises(DataError, match="is not the archive of QM9"):
+    with pytest.raises(DataError, match="not the archive of QM9"):
         qm9.load("qm9", str(path))
 
 

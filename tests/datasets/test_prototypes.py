@@ -1,9 +1,12 @@
 """The embedded data set: its table, its structures, and the physics of its labels."""
 
 import csv
+import importlib
 import random
+import subprocess
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,15 +23,8 @@ from matattn.datasets.prototypes import (
     reduced_formula,
 )
 from matattn.errors import DataError
-from tools.prototypes import build as prototypes_build
-from tools.prototypes.candidates import candidates
-from tools.prototypes.labels import (
-    Fit,
-    fit_birch_murnaghan,
-    guess_volume,
-    label_all,
-    load_calculator,
-)
+
+TOOLS = Path(__file__).parents[2] / "tools" / "prototypes"
 
 # pymatgen calls spglib in a way that spglib is about to drop
 pytestmark = pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:DeprecationWarning")
@@ -37,6 +33,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:Deprecati
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     return read_table()
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Imports a module of ``tools/prototypes``; as scripts they import each other by name."""
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +228,9 @@ def test_a_damaged_table_is_refused(tmp_path):
         read_table(tmp_path / "absent.csv")
 
 
-def test_candidates_fit_their_prototypes(rows):
-    tried = candidates()
-    assert len(set(tried)) == len(tried) == len(candidates())
+def test_candidates_fit_their_prototypes(rows, tool):
+    tried = tool("candidates").candidates()
+    assert len(set(tried)) == len(tried) == len(tool("candidates").candidates())
     for name, elements in tried:
         assert len(set(elements)) == PROTOTYPES[name].num_elements
     assert {(row.prototype, row.elements) for row in rows} <= set(tried)
@@ -244,10 +247,10 @@ def morse_energies(structures):
     return np.array(energies)
 
 
-def test_labels_of_a_model_solid():
+def test_labels_of_a_model_solid(tool):
     """The steps of the builder find the minimum of a potential whose minimum is known."""
-    fits: dict[str, Fit] = {}
-    label_all([("hcp", ("Mg",)), ("fcc", ("Al",))], morse_energies, fits.update)
+    fits = {}
+    tool("labels").label_all([("hcp", ("Mg",)), ("fcc", ("Al",))], morse_energies, fits.update)
     fcc, hcp = fits["fcc-Al"], fits["hcp-Mg"]
     volumes = np.linspace(0.9, 1.1, 201) * fcc.volume
     energies = morse_energies([build_structure("fcc", ["Al"], v, []) for v in volumes])
@@ -260,7 +263,14 @@ def test_labels_of_a_model_solid():
     assert hcp.energy == pytest.approx(fcc.energy, abs=0.02)
 
 
-def test_builder_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
+def test_builder_runs_as_a_script(tmp_path):
+    command = [sys.executable, TOOLS / "build.py", "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and "--limit" in result.stdout, result.stderr
+
+
+def test_builder_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, tool):
+    build = tool("build")
     tried = [
         ("fcc", ("Al",)),
         ("fcc", ("Cu",)),
@@ -270,11 +280,11 @@ def test_builder_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
         ("cesium_chloride", ("Al", "Cu")),
         ("copper_gold", ("Al", "Cu")),
     ]
-    monkeypatch.setattr(prototypes_build, "candidates", lambda: tried)
-    monkeypatch.setattr(prototypes_build, "relaxed_reference_energies", dict)
-    monkeypatch.setattr(prototypes_build, "load_calculator", lambda: morse_energies)
+    monkeypatch.setattr(build, "candidates", lambda: tried)
+    monkeypatch.setattr(build, "relaxed_reference_energies", dict)
+    monkeypatch.setattr(build, "load_calculator", lambda: morse_energies)
     output = tmp_path / "table.csv"
-    prototypes_build.main(["--output", str(output)])
+    build.main(["--output", str(output)])
     table = output.read_text()
     kept = {row.id: row for row in read_table(output)}
     assert {"fcc-Al", "fcc-Cu", "copper3_gold-AlCu3", "aluminium3_titanium-AlCu3"} <= set(kept)
@@ -284,19 +294,20 @@ def test_builder_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
     def refuse(structures):
         raise AssertionError("already in the checkpoint")
 
-    monkeypatch.setattr(prototypes_build, "load_calculator", lambda: refuse)
+    monkeypatch.setattr(build, "load_calculator", lambda: refuse)
     output.unlink()
-    prototypes_build.main(["--output", str(output)])
+    build.main(["--output", str(output)])
     assert output.read_text() == table
 
 
-def test_builder_names_the_missing_extra(monkeypatch):
+def test_builder_names_the_missing_extra(monkeypatch, tool):
     monkeypatch.setitem(sys.modules, "chgnet.model", None)
     with pytest.raises(ImportError, match=r"matattn\[build-data\]"):
-        load_calculator()
+        tool("labels").load_calculator()
 
 
-def test_birch_murnaghan_recovers_its_own_parameters():
+def test_birch_murnaghan_recovers_its_own_parameters(tool):
+    fit_birch_murnaghan = tool("labels").fit_birch_murnaghan
     volume, energy, modulus, derivative = 20.0, -3.5, 80.0, 4.6
     volumes = volume * np.linspace(0.9, 1.14, 9)
     strain = (volume / volumes) ** (2 / 3)
@@ -313,17 +324,18 @@ def test_birch_murnaghan_recovers_its_own_parameters():
     assert fit_birch_murnaghan(volumes, -strain) is None
 
 
-def test_first_guesses_are_near_the_table(rows):
+def test_first_guesses_are_near_the_table(rows, tool):
     for row in rows[::100]:
-        guess = guess_volume(PROTOTYPES[row.prototype], row.elements)
+        guess = tool("labels").guess_volume(PROTOTYPES[row.prototype], row.elements)
         assert 0.25 < guess / row.volume < 4, row.id
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_relabelling_reproduces_the_table(by_id):
+def test_relabelling_reproduces_the_table(by_id, tool):
     """CHGNet gives the table's energy differences, volumes and bulk moduli again."""
     pytest.importorskip("chgnet", reason="needs the build-data extra")
-    calculate = load_calculator()
+    labels = tool("labels")
+    calculate = labels.load_calculator()
     names = ["rocksalt-NaCl", "cesium_chloride-NaCl", "wurtzite-ZnS", "zincblende-ZnS"]
     names += ["cesium_chloride-AlNi", "fcc-Al", "fcc-Ni", "perovskite-SrTiO3", "perovskite-TiSrO3"]
     energy = dict(zip(names, calculate([by_id[n].structure for n in names]), strict=True))
@@ -337,7 +349,7 @@ def test_relabelling_reproduces_the_table(by_id):
         row = by_id[name]
         volumes = row.volume * (1 + np.linspace(-0.12, 0.12, 9))
         build = PROTOTYPES[row.prototype].build
-        fit = fit_birch_murnaghan(
+        fit = labels.fit_birch_murnaghan(
             volumes, calculate([build(row.elements, volume, row.shape) for volume in volumes])
         )
         assert fit.volume == pytest.approx(row.volume, rel=0.002)

@@ -122,10 +122,10 @@ def test_optimade_versions(server, tmp_path, base):
 
 
 def test_optimade_mistakes(server, tmp_path):
-    with pytest.raises(DataError, match="no answer to this query is kept; to ask for it: python "):
+    with pytest.raises(DataError, match="no stored answer to this query; fetch it with: python "):
         ask(server, tmp_path)
     assert not server.requests
-    with pytest.raises(DataError, match="names itself as a later page"):
+    with pytest.raises(DataError, match="links to itself or an earlier page"):
         ask(server, tmp_path, base="/loop", download=True)
     with pytest.raises(DataError, match="not an OPTIMADE answer"):
         ask(server, tmp_path, base="/odd", download=True)

@@ -1,12 +1,12 @@
 """Make the table ``prototypes.csv``: relax and label every candidate crystal with CHGNet 0.3.0.
 
-    pip install 'matattn[build-data]'
-    python -m tools.prototypes.build [--output FILE] [--limit N]
+    pip install -e '.[build-data]'
+    python tools/prototypes/build.py [--output FILE] [--limit N]
 
-Every candidate of ``prototypes_candidates`` is relaxed within its structure type and gets an
-equation of state (``prototypes_labels``). The crystals that survive the filters below are written
-with their formation energy, against the elements of ``prototypes_references``, and bulk modulus. A
-checkpoint beside the output lets an interrupted build go on; delete it after changing the recipe.
+Every crystal of ``candidates.py`` is relaxed within its structure type and gets an equation of
+state (``labels.py``). The crystals that pass the filters below are written with their formation
+energy, relative to the elements of ``references.py``, and bulk modulus. An interrupted build
+continues from the checkpoint beside the output; delete it after changing the recipe.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from candidates import Candidate, candidates
+from labels import Fit, candidate_id, label_all, load_calculator
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+from references import relaxed_reference_energies
 
 from matattn.datasets.prototypes import TABLE_COLUMNS, TABLE_PATH, Row
 from matattn.datasets.prototypes.registry import PROTOTYPES
-from tools.prototypes.candidates import Candidate, candidates
-from tools.prototypes.labels import Fit, candidate_id, label_all, load_calculator
-from tools.prototypes.references import relaxed_reference_energies
 
-# Same composition, nearly same energy and volume, and still two different crystals.
+# The same composition, nearly the same energy and volume, and still two different crystals.
 PHYSICAL_PAIRS = {
     frozenset(("fcc", "hcp")),
     frozenset(("zincblende", "wurtzite")),
@@ -37,7 +37,7 @@ PHYSICAL_PAIRS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line entry."""
+    """Run the command of the module's docstring."""
     parser = argparse.ArgumentParser(
         description="Build the data set 'prototypes' with CHGNet 0.3.0."
     )
@@ -51,7 +51,7 @@ def build_table(output: Path, limit: int | None = None) -> None:
     """Label all elements and the first ``limit`` compounds, filter them, and write the table."""
     elemental = [candidate for candidate in candidates() if len(candidate[1]) == 1]
     compounds = [candidate for candidate in candidates() if len(candidate[1]) > 1][:limit]
-    chosen = elemental + compounds
+    selected = elemental + compounds
     checkpoint = output.with_suffix(".checkpoint")
     state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"fits": {}}
 
@@ -65,20 +65,21 @@ def build_table(output: Path, limit: int | None = None) -> None:
         state["fits"] |= {name: asdict(fit) for name, fit in fits.items()}
         _write_atomically(checkpoint, json.dumps(state))
 
-    remaining = [c for c in chosen if candidate_id(c) not in state["fits"]]
+    remaining = [c for c in selected if candidate_id(c) not in state["fits"]]
     label_all(remaining, calculate, save)
     fits = [
-        (candidate, _fit_from_json(state["fits"][candidate_id(candidate)])) for candidate in chosen
+        (candidate, _fit_from_json(state["fits"][candidate_id(candidate)]))
+        for candidate in selected
     ]
     rows = filter_rows(fits, reference_energies(fits, state["relaxed"]))
     write_rows(rows, output)
-    print(f"{len(rows)} of {len(chosen)} crystals written to {output}")
+    print(f"{len(rows)} of {len(selected)} crystals written to {output}")
 
 
 def reference_energies(
     fits: Iterable[tuple[Candidate, Fit]], relaxed: dict[str, dict[str, float]]
 ) -> dict[str, float]:
-    """CHGNet energy (eV/atom) of each element's lowest crystal, labelled or relaxed apart."""
+    """Return CHGNet's energy (eV/atom) of each element's lowest crystal, labelled or relaxed."""
     energies: dict[str, list[float]] = defaultdict(list)
     for element, crystals in relaxed.items():
         energies[element] += crystals.values()
@@ -125,7 +126,7 @@ def _to_row(candidate: Candidate, fit: Fit, references: dict[str, float]) -> Row
 
 
 def _objection(row: Row, fit: Fit) -> str:
-    """Why a row is unsound, or an empty string."""
+    """Return why a row is unsound, or an empty string."""
     if fit.residual > 0.005:
         return "equation of state rms above 5 meV/atom"
     if not 1 <= row.bulk_modulus <= 600:
@@ -145,7 +146,7 @@ def _objection(row: Row, fit: Fit) -> str:
 
 
 def _drop_duplicates(rows: Iterable[Row]) -> list[Row]:
-    """Of one composition's crystals within 2 meV/atom and 0.5 % in volume, keep the simplest."""
+    """Keep the simplest of a composition's crystals within 2 meV/atom and 0.5 % in volume."""
 
     def simplest_first(row: Row) -> tuple[int, int]:
         prototype = PROTOTYPES[row.prototype]

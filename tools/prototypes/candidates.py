@@ -1,9 +1,9 @@
-"""Which crystals the data set ``prototypes`` tries: compositions, and the structure types of each.
+"""The candidates of the data set ``prototypes``: compositions, and the structure types of each.
 
 Every composition of a list goes into all structure types of its stoichiometry, so that a model has
 to tell structures of one composition apart. Ionic lists are products of ions whose charges cancel,
 intermetallic lists products of groups that form such phases. Long products are sampled with a fixed
-seed, after the ``anchors``: well-known compounds that are always taken.
+seed, after the ``anchors``: well-known compounds that are always included.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ METALS = (
 
 
 def candidates() -> list[Candidate]:
-    """All crystals to try, as (prototype, elements in site order), without repeats.
+    """List all crystals to try, as (prototype, elements in site order), without duplicates.
 
     The order is shuffled (seeded), so that the first N candidates are a fair sample of the whole.
     """
@@ -52,19 +52,19 @@ def _all_families() -> Iterator[Candidate]:
 
 
 def _combine(*groups: str) -> list[Composition]:
-    """Products of groups of elements (each a string of symbols) without repeated elements."""
-    combined = product(*(group.split() for group in groups))
-    return [composition for composition in combined if len(set(composition)) == len(groups)]
+    """Return products of groups of elements (strings of symbols) without repeated elements."""
+    products = product(*(group.split() for group in groups))
+    return [composition for composition in products if len(set(composition)) == len(groups)]
 
 
 def _sample(
     key: str, compositions: Iterable[Composition], count: int, anchors: str = ""
 ) -> list[Composition]:
-    """``count`` compositions: the anchors (``Na-Cl Mg-O``), then a seeded draw from the rest."""
+    """Return ``count`` compositions: the anchors (``Na-Cl Mg-O``), then a seeded draw."""
     first = [tuple(text.split("-")) for text in anchors.split()]
     rest = sorted(set(compositions) - set(first))
-    drawn = random.Random(f"{SEED} {key}").sample(rest, min(len(rest), count - len(first)))
-    return first + drawn
+    draw = random.Random(f"{SEED} {key}").sample(rest, min(len(rest), count - len(first)))
+    return first + draw
 
 
 def _place(compositions: Sequence[Composition], *targets: str) -> Iterator[Candidate]:

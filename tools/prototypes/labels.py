@@ -2,9 +2,9 @@
 
 Each candidate goes through (A) a coarse search for its volume, (B) coordinate-wise relaxation of
 volume and free shape parameters, (C) a third-order Birch-Murnaghan equation of state at fixed
-shape. This is a generator that yields the points whose energies it needs, is sent those energies,
-and returns a :class:`Fit`; :func:`label_all` advances many of them together, so that CHGNet sees
-full batches.
+shape. :func:`label` is a generator that yields the points whose energies it needs, is sent those
+energies, and returns a :class:`Fit`; :func:`label_all` advances many of them together, so that
+CHGNet gets full batches.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from candidates import Candidate
 from pymatgen.core import Element, Structure
 
 from matattn.datasets.prototypes.registry import PROTOTYPES, Prototype
-from tools.prototypes.candidates import Candidate
 
 GPA = 160.21766208  # GPa per eV/Å^3
 
@@ -40,7 +40,7 @@ Request = Generator[list[Point], np.ndarray, "Fit"]
 
 @dataclass(frozen=True)
 class Fit:
-    """Equation of state of one candidate at its relaxed shape (or ``failure``, why there is none).
+    """Equation of state of one candidate at its relaxed shape; without one, ``failure`` says why.
 
     ``volume`` Å^3/atom, ``energy`` eV/atom (CHGNet's own zero), ``bulk_modulus`` GPa, its pressure
     derivative, and the root-mean-square residual of the fit in eV/atom.
@@ -56,7 +56,7 @@ class Fit:
 
 
 def candidate_id(candidate: Candidate) -> str:
-    """The stable id of a candidate, e.g. ``perovskite-SrTiO3``."""
+    """Return the stable id of a candidate, e.g. ``perovskite-SrTiO3``."""
     prototype, elements = candidate
     return f"{prototype}-{PROTOTYPES[prototype].formula(elements)}"
 
@@ -84,9 +84,9 @@ def load_calculator() -> Callable[[Sequence[Structure]], np.ndarray]:
     def calculate(structures: Sequence[Structure]) -> np.ndarray:
         energies = np.full(len(structures), np.inf)
         graphs = [model.graph_converter(structure) for structure in structures]
-        known = [i for i, graph in enumerate(graphs) if _is_connected(graph)]
-        for start in range(0, len(known), BATCH_SIZE):
-            batch = known[start : start + BATCH_SIZE]
+        connected = [i for i, graph in enumerate(graphs) if _is_connected(graph)]
+        for start in range(0, len(connected), BATCH_SIZE):
+            batch = connected[start : start + BATCH_SIZE]
             with torch.inference_mode():
                 energies[batch] = model([graphs[i] for i in batch], task="e")["e"].numpy()
         return energies
@@ -108,7 +108,7 @@ def label_all(
     pool_size: int = 40,
     save_every: int = 100,
 ) -> None:
-    """Label candidates, ``pool_size`` at a time, and hand the fits by id to ``save``."""
+    """Label candidates, ``pool_size`` at a time, and pass the fits by id to ``save``."""
     waiting = iter(remaining)
     active: list[tuple[Candidate, Request, list[Point]]] = []
     done: dict[str, Fit] = {}
@@ -145,7 +145,7 @@ def label_all(
 
 
 def label(candidate: Candidate) -> Request:
-    """The work on one candidate: steps A, B and C."""
+    """Label one candidate with steps A, B and C."""
     name, elements = candidate
     prototype = PROTOTYPES[name]
     volume = yield from scan_volume(prototype, guess_volume(prototype, elements))
@@ -156,7 +156,7 @@ def label(candidate: Candidate) -> Request:
 
 
 def guess_volume(prototype: Prototype, elements: Sequence[str]) -> float:
-    """Volume (Å^3/atom) at which the ideal structure's closest atoms touch.
+    """Guess the volume (Å^3/atom): that at which the ideal structure's closest atoms touch.
 
     Slater's radii add up to bond lengths in salts and covalent crystals, metallic radii in metals.
     Contacts between two cations of a salt do not count.
@@ -179,10 +179,10 @@ def guess_volume(prototype: Prototype, elements: Sequence[str]) -> float:
 def scan_volume(
     prototype: Prototype, guess: float
 ) -> Generator[list[Point], np.ndarray, float | None]:
-    """Step A: walk downhill from the guess until three volumes bracket a minimum.
+    """Walk downhill from the guess until three volumes bracket a minimum (step A).
 
-    The shape is the ideal one. Returns the bracket's parabolic minimum (Å^3/atom), or None if the
-    walk meets none within ``SCAN_REACH``.
+    The shape is the ideal one. Returns the bracket's parabolic minimum (Å^3/atom), or None if there
+    is none within ``SCAN_REACH``.
     """
     grid = np.log(guess) + SCAN_STEP * np.arange(-1, 2)
     energies = yield [(float(np.exp(x)), prototype.ideal_shape) for x in grid]
@@ -205,10 +205,10 @@ def scan_volume(
 def relax_shape(
     prototype: Prototype, volume: float
 ) -> Generator[list[Point], np.ndarray, tuple[float, tuple[float, ...]]]:
-    """Step B: minimise over ln(volume) and the shape parameters, one coordinate at a time.
+    """Minimise over ln(volume) and the shape parameters, one coordinate at a time (step B).
 
-    Each step fits a parabola through three points and is taken only if it lowers the energy; shape
-    parameters stay within their bounds.
+    Each step fits a parabola through three points and is accepted only if it lowers the energy;
+    shape parameters stay within their bounds.
     """
     parameters = prototype.parameters
     if not parameters:
@@ -233,9 +233,9 @@ def relax_shape(
                 (reached,) = yield [_to_point(target)]
                 trials.append((reached, target))
             allowed = [(e, p) for e, p in trials if np.all(p >= low) and np.all(p <= high)]
-            best, place = min(allowed, key=lambda trial: trial[0], default=(np.inf, x))
-            if best < energy:
-                energy, x = best, place
+            best = min(allowed, key=lambda trial: trial[0], default=(np.inf, x))
+            if best[0] < energy:
+                energy, x = best
         if before - energy < SETTLED_GAIN:
             break
     return _to_point(x)
@@ -246,7 +246,7 @@ def _to_point(x: np.ndarray) -> Point:
 
 
 def _parabola_step(left: float, middle: float, right: float, step: float) -> float:
-    """Offset of the minimum of the parabola through three points, at most 2.5 steps."""
+    """Return the offset of the minimum of a parabola through three points, at most 2.5 steps."""
     curvature = left + right - 2 * middle
     if not np.isfinite(curvature) or curvature <= 0:
         return float(1.5 * step * np.sign(left - right)) if np.isfinite(left - right) else 0.0
@@ -254,7 +254,7 @@ def _parabola_step(left: float, middle: float, right: float, step: float) -> flo
 
 
 def equation_of_state(volume: float, shape: tuple[float, ...]) -> Request:
-    """Step C: Birch-Murnaghan fit at fixed shape, recentred on its minimum until that settles."""
+    """Fit a Birch-Murnaghan equation at fixed shape, recentred until it settles (step C)."""
     shape = tuple(round(value, 5) for value in shape)
     for _ in range(1 + EOS_RECENTRES):
         volumes = volume * (1 + np.linspace(-EOS_HALF_WIDTH, EOS_HALF_WIDTH, EOS_POINTS))
@@ -273,7 +273,7 @@ def equation_of_state(volume: float, shape: tuple[float, ...]) -> Request:
 
 
 def fit_birch_murnaghan(volumes: np.ndarray, energies: np.ndarray) -> Fit | None:
-    """Third-order Birch-Murnaghan fit: a cubic in x = V^(-2/3), hence linear in its coefficients.
+    """Fit a third-order Birch-Murnaghan equation: a cubic in x = V^(-2/3), so a linear problem.
 
     Args:
         volumes: Å^3/atom.

@@ -1,8 +1,8 @@
 """Elemental reference crystals of the data set ``prototypes`` that its structure types lack.
 
-Formation energies are measured from the elements as CHGNet sees them, so these crystals are relaxed
-with CHGNet too. Molecular elements need dense molecular crystals: in sparse boxes, far from what it
-was trained on, CHGNet gives F2 energies 0.1 to 0.2 eV/atom too low.
+Formation energies are relative to CHGNet's energies of the elements, so these crystals are relaxed
+with CHGNet, too. Molecular elements need dense molecular crystals: in sparse boxes, far from its
+training data, CHGNet's energies of F2 are 0.1 to 0.2 eV/atom too low.
 
 Starting structures are the experimental ones (see J. Donohue, The Structures of the Elements,
 1974), rounded.
@@ -18,7 +18,7 @@ from pymatgen.core import Lattice, Structure
 _CRYSTALS: dict[str, tuple[str, str, tuple[float, ...], list[tuple[float, float, float]]]] = {
     "O2 alpha": ("O", "C2/m", (5.403, 3.429, 5.086, 90, 132.53, 90), [(0.1025, 0, 0.161)]),
     "N2 alpha": ("N", "Pa-3", (5.66, 5.66, 5.66, 90, 90, 90), [(0.0556,) * 3]),
-    # A stand-in for alpha-F2: N2's structure, where CHGNet gives the -1.90 eV/atom of the real one.
+    # In place of alpha-F2: N2's structure, for which CHGNet gives the -1.90 eV/atom of alpha-F2.
     "F2 ordered": ("F", "Pa-3", (5.04, 5.04, 5.04, 90, 90, 90), [(0.0813,) * 3]),
     "Cl2": ("Cl", "Cmce", (6.145, 4.395, 8.154, 90, 90, 90), [(0, 0.1173, 0.1016)]),
     "Br2": ("Br", "Cmce", (6.737, 4.548, 8.761, 90, 90, 90), [(0, 0.135, 0.110)]),
@@ -74,7 +74,7 @@ _CRYSTALS: dict[str, tuple[str, str, tuple[float, ...], list[tuple[float, float,
 
 
 def reference_crystals() -> dict[str, Structure]:
-    """Unrelaxed reference crystals by name, as primitive cells."""
+    """Return unrelaxed reference crystals by name, as primitive cells."""
     crystals = {}
     for name, (element, group, cell, sites) in _CRYSTALS.items():
         lattice = Lattice.from_parameters(*cell)

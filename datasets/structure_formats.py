@@ -1,9 +1,9 @@
 """Rows of crystals or molecules from the files that users have.
 
-- JSON lines, plain or gzipped: one row a line, in the form of ``matattn.datasets.crystals``, or
-  with pymatgen's ``structure`` in place of ``lattice``, ``Z`` and ``frac``.
+- JSON lines, plain or gzipped: one row a line, as ``matattn.datasets.structures_io`` describes it,
+  or with pymatgen's ``structure`` in place of ``lattice``, ``Z`` and ``frac``.
 - A CSV with the columns ``id`` and the properties, beside one structure file per id; or CGCNN's and
-  ALIGNN's ``id_prop.csv``, without a header: id, value. A folder stands for the CSV in it.
+  ALIGNN's ``id_prop.csv``, without a header: id, value. A folder means the CSV in it.
 - Extended XYZ with the properties (and ``id`` and ``split``) in the comment line of each frame.
 
 The row of a molecule, a structure that is periodic nowhere, has ``pos`` (N x 3, Å) in place of
@@ -22,13 +22,11 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element, Molecule
 
+from matattn.datasets.structures_io import Row, Rows
 from matattn.errors import DataError, StructureError
 from matattn.parallel import parallel_map
 from matattn.structures.files import is_molecule, is_structure_file, parse_extxyz, read
 from matattn.structures.structure import validate
-
-Row = dict[str, Any]
-Rows = tuple[list[tuple[str, Row]], list[str]]  # (place, row) pairs; messages about other rows
 
 # What may follow an id in the name of its structure file.
 _ENDINGS = ("", ".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", "/POSCAR", "/CONTCAR")
@@ -37,7 +35,7 @@ _WORTH_A_PROCESS = 100  # structure files, about a second of parsing
 
 
 def find_files(path: Path) -> list[Path]:
-    """All files that ``read_rows(path)`` reads, the table itself first.
+    """List all files that ``read_rows(path)`` reads, the table itself first.
 
     Raises DataError when there is no such table.
     """
@@ -45,12 +43,12 @@ def find_files(path: Path) -> list[Path]:
     if table.suffix != ".csv":
         return [table]
     entries, _ = _read_csv(table)
-    found = (_structure_file(table.parent, row["id"]) for _, row in entries)
-    return [table, *(file for file in found if file)]
+    files = (_structure_file(table.parent, row["id"]) for _, row in entries)
+    return [table, *(file for file in files if file)]
 
 
 def read_rows(path: Path) -> Rows:
-    """All rows that ``path`` holds, and messages about those that cannot be read."""
+    """Read all rows of ``path``; returns also messages about those that cannot be read."""
     table = _find_table(path)
     try:
         if table.suffix == ".csv":
@@ -63,10 +61,10 @@ def read_rows(path: Path) -> Rows:
 
 
 def pymatgen_row(structure: Any, where: str) -> Row:
-    """The structure part of a row, from pymatgen's dictionary; nothing else in it is looked at.
+    """Convert pymatgen's dictionary of a structure to the structure part of a row.
 
-    Raises StructureError for partial occupancy; KeyError, TypeError or ValueError when it is no
-    such dictionary.
+    Raises StructureError for partial occupancy; KeyError, TypeError or ValueError when it is not
+    such a dictionary.
     """
     z = []
     for number, site in enumerate(structure["sites"], start=1):
@@ -128,7 +126,7 @@ def _read_lines(path: Path) -> Rows:
 
 
 def _read_csv(path: Path) -> Rows:
-    """The lines of a CSV as rows without structures; an unnamed column of values is called ""."""
+    """Read the lines of a CSV as rows without structures; an unnamed value column is called ""."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
@@ -173,8 +171,11 @@ def _header(where: str, line: str, separator: str) -> list[str]:
             f"{where}: the first line must name the columns, one of them 'id'; it has "
             f"{', '.join(map(repr, cells))}"
         )
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{where}: two columns are called {', '.join(map(repr, twice))}")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            f"{where}: duplicate column {', '.join(map(repr, duplicates))}; give every column its "
+            "own name"
+        )
     return names
 
 
@@ -193,19 +194,19 @@ def _structure_file(folder: Path, identifier: str) -> Path | None:
         try:
             if identifier and is_structure_file(file) and file.is_file():
                 return file
-        except (OSError, ValueError):  # an id that is too long for a name, or no text
+        except (OSError, ValueError):  # an id that no file name can hold
             return None
     return None
 
 
 def _with_structures(table: Path, entries: list[tuple[str, Row]], bad: list[str]) -> Rows:
-    """Rows with the structures from the files beside the table."""
+    """Add the structures from the files beside the table to its rows."""
     files = []
-    found = []
+    with_file = []
     for where, row in entries:
         if file := _structure_file(table.parent, row["id"]):
             files.append(file)
-            found.append((where, row))
+            with_file.append((where, row))
         else:
             expected = f"{row['id'] or 'ID'}.cif, .vasp or .extxyz"
             bad.append(f"{where}: no structure file {expected} in {table.parent}")
@@ -213,7 +214,7 @@ def _with_structures(table: Path, entries: list[tuple[str, Row]], bad: list[str]
     structures = parallel_map(
         _read_structure, files, "structure files", worth_a_process=_WORTH_A_PROCESS
     )
-    for (where, row), structure in zip(found, structures, strict=True):
+    for (where, row), structure in zip(with_file, structures, strict=True):
         if isinstance(structure, str):
             bad.append(f"{where}: {structure}")
         else:
@@ -222,7 +223,7 @@ def _with_structures(table: Path, entries: list[tuple[str, Row]], bad: list[str]
 
 
 def _read_structure(file: Path) -> Row | str:
-    """The structure part of a row, or what is wrong with the file."""
+    """Return the structure part of a row, or a message about what is wrong with the file."""
     try:
         structures = read(file)
         if len(structures) != 1:
@@ -249,7 +250,7 @@ def _read_extxyz(path: Path) -> Rows:
                 break
             where = f"{path}:{start} (frame {frame})"
             if not first.strip().isdigit():
-                bad.append(f"{where}: expected a number of atoms, found {first.strip()[:40]!r}; "
+                bad.append(f"{where}: expected a number of atoms, got {first.strip()[:40]!r}; "
                            "the frames from here on cannot be read")  # fmt: skip
                 break
             rest = itertools.islice(numbered, int(first) + 1)

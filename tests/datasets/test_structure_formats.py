@@ -8,7 +8,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from matattn import cache, parallel
-from matattn.datasets import crystals, formats
+from matattn.datasets import crystals, structure_formats
 from matattn.errors import DataError
 
 
@@ -108,7 +108,7 @@ def test_broken_rows_are_left_out_with_file_and_line(tmp_path):
         "rows that have none of the labels: 1",
         "table.csv:4: has 1 columns; expected 2",
         "table.csv:5 (s9): no structure file s9.cif, .vasp or .extxyz in ",
-        "table.csv:8 (s0): this id stands twice",
+        "table.csv:8 (s0): duplicate id: only the first row is used",
         "table.csv:9 (s4): ",
         "s4.cif: cannot be read as CIF",
         "table.csv:10 (s5): ",
@@ -129,7 +129,7 @@ def test_broken_rows_are_left_out_with_file_and_line(tmp_path):
             "table.csv:1: the first line must name the columns, one of them 'id'",
         ),
         (["s0,1", "s1,2"], "table.csv:1: the first line must name the columns"),
-        (["id,tc,tc", "s0,1,1"], "table.csv:1: two columns are called 'tc'"),
+        (["id,tc,tc", "s0,1,1"], "table.csv:1: duplicate column 'tc'; give every column"),
         (["id,gap", "s0,1"], "no column for target 'tc'; columns of the file: gap"),
         (["id;tc", "s0;1,5"], "no usable structure; first problem: .*tc is '1,5', not a number"),
         (["id,tc", "s8,1"], "holds no row; first problem: .*table.csv:2 .s8.: no structure file"),
@@ -180,7 +180,7 @@ def test_extended_xyz(tmp_path):
     reasons = "\n".join(data.skipped)
     assert "a.extxyz:9 (frame 3): " in reasons
     assert "a.extxyz:13 (frame 4): not periodic in all directions" in reasons
-    assert "a.extxyz:21 (frame 6): expected a number of atoms, found 'five'" in reasons
+    assert "a.extxyz:21 (frame 6): expected a number of atoms, got 'five'" in reasons
 
 
 def test_json_lines_with_pymatgen_structures(tmp_path):
@@ -208,7 +208,7 @@ def test_odd_numbers_never_stop_the_others(tmp_path, value):
 def test_many_files_are_read_in_processes(tmp_path, monkeypatch):
     path = write_table(tmp_path / "d", LINES)
     alone = load(path).fingerprint()
-    monkeypatch.setattr(formats, "_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(structure_formats, "_WORTH_A_PROCESS", 1)
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     assert load(path).fingerprint() == alone
 

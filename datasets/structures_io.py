@@ -1,0 +1,290 @@
+"""Structures with properties: checked tables and data sets, made from the rows of any source.
+
+A row is a dictionary with ``id``, ``lattice`` 3 x 3 (rows, Å), ``Z`` (atomic numbers), ``frac``
+(N x 3), any number of properties, and optionally ``split`` ("train", "val", "test"). The row of a
+molecule has ``pos`` (N x 3, Å) in place of ``lattice`` and ``frac``.
+``matattn.datasets.structure_formats`` reads such rows from users' files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from matattn.cache import Arrays, cached
+from matattn.errors import DataError, StructureError
+from matattn.files import encodable, sha256
+from matattn.structures.dataset import (
+    SPLITS,
+    PropertyDataset,
+    check_sizes,
+    formula_key,
+    group_split,
+    random_split,
+)
+from matattn.structures.structure import tensors_from_arrays, to_data, validate_arrays
+from matattn.units import Property, find_properties
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+Row = dict[str, Any]
+Rows = tuple[list[tuple[str, Row]], list[str]]  # (location, row) pairs; messages about other rows
+
+_FORMAT = 3  # of cached tables: raise it whenever reading or checking gives other rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """Structures that passed the checks, and one message per row that did not.
+
+    ``columns`` holds all other entries of the rows: numbers as an array with NaN where a row has
+    none, anything else as a list with None.
+    """
+
+    ids: list[str]
+    locations: list[str]  # file, line and id, for messages
+    sites: np.ndarray  # [n] numbers of atoms
+    z: np.ndarray  # [sum of sites]
+    frac: np.ndarray  # [sum of sites, 3]; of molecules the positions, Å
+    lattice: np.ndarray  # [n, 3, 3] Å; of molecules zeros
+    columns: dict[str, Any]
+    skipped: list[str]
+
+    def formulas(self) -> list[str]:
+        """Return the keys of the reduced formulas."""
+        return [formula_key(z) for z in np.split(self.z, np.cumsum(self.sites)[:-1])]
+
+
+def check_rows(source: str, rows: Rows) -> Table:
+    """Return the table of all rows that hold a physical structure.
+
+    Of rows with the same id, only the first is kept. Raises DataError when there is no row.
+    """
+    entries, skipped = rows
+    if not entries:
+        problem = f"; first problem: {skipped[0]}" if skipped else ""
+        raise DataError(f"{source}: holds no row{problem}")
+    entry_by_id: dict[str, tuple[str, Row]] = {}
+    skipped = list(skipped)
+    for where, row in entries:
+        try:
+            identifier = encodable(str(row["id"]))
+            if identifier in entry_by_id:
+                skipped.append(f"{where}: duplicate id: only the first row is used")
+                continue
+            if _cell(row) is None:
+                raise StructureError(f"{where}: lattice is null; a molecule has pos instead")
+            validate_arrays(row["Z"], *_geometry(row), where)
+            entry_by_id[identifier] = where, row
+        except StructureError as error:
+            skipped.append(str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            skipped.append(f"{where}: bad or missing value: {error}")
+    usable = [row for _, row in entry_by_id.values()]
+    names = {name: None for row in usable for name in row if name not in _STRUCTURE}
+    return Table(
+        ids=list(entry_by_id),
+        locations=[where for where, _ in entry_by_id.values()],
+        sites=np.array([len(row["Z"]) for row in usable], dtype=np.int64),
+        z=np.array([z for row in usable for z in row["Z"]], dtype=np.int64),
+        frac=np.concatenate([np.empty((0, 3)), *(_floats(_geometry(row)[0]) for row in usable)]),
+        lattice=_floats([_cell(row) for row in usable]).reshape(-1, 3, 3),
+        columns={name: _column(name, usable) for name in names},
+        skipped=skipped,
+    )
+
+
+def read_table(source: str, files: Sequence[Path], read: Callable[[], Rows]) -> Table:
+    """Return the checked rows of ``read()``, from matattn's cache if they are there.
+
+    ``files`` are all files that ``read`` depends on: when their content changes, they are read
+    again.
+    """
+    state = [(str(file), sha256(file)) for file in files]
+    key = repr((_FORMAT, read.__module__, source, state))
+    return _from_arrays(cached(key, lambda: _to_arrays(check_rows(source, read()))))
+
+
+def make_dataset(
+    name: str,
+    source: str,
+    table: Table,
+    targets: Sequence[str],
+    split: str | np.ndarray | None = "official",
+    split_seed: int = 0,
+    sizes: Sequence[int] | None = None,
+    max_sites: int | None = None,
+    units: Mapping[str, str] | None = None,
+    note: str = "",
+) -> PropertyDataset:
+    """Make the data set of a table; arguments as in ``matattn.datasets.crystals.load``.
+
+    ``split`` may also be an array with the split of every row.
+    """
+    if split is None:
+        split = "official" if "split" in table.columns else "random"
+    rows, labels, properties, skipped = select_labels(source, table, targets, units, max_sites)
+    if isinstance(split, str):
+        assigned = _split(split, split_seed, table, rows, source)
+        remarks = [note, _SPLIT_NOTES[split]]
+    else:
+        assigned, remarks = split[rows], [note]
+    check_sizes(source, assigned, sizes)
+    if max_sites is not None:
+        remarks.append(f"Only cells of at most {max_sites} sites.")
+    text = " ".join(remark.strip() for remark in remarks if remark)
+    items = make_items(table, rows, labels)
+    return PropertyDataset(name, properties, items, assigned, text, [*table.skipped, *skipped])
+
+
+_SPLIT_NOTES = {
+    "official": "Split as the file says; polymorphs of one formula may be in several splits.",
+    "random": "Random split: polymorphs of one formula are in several splits.",
+    "formula": "Split by reduced formula: no composition is in two splits.",
+}
+
+
+def select_labels(
+    source: str,
+    table: Table,
+    targets: Sequence[str],
+    units: Mapping[str, str] | None = None,
+    max_sites: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, tuple[Property, ...], list[str]]:
+    """Return the usable rows [n], their labels [n, T], the properties, and messages about the rest.
+
+    Raises DataError when a target is unknown or has no column.
+    """
+    properties = find_properties(targets, units)
+    if not table.ids:
+        raise DataError(f"{source}: no usable structure; first problem: {table.skipped[0]}")
+    labels = np.empty((len(table.ids), len(properties)))
+    usable = np.ones(len(table.ids), dtype=bool)
+    skipped: list[str] = []
+    for index, target in enumerate(properties):
+        column = _find_column(target, table, source)
+        parsed = [_number(value) for value in table.columns[column]]
+        for row in [row for row, value in enumerate(parsed) if value is None]:
+            usable[row] = False
+            text = str(table.columns[column][row])[:40]
+            skipped.append(f"{table.locations[row]}: {column} is {text!r}, not a number")
+        values = np.array(parsed, dtype=float)  # None becomes NaN
+        if column in target.log10_of:
+            values = np.log10(values, where=values > 0, out=np.full_like(values, np.nan))
+        labels[:, index] = np.where(np.isfinite(values), values, np.nan)
+    if max_sites is not None:
+        usable &= table.sites <= max_sites
+    has_label = np.isfinite(labels).any(axis=1)
+    if (usable & has_label).any() and (count := int((usable & ~has_label).sum())):
+        skipped.append(f"{source}: rows that have none of the labels: {count}")
+        usable &= has_label
+    rows = np.flatnonzero(usable)
+    return rows, labels[rows], properties, skipped
+
+
+def make_items(table: Table, rows: np.ndarray, labels: np.ndarray) -> list[Data]:
+    """Return PyG ``Data`` of some rows of a table, with their labels [n, T]."""
+    ends = np.cumsum(table.sites)
+    items = []
+    for row, y in zip(rows, labels, strict=True):
+        atoms = slice(ends[row] - table.sites[row], ends[row])
+        cell = table.lattice[row] if table.lattice[row].any() else None
+        tensors = tensors_from_arrays(table.z[atoms], table.frac[atoms], cell)
+        items.append(to_data(tensors, y, table.ids[row]))
+    return items
+
+
+_STRUCTURE = ("id", "Z", "frac", "lattice", "pos")
+_NO_CELL = np.zeros((3, 3))
+_ARRAYS = ("sites", "z", "frac", "lattice")
+_TEXTS = ("ids", "locations", "skipped")
+
+
+def _geometry(row: Row) -> tuple[Any, Any]:
+    """Return fractional coordinates and lattice, or a molecule's positions and None."""
+    return (row["pos"], None) if "pos" in row else (row["frac"], row["lattice"])
+
+
+def _cell(row: Row) -> Any:
+    """Return the lattice of a crystal, or zeros for a molecule, whatever else its row holds."""
+    return _NO_CELL if "pos" in row else row["lattice"]
+
+
+def _to_arrays(table: Table) -> Arrays:
+    """Convert a table to arrays that need no pickle: all texts become one JSON text."""
+    numbers = {k: v for k, v in table.columns.items() if isinstance(v, np.ndarray)}
+    texts = {name: getattr(table, name) for name in _TEXTS}
+    texts["columns"] = {k: v if k not in numbers else None for k, v in table.columns.items()}
+    text = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+    columns = np.array(list(numbers.values())).reshape(len(numbers), len(table.ids))
+    return {name: getattr(table, name) for name in _ARRAYS} | {"columns": columns, "text": text}
+
+
+def _from_arrays(arrays: Arrays) -> Table:
+    texts = json.loads(arrays["text"].tobytes())
+    numbers = iter(arrays["columns"])
+    columns = {k: next(numbers) if v is None else v for k, v in texts["columns"].items()}
+    parts = {name: arrays[name] for name in _ARRAYS} | {name: texts[name] for name in _TEXTS}
+    return Table(**parts, columns=columns)
+
+
+def _column(name: str, rows: list[Row]) -> np.ndarray | list[Any]:
+    values = [row.get(name) for row in rows]
+    numbers = [_number(value) for value in values if not isinstance(value, str)]
+    if name == "split" or None in numbers or len(numbers) < len(values):
+        return values
+    return _floats(numbers)
+
+
+def _number(value: Any) -> float | None:
+    """Return NaN for a missing value and None for anything that is not a number."""
+    try:
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _floats(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _find_column(target: Property, table: Table, source: str) -> str:
+    """Return the column that holds a target, or a quantity whose logarithm the target is."""
+    for column in (target.name, *target.columns, *target.log10_of):
+        if column in table.columns:
+            return column
+    others = sorted(table.columns.keys() - {"formula", "spg", "split"})
+    raise DataError(
+        f"{source}: no column for target {target.name!r}; columns of the file: "
+        f"{', '.join(others) or 'none'}"
+    )
+
+
+def _split(scheme: str, seed: int, table: Table, rows: np.ndarray, source: str) -> np.ndarray:
+    if scheme == "random":
+        return random_split(len(rows), seed)
+    if scheme == "formula":
+        formulas = table.formulas()
+        return group_split([formulas[row] for row in rows], seed)
+    if scheme != "official":
+        raise DataError(f"data.split={scheme!r}: choose official, random or formula")
+    column = table.columns.get("split", [None] * len(table.ids))
+    official = ["" if column[row] is None else str(column[row]) for row in rows]
+    if unknown := set(official) - {*SPLITS, ""}:
+        raise DataError(
+            f"{source}: split is {', '.join(sorted(unknown))} in some rows; use train, val and "
+            "test, or leave it empty for rows that are not used"
+        )
+    split = np.array(official, dtype="<U5")
+    if len(rows) and not (split == "train").any():
+        raise DataError(
+            f"{source}: no row has split=train; use data.split=random or data.split=formula"
+        )
+    return split
