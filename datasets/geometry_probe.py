@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from matattn.config import require
 from matattn.datasets.prototypes import read_table
+from matattn.errors import ConfigError
 from matattn.structures.dataset import PropertyDataset
 from matattn.structures.neighbors import SELF, periodic_neighbors
 from matattn.structures.structure import to_data, to_tensors
@@ -31,7 +31,8 @@ def load(name: str, share: float, seed: int = 0) -> PropertyDataset:
 
     ``share`` is that of the composition in the energy, 0 to 1. Raises ConfigError for other values.
     """
-    require("data.share", share, (int, float), lambda x: 0 <= x <= 1, "a number from 0 to 1")
+    if not 0 <= share <= 1:
+        raise ConfigError(f"data.share={share!r}: expected a number from 0 to 1")
     rows, generator = read_table(), np.random.default_rng(seed)
     of_element = generator.standard_normal(119)
     structures = [row.structure for row in rows]
