@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from matattn import __version__, bundle, pretrained
 from matattn.cli import app
+from matattn.kinds import KINDS
 from matattn.models.crystalformer import Crystalformer
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def shipped(tmp_path, monkeypatch):
         block.attention.sigma_fitted.fill_(True)
     folder = tmp_path / "pretrained"
     bundle.save(folder / "mp-formation-energy", network, ARGUMENTS, DESCRIPTION, "# card")
-    required = (*bundle.REQUIRED, *bundle.KINDS["crystals"])
+    required = (*bundle.REQUIRED, *KINDS["structures"].bundle_keys)
     least = {key: DESCRIPTION[key] for key in required if key in DESCRIPTION}
     bundle.save(folder / "plain", network, ARGUMENTS, least, "# card")
     monkeypatch.setattr(pretrained, "FOLDER", folder)
@@ -57,6 +58,14 @@ def test_models_are_listed_with_error_and_baseline(shipped):
     assert first[:7] == ["mp-formation-energy", TARGET, "eV/atom", "0.060", "0.366", "6382", "4"]
     assert first[8:] == ["MB", "CC", "BY", "4.0"]
     assert second[:4] == ["plain", TARGET, "eV/atom", "4"]
+
+
+def test_a_long_target_is_not_cut_in_a_pipe(shipped):
+    path = shipped / "plain" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["targets"][0]["name"] = "target_of_a_long_name_" * 10
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert "target_of_a_long_name_" * 10 in run("models").stdout.split()
 
 
 def test_models_without_any(tmp_path, monkeypatch):

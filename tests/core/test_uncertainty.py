@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from matattn import bundle
-from matattn.ensemble import Ensemble
 from matattn.errors import BundleError
 from matattn.models.crystalformer import Crystalformer
+from matattn.structures.ensemble import Ensemble
 from matattn.uncertainty import (
     LEVEL,
     SPREADS,
