@@ -31,9 +31,9 @@ def load(
 
     Args:
         model: the name of a model that comes with matattn (``matattn models`` lists them), or a
-            bundle folder, the ``model/`` folder that every finished run writes.
-        device: "cpu", "cuda", "cuda:1", ..., or "auto": a GPU if there is one. Wave functions run
-            where jax chooses, and models of text on the CPU, whatever it says.
+            bundle folder: the ``model/`` folder that every finished run writes.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto": a GPU if there is one. It is ignored for
+            wave functions, which run where jax chooses, and for text, which runs on the CPU.
 
     Returns:
         A ``Predictor`` of structures, a ``FieldPredictor`` of fields on meshes, a ``WaveFunction``
@@ -42,9 +42,9 @@ def load(
     Raises:
         BundleError: there is no such model, or it is damaged. Checksums are verified, and nothing
             is ever unpickled.
-        ConfigError: the device is not there, or a package is not installed.
+        ConfigError: the device does not exist, or a package is not installed.
     """
     from matattn import pretrained
 
-    folder = pretrained.find(model)  # before the slow import: a mistyped name is told at once
+    folder = pretrained.find(model)  # before the slow import: a mistyped name fails at once
     return pretrained.kind(folder).load(folder, device)

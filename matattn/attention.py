@@ -1,4 +1,4 @@
-"""Looking into attention, and interfering with it: what every network that is explained offers.
+"""Probes that record and change attention, as every network offers that can be explained.
 
 A network with ``attention_layers`` calls the ``LayerProbe`` of each of its layers, when one is set,
 in every forward pass. Without one it runs its fused kernels as ever.
@@ -19,43 +19,43 @@ from torch import Tensor, nn
 
 
 class AttentionLayer(NamedTuple):
-    """A module with an attribute ``probe``, and the matrix [H, D, C] of each head's output."""
+    """A module with a ``probe`` attribute, and the output matrix [H, D, C] of its heads."""
 
     module: nn.Module
     projection: Tensor
 
     @classmethod
     def of(cls, module: nn.Module, weight: Tensor, heads: int) -> AttentionLayer:
-        """From the weight [C, H D] of the linear layer that all heads' outputs go through."""
+        """Return the layer whose heads all end in one linear layer of weight [C, H D]."""
         return cls(module, weight.T.unflatten(0, (heads, -1)))
 
 
 class Attends(Protocol):
-    """A network whose attention can be looked into, if it has such layers."""
+    """A network that lists its attention layers, which may be none."""
 
     def attention_layers(self) -> list[AttentionLayer]:
-        """Its layers, from the input on."""
+        """Return the attention layers, from the input on."""
 
 
 @dataclass
 class LayerProbe:
-    """What is done to one layer's attention in a forward pass, and what was seen of it there.
+    """Changes to one layer's attention in a forward pass, and the record of it.
 
-    E are the edges of a graph; for networks on meshes they are its points, which every latent (or
-    every other point) attends to.
+    E counts the edges of a graph; for networks on meshes, the points that every latent (or every
+    other point) attends to.
     """
 
     edge_bias: Tensor | None = None  # [E], added to all logits; -inf removes, weights sum to 1
     edge_scale: Tensor | None = None  # [E], factor of all weights; 0 removes, the others stay
-    weights: Tensor | None = None  # [E, H], instead of what the network finds
+    weights: Tensor | None = None  # [E, H], instead of the network's own
     head_gate: Tensor | None = None  # [H] or [N, H], factor of every head's output
-    projection: Tensor | None = None  # of the layer; set to get ``seen_size``
-    rows: Tensor | None = None  # [meshes], the point of each whose attention to all is seen
-    seen: Tensor | None = None  # [E, H] weights
+    projection: Tensor | None = None  # of the layer; needed for ``seen_size``
+    rows: Tensor | None = None  # [meshes], the point of each whose attention to all is recorded
+    seen: Tensor | None = None  # [E, H], the recorded weights
     seen_size: Tensor | None = None  # [E, H], |weight x value x projection|
 
     def biased(self, bias: Tensor | None) -> Tensor | None:
-        """Constants of the logits, with those of the probe."""
+        """Return the constants of the logits, plus those of the probe."""
         if self.edge_bias is None:
             return bias
         if bias is None:
@@ -63,10 +63,10 @@ class LayerProbe:
         return bias + (self.edge_bias[:, None] if bias.dim() == 2 else self.edge_bias)
 
     def weigh(self, weights: Tensor, values: Tensor) -> Tensor:
-        """The weights [E, H] that count, which are seen; values [E, H, D] of the edges."""
+        """Return the weights [E, H] to use, and record them; values [E, H, D] of the edges."""
         if self.weights is not None:
             weights = self.weights.to(weights.dtype)
-        if self.edge_scale is not None and self.rows is None:  # of meshes, ``shares`` did it
+        if self.edge_scale is not None and self.rows is None:  # on meshes, ``shares`` did it
             weights = weights * self.edge_scale[:, None]
         self.seen = weights
         if self.projection is not None:
@@ -75,12 +75,15 @@ class LayerProbe:
         return weights
 
     def shares(self, scores: Tensor, here: slice) -> Tensor:
-        """Softmax of scores [H, Q, points] of the mesh whose points are ``here`` among all.
+        """Return the softmax of scores [H, Q, points] of the mesh with the points ``here``.
 
-        Raises ValueError when ``weights`` are set, of which a mesh has too many.
+        Raises ValueError when ``weights`` are set: a mesh has too many of them.
         """
         if self.weights is not None:
-            raise ValueError("networks on meshes have no weights of edges that could be replaced")
+            raise ValueError(
+                "networks on meshes have no weights of edges that could be replaced; set "
+                "edge_bias or edge_scale instead"
+            )
         if self.edge_bias is not None:
             scores = scores + self.edge_bias[here]
         weights = scores.softmax(-1)
@@ -89,37 +92,37 @@ class LayerProbe:
     def mix(
         self, values: Tensor, ptr: Tensor, factors: Callable[[int, slice], list[Tensor]]
     ) -> Tensor:
-        """Outputs [N, H, D] of attention within meshes, gated; values [N, H, D].
+        """Return the gated outputs [N, H, D] of attention within meshes; values [N, H, D].
 
-        ``factors(mesh, its points)`` are matrices [H, ., .] whose product is the attention of all
-        points to all points. The row of the mesh in ``rows`` is seen.
+        ``factors(mesh, points)`` returns matrices [H, ., .] whose product is the attention of all
+        points to all points. The row that ``rows`` names in each mesh is recorded.
         """
         out = torch.empty_like(values)
         seen = None if self.rows is None else values.new_empty(values.shape[:2])
         for mesh, (begin, end) in enumerate(pairwise(ptr.tolist())):
-            here = slice(begin, end)
-            found = factors(mesh, here)
-            mixed = values[here].transpose(0, 1)
-            for matrix in reversed(found):
+            points = slice(begin, end)
+            matrices = factors(mesh, points)
+            mixed = values[points].transpose(0, 1)
+            for matrix in reversed(matrices):
                 mixed = matrix @ mixed
-            out[here] = mixed.transpose(0, 1)
+            out[points] = mixed.transpose(0, 1)
             if seen is not None and self.rows is not None:
-                row = found[0][:, int(self.rows[mesh]) - begin, None]
-                for matrix in found[1:]:
+                row = matrices[0][:, int(self.rows[mesh]) - begin, None]
+                for matrix in matrices[1:]:
                     row = row @ matrix
-                seen[here] = row[:, 0].T
+                seen[points] = row[:, 0].T
         if seen is not None:
             self.weigh(seen, values)
         return self.gate(out)
 
     def gate(self, out: Tensor) -> Tensor:
-        """Outputs [N, H, D] of the heads, each times its gate."""
+        """Return the outputs [N, H, D] of the heads, each times its gate."""
         return out if self.head_gate is None else out * self.head_gate.unsqueeze(-1)
 
 
 @contextmanager
 def probed(network: Attends, probes: Sequence[LayerProbe]) -> Iterator[None]:
-    """Within, every forward pass of ``network`` goes through ``probes``, one for each layer."""
+    """Send every forward pass of ``network`` in this block through ``probes``, one a layer."""
     modules: list[Any] = [layer.module for layer in network.attention_layers()]
     try:
         for module, probe in zip(modules, probes, strict=True):
@@ -147,7 +150,7 @@ class AttentionRecord:
     image: np.ndarray | None = None  # [E, 3] cell of the source, in lattice vectors
 
     def part(self, chosen: np.ndarray) -> AttentionRecord:
-        """The pairs that ``chosen`` (indices, or one truth value a pair) says."""
+        """Return the pairs in ``chosen``: indices, or a truth value for each pair."""
         size, image = self.size, self.image
         return replace(
             self,
@@ -160,17 +163,20 @@ class AttentionRecord:
         )
 
     def entropy(self) -> np.ndarray:
-        """Mean over the targets of -sum a ln a, in nats [L, H]; 0: each looks at one source."""
+        """Return the mean of -sum a ln a over the targets, in nats [L, H].
+
+        Zero means that each target attends to one source.
+        """
         return -xlogy(self.weight, self.weight).sum(-1) / len(np.unique(self.target))
 
     def effective_range(self) -> np.ndarray:
-        """Mean length that is attended to, sum a r / sum a, [L, H]."""
+        """Return the mean attended length, sum a r / sum a, [L, H]."""
         return (self.weight * self.length).sum(-1) / self.weight.sum(-1)
 
     def by_length(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sum of the weights [L, H, bins] and number [bins] of the pairs in bins of length."""
+        """Return the summed weights [L, H, bins] and the number [bins] of pairs by length."""
         bins = len(edges) - 1
-        place = np.digitize(self.length, edges) - 1
-        inside = (place >= 0) & (place < bins)
-        one_hot = np.eye(bins)[place[inside]]  # [E, bins]
+        index = np.digitize(self.length, edges) - 1
+        inside = (index >= 0) & (index < bins)
+        one_hot = np.eye(bins)[index[inside]]  # [E, bins]
         return self.weight[..., inside] @ one_hot, one_hot.sum(0)

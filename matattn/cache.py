@@ -1,4 +1,4 @@
-"""Results that take long to make, kept in ``$MATATTN_CACHE`` or ``~/.cache/matattn``.
+"""A cache of results that take long to compute, in ``$MATATTN_CACHE`` or ``~/.cache/matattn``.
 
 The folder may be deleted at any time.
 """
@@ -16,21 +16,21 @@ import numpy as np
 
 from matattn.files import read_sealed, write_sealed
 
-WORTH_KEEPING = 1.0  # seconds of work; less is done again
+WORTH_KEEPING = 1.0  # seconds of work; cheaper results are computed again
 
 Arrays = dict[str, np.ndarray]
 
 
 def folder() -> Path:
-    """Where results are kept."""
+    """Return the folder of the cache."""
     return Path(os.environ.get("MATATTN_CACHE") or Path.home() / ".cache" / "matattn")
 
 
 def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
-    """The arrays that ``build()`` gives, or gave to an earlier call with this ``key``.
+    """Return the arrays of ``build()``, or those of an earlier call with the same ``key``.
 
-    ``key`` must say all that the result depends on, the version of the code included. Processes
-    that build one result at once each write a whole file, and the last one stays.
+    ``key`` must name everything that the result depends on, the version of the code included.
+    Processes that build the same result at the same time each write a whole file; the last stays.
     """
     path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     try:

@@ -1,7 +1,7 @@
-"""Files from the network, only where a user asks for them.
+"""Downloads, made only where a user asks for them.
 
-A file is whole or absent: it grows as ``<name>.partial``, is checked, and then renamed. A download
-that broke off goes on where it stopped.
+A file is whole or absent: it grows as ``<name>.partial``, is checked, and then renamed. An
+interrupted download continues where it stopped.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from matattn import __version__
 from matattn.errors import DataError
 from matattn.files import sha256, write_text
 
-TIMEOUT = 60.0  # seconds without an answer
-ATTEMPTS = 3  # an interrupted download goes on by itself that often
-PAUSE = 1.0  # seconds before the next attempt
+TIMEOUT = 60.0  # seconds to wait for an answer
+ATTEMPTS = 3  # of every request and download
+PAUSE = 1.0  # seconds between two attempts
 _CHUNK = 2**20
 
 
 def present(
     path: str | Path, url: str, command: str, download: bool, checksum: str | None = None
 ) -> Path:
-    """The file ``path``; fetched from ``url`` if it is absent and ``download`` is true.
+    """Return the file ``path``, fetched from ``url`` if it is absent and ``download`` is true.
 
-    ``command`` is what a user types to get it. Raises DataError when the file is absent and not to
-    be fetched, or is not what was once downloaded.
+    ``command`` is what a user types to get it. Raises DataError when the file is absent and
+    ``download`` is false, or when it has changed since it was downloaded.
     """
     path = Path(path)
     if not path.is_file():
         if not download:
             raise DataError(
                 f"{path}: no such file; to download it: {command} (or put {url} there by hand, or "
-                " set MATATTN_DATA to the folder of data sets)"
+                "set MATATTN_DATA to the folder of data sets)"
             )
         fetch(url, path, checksum)
     _check_unchanged(path)
@@ -57,11 +57,11 @@ def present(
 
 
 def fetch(url: str, path: str | Path, checksum: str | None = None) -> None:
-    """Download ``url`` to ``path`` unless it is there; safe in several processes at once.
+    """Download ``url`` to ``path`` unless that exists; safe in several processes at once.
 
-    The content must have the SHA-256 ``checksum`` if that is known; in any case its length must be
-    the announced one and a .zip or .gz must pass its own check. The SHA-256 is written beside the
-    file, as ``<name>.sha256``. Raises DataError with what can be done.
+    The content must have the announced length and, if given, the SHA-256 ``checksum``; a .zip or
+    .gz must pass its own check. The SHA-256 is written beside the file, as ``<name>.sha256``.
+    Raises DataError when the download fails or the content is wrong.
     """
     path = Path(path)
     with _locked(path):
@@ -69,22 +69,22 @@ def fetch(url: str, path: str | Path, checksum: str | None = None) -> None:
             return
         partial = path.with_name(f"{path.name}.partial")
         _download(url, partial, path)
-        found = sha256(partial)
+        digest = sha256(partial)
         problem = _damage(partial, path.name)
-        if checksum is not None and found != checksum:
-            problem = f"its SHA-256 is {found}, not {checksum}"
+        if checksum is not None and digest != checksum:
+            problem = f"its SHA-256 is {digest}, not {checksum}"
         if problem:
             partial.unlink()
             raise DataError(
                 f"{url}: what came is not the expected file ({problem}); try again, or look at it "
                 f"in a browser and put the right file at {path}"
             )
-        write_text(_record(path), f"{found}  {path.name}\n")
+        write_text(_record(path), f"{digest}  {path.name}\n")
         os.replace(partial, path)
 
 
 def get_json(url: str) -> Any:
-    """The JSON document at ``url``; raises DataError when there is none."""
+    """Return the JSON document at ``url``; raise DataError when there is none."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _open(url) as response:
@@ -99,7 +99,7 @@ def get_json(url: str) -> Any:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds ``<path>.lock``, which the system frees when a process ends, however it ends."""
+    """Hold ``<path>.lock``, which the system frees when the process ends, however it ends."""
     lock = FileLock(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def _download(url: str, partial: Path, path: Path) -> None:
 
 
 def _continue(url: str, partial: Path, name: str) -> None:
-    """Download the rest of ``partial``; raises OSError when the connection ends too early."""
+    """Download the rest of ``partial``; raise OSError when the connection ends too early."""
     have = partial.stat().st_size if partial.is_file() else 0
     try:
         response = _open(url, {"Range": f"bytes={have}-"} if have else {})
@@ -141,14 +141,14 @@ def _continue(url: str, partial: Path, name: str) -> None:
         if error.code != 416:
             raise
         if error.headers.get("Content-Range", "") == f"bytes */{have}":
-            return  # only the renaming was missing
+            return  # the file is complete; only its renaming was missing
         partial.unlink()
         response = _open(url)
     with response:
-        given = response.headers.get("Content-Range", "")
-        if response.status == 206 and not given.startswith(f"bytes {have}-"):
+        sent = response.headers.get("Content-Range", "")
+        if response.status == 206 and not sent.startswith(f"bytes {have}-"):
             partial.unlink(missing_ok=True)
-            raise ConnectionError(f"the server sent {given!r} instead of the rest from {have}")
+            raise ConnectionError(f"the server sent {sent!r} instead of the rest from {have}")
         start = have if response.status == 206 else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
@@ -165,10 +165,9 @@ def _continue(url: str, partial: Path, name: str) -> None:
 def _open(url: str, headers: dict[str, str] | None = None) -> Any:
     if not url.startswith(("http://", "https://")):
         raise DataError(f"{url}: expected an address that begins with https:// or http://")
-    own = {"User-Agent": f"matattn/{__version__}"}
-    response = urllib.request.urlopen(  # http(s) only, as checked
-        urllib.request.Request(url, headers=own | (headers or {})), timeout=TIMEOUT
-    )
+    agent = {"User-Agent": f"matattn/{__version__}"}
+    request = urllib.request.Request(url, headers=agent | (headers or {}))
+    response = urllib.request.urlopen(request, timeout=TIMEOUT)
     if response.status not in (200, 206):
         response.close()
         raise urllib.error.HTTPError(url, response.status, "no content", response.headers, None)
@@ -176,7 +175,7 @@ def _open(url: str, headers: dict[str, str] | None = None) -> Any:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether another attempt would get the same answer."""
+    """Return whether another attempt would get the same answer."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or isinstance(error, urllib.error.HTTPError) and error.code < 500
 
@@ -196,7 +195,7 @@ def _progress() -> Progress:
 
 
 def _damage(file: Path, name: str) -> str | None:
-    """What is wrong with an archive, by its own checksums."""
+    """Return what is wrong with an archive by its own checksums, or None."""
     try:
         if name.endswith(".zip"):
             with zipfile.ZipFile(file) as archive:

@@ -1,4 +1,4 @@
-"""Errors that a user can act on. Each message says what is wrong, where, and what to do.
+"""Errors that a user can act on: each message says what is wrong, where, and what to do.
 
 docs/errors.md has a section for each.
 """
@@ -15,7 +15,7 @@ class StructureError(MatattnError):
 
 
 class PredictionError(MatattnError):
-    """A network gives no value for a structure."""
+    """A network has no value for a structure."""
 
 
 class DataError(MatattnError):

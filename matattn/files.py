@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic writing: a file is either whole or absent."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from matattn.errors import WriteError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A ``.partial`` path to write to, renamed to ``path`` if the block ends without error.
+    """Yield a ``.partial`` path to write to, and rename it to ``path`` unless the block fails.
 
-    Raises WriteError, which is an OSError, in place of the system's errors: when a disk is full
-    these name no file.
+    Raises WriteError, an OSError, in place of the system's errors, which name no file when a disk
+    is full.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -40,10 +40,10 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
 
 
 def write_sealed(path: str | Path, content: bytes | memoryview) -> None:
-    """Write a file atomically, with its SHA-256 behind the content.
+    """Write a file atomically, with its SHA-256 after the content.
 
-    NumPy and PyTorch read such an archive as any other, and would not notice a wrong bit in some
-    places of it.
+    NumPy and PyTorch read such an archive like any other. By themselves they would miss a wrong bit
+    in some parts of it.
     """
     with atomic_path(path) as partial, open(partial, "wb") as file:
         file.write(content)
@@ -51,8 +51,10 @@ def write_sealed(path: str | Path, content: bytes | memoryview) -> None:
 
 
 def read_sealed(path: str | Path) -> bytes:
-    """The content of a file of ``write_sealed``; raises ValueError unless it is as it was written,
-    and OSError if there is none."""
+    """Return the content of a file of ``write_sealed``.
+
+    Raises ValueError when it is not as it was written, and OSError when it cannot be read.
+    """
     content = Path(path).read_bytes()
     end = len(content) - len(_seal(b""))
     if end < 0 or content[end:] != _seal(memoryview(content)[:end]):
@@ -65,9 +67,11 @@ def _seal(content: bytes | memoryview) -> bytes:
 
 
 def encodable(text: str) -> str:
-    """``text`` with escapes in place of what UTF-8 has not: bytes of a file's name that are no
-    text, or half a character that JSON wrote as one; and of carriage returns, which end lines of
-    a CSV file even where nobody meant a line."""
+    r"""Return ``text`` with escapes for what a UTF-8 table cannot hold.
+
+    Escaped are surrogates, which stand for undecodable bytes of a file name or for half a character
+    of JSON, and carriage returns, which would end a line of a CSV file.
+    """
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\r", "\\r")
 
 
@@ -83,11 +87,11 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a process that was killed, or still writes, left this beside a file."""
+    """Return whether this is the unfinished file of a process that was killed or still writes."""
     return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The same work for many items, in processes that end with this one."""
+"""Parallel maps in processes that end with this one."""
 
 from __future__ import annotations
 
@@ -30,11 +30,18 @@ def parallel_map(
     most: int | None = None,
     start: Callable[[], object] | None = None,
 ) -> Iterator[Result]:
-    """``run`` of every item, in order, with a progress bar on a terminal.
+    """Yield ``run(item)`` of every item, in order, with a progress bar on a terminal.
 
-    There is a process for each core (at most ``most``) and for ``worth_a_process`` items; with one
-    or none of them all happens here. ``start`` is called in each process. Ctrl-C, SIGTERM and an
-    error in ``run`` end the processes.
+    Args:
+        run: a function that can be sent to another process.
+        items: what it is called with.
+        title: of the progress bar.
+        worth_a_process: one process per so many items; runs serially if that gives fewer than two.
+        chunk: items sent to a process at once.
+        most: most processes; by default one for each core.
+        start: called first in every process.
+
+    Ctrl-C, SIGTERM and an error in ``run`` end the processes.
     """
     processes = min(cores(), most or cores(), len(items) // worth_a_process)
     console = Console(stderr=True)
@@ -43,7 +50,7 @@ def parallel_map(
     if processes < 2:
         yield from shown(map(run, items))
         return
-    # Without this, a SIGTERM would leave the processes behind; only a main thread may say so.
+    # Without this, a SIGTERM would leave the processes behind; only the main thread may set it.
     main = threading.current_thread() is threading.main_thread()
     earlier = signal.signal(signal.SIGTERM, _leave) if main else None
     pool = process_pool(processes, partial(_start, start))
@@ -56,10 +63,10 @@ def parallel_map(
 
 
 def process_pool(processes: int, start: Callable[[], object]) -> ProcessPoolExecutor:
-    """Processes that call ``start`` first.
+    """Return a pool of processes that call ``start`` first.
 
-    They are forked, as Python does by default, but not from a process that has loaded JAX: its
-    threads may hold locks that a fork would never see released.
+    They are forked, Python's default, unless this process has loaded JAX: its threads may hold
+    locks that a fork would never see released.
     """
     context = multiprocessing.get_context("forkserver") if "jax" in sys.modules else None
     return ProcessPoolExecutor(processes, mp_context=context, initializer=start)
@@ -70,7 +77,7 @@ def _leave(number: int, _: object) -> None:
 
 
 def _start(start: Callable[[], object] | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if start is not None:
         start()

@@ -1,4 +1,4 @@
-"""What a program of ours does once, when it starts."""
+"""The machine and the process: memory, cores, threads, devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tune_malloc() -> None:
     """Let glibc keep freed memory instead of returning it to the kernel.
 
     PyTorch on CPUs allocates and frees large buffers at every step; with glibc's defaults up to
-    half of the time goes into page faults. Does nothing elsewhere than on Linux with glibc.
+    half of the time goes into page faults. Does nothing on other systems than Linux with glibc.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return
@@ -32,15 +32,17 @@ def tune_malloc() -> None:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: for networks of many small steps, where a second one gains a tenth on
-    an idle machine, and costs a factor of forty on a busy one, where threads wait for each other.
+    """Run PyTorch on one thread, for networks of many small steps.
+
+    There a second thread gains a tenth on an idle machine. On a busy one it costs a factor of
+    forty, because the threads wait for each other.
     """
     import torch
 
@@ -53,11 +55,11 @@ def one_thread() -> Iterator[None]:
 
 
 def start_predicting() -> None:
-    """``tune_malloc``, patient threads, and no remarks of pymatgen that tell a user nothing.
+    """Prepare this process for predictions: memory, waiting threads, warnings.
 
-    OpenMP's threads spin while they wait, and so hold the cores that other processes want: a
-    parallel loop beside one busy process then takes several times as long. They sleep instead,
-    unless ``OMP_WAIT_POLICY`` is set. That has an effect only before PyTorch is loaded.
+    OpenMP's threads spin while they wait, and so hold cores that other processes need: a parallel
+    loop beside one busy process then takes several times as long. Unless ``OMP_WAIT_POLICY`` is
+    set, they sleep instead. That has an effect only before PyTorch is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     tune_malloc()
@@ -65,7 +67,7 @@ def start_predicting() -> None:
 
 
 def memory() -> float:
-    """Memory of this machine, bytes; infinite where the system does not tell."""
+    """Return the memory of this machine in bytes; infinity where the system does not say."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, OSError, ValueError):
@@ -73,7 +75,7 @@ def memory() -> float:
 
 
 def peak_memory() -> int:
-    """Largest memory of this process so far, bytes; 0 where the system does not tell."""
+    """Return the peak memory of this process in bytes; 0 where the system does not say."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -83,18 +85,20 @@ def peak_memory() -> int:
 
 
 def processor() -> str:
-    """Name of the processor."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def machine(accelerator: str) -> str:
-    """What a network is trained on: processor, threads, and the GPU if Lightning's ``accelerator``
-    lets it be used."""
+    """Return the hardware of a training: processor, threads, and the GPU if it is used.
+
+    ``accelerator`` is that of Lightning's Trainer.
+    """
     import torch
 
     threads = torch.get_num_threads()
@@ -114,9 +118,9 @@ def find_device(name: str) -> torch.device:
     from matattn.errors import ConfigError
 
     gpus = torch.cuda.device_count()
-    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
+    names = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
     if name == "auto":
         return torch.device("cuda" if gpus else "cpu")
-    if name not in known:
-        raise ConfigError(f"no device {name!r}; this machine has {', '.join(known)}")
+    if name not in names:
+        raise ConfigError(f"no device {name!r}; this machine has {', '.join(names)}")
     return torch.device(name)

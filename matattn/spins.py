@@ -1,9 +1,9 @@
-"""Spins 1/2 with Heisenberg exchange on a lattice: the Hamiltonian, its exact states, its symmetry.
+r"""Spins 1/2 with Heisenberg exchange on a lattice: the Hamiltonian, exact states and symmetry.
 
 .. math::
-    H = J_1 \\sum_{(ij) \\in 1} S_i \\cdot S_j + J_2 \\sum_{(ij) \\in 2} S_i \\cdot S_j
+    H = J_1 \sum_{(ij) \in 1} S_i \cdot S_j + J_2 \sum_{(ij) \in 2} S_i \cdot S_j
 
-Energies are in units of S.S with :math:`J_1 = 1`. NetKet counts in Pauli matrices: its energies are
+Energies are in units of S.S with :math:`J_1 = 1`. NetKet uses Pauli matrices: its energies are
 ``PAULI`` times as large.
 """
 
@@ -38,23 +38,23 @@ _BASES = {
     "triangular": ((1.0, 0.0), (0.5, 3**0.5 / 2)),
 }
 LATTICES = tuple(_BASES)
-MOST_SITES = 4096  # there are tables of all pairs of sites
+MOST_SITES = 4096  # tables hold all pairs of sites
 _COORDINATION = {"chain": 2, "square": 4, "triangular": 6}  # first and second neighbours alike
 
 
 def displacements(extent: tuple[int, ...]) -> np.ndarray:
-    """Number of the displacement from place i to place j of a periodic grid, [n, n].
+    """Return the index of the displacement from cell i to cell j of a periodic grid, [n, n].
 
-    Places are numbered row-major; displacement (dx, dy, ...) has the number of the place that it
-    leads to from place 0.
+    Cells are numbered row-major; displacement (dx, dy, ...) has the index of the cell that it
+    leads to from cell 0.
     """
-    places = grid_places(extent)
-    shift = (places[None] - places[:, None]) % np.array(extent)
+    cells = grid_places(extent)
+    shift = (cells[None] - cells[:, None]) % np.array(extent)
     return np.ravel_multi_index(tuple(np.moveaxis(shift, -1, 0)), extent)
 
 
 def grid_places(extent: tuple[int, ...]) -> np.ndarray:
-    """Integer coordinates of the places of a grid [n, D], row-major."""
+    """Return the integer coordinates of the cells of a grid [n, D], row-major."""
     return np.stack(np.unravel_index(np.arange(math.prod(extent)), extent), axis=-1)
 
 
@@ -75,10 +75,10 @@ class SpinSystem:
         lattice: one of ``LATTICES``; periodic in every direction, a ladder along its legs only.
         extent: sites along each direction; sites are numbered row-major.
         j1, j2: exchange constants; positive is antiferromagnetic.
-        total_sz: z component of the total spin of the states that are looked at.
+        total_sz: z component of the total spin of all states.
         marshall: rotate the spins of one sublattice by pi about z (Marshall's sign rule). The
             ground state is then positive for J2 = 0.
-        reference: of the ground state, where it is published.
+        reference: the published ground-state energy, if there is one.
 
     Raises DataError when the lattice is unknown or too small, ``total_sz`` does not exist on it, or
     Marshall's rule does not: it needs nearest neighbours on two sublattices.
@@ -121,7 +121,7 @@ class SpinSystem:
             )
 
     def _bonds_are_single(self) -> bool:
-        """Whether every site has as many neighbours of both kinds as on the infinite lattice."""
+        """Return whether all sites have the neighbours of the infinite lattice, of both kinds."""
         if any(n < 3 for n, closed in zip(self.extent, self.periodic, strict=True) if closed):
             return False
         if self.lattice == "ladder":
@@ -131,26 +131,27 @@ class SpinSystem:
 
     @property
     def sites(self) -> int:
+        """Return the number of sites N."""
         return math.prod(self.extent)
 
     @property
     def periodic(self) -> tuple[bool, ...]:
-        """Of each direction."""
+        """Return for each direction whether it is periodic."""
         return (True, False) if self.lattice == "ladder" else (True,) * len(self.extent)
 
     @property
     def basis(self) -> np.ndarray:
-        """Lattice vectors as rows, in units of the nearest-neighbour distance."""
+        """Return the lattice vectors as rows, in units of the nearest-neighbour distance."""
         return np.array(_BASES[self.lattice])
 
     @cached_property
     def cells(self) -> np.ndarray:
-        """Integer coordinates of the sites [N, D]."""
+        """Return the integer coordinates of the sites [N, D]."""
         return grid_places(self.extent)
 
     @cached_property
     def graph(self) -> Lattice:
-        """NetKet's graph; edges of colour 0 carry J1, those of colour 1 J2."""
+        """Return NetKet's graph; edges of colour 0 carry J1, those of colour 1 J2."""
         from netket.graph import Lattice
 
         return Lattice(
@@ -162,43 +163,43 @@ class SpinSystem:
 
     @cached_property
     def _edges(self) -> np.ndarray:
-        """Site, site and colour of every bond [K, 3], sorted by colour."""
+        """Return site, site and colour of every bond [K, 3], sorted by colour."""
         edges = self.graph.edges(return_color=True)
         return np.array(sorted(edges, key=lambda edge: (edge[2], *edge[:2])))
 
     @cached_property
     def bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of sites [K, 2]; exchange constant of each [K]; its ``signs`` [K]."""
+        """Return pairs of sites [K, 2], their exchange constants [K] and their ``signs`` [K]."""
         pairs = self._edges[:, :2]
         return pairs, np.array([self.j1, self.j2])[self.bond_kinds], self.signs(pairs)
 
     @property
     def bond_kinds(self) -> np.ndarray:
-        """0 for the bonds of J1, 1 for those of J2 [K]."""
+        """Return 0 for the bonds of J1 and 1 for those of J2 [K]."""
         return self._edges[:, 2]
 
     def signs(self, pairs: np.ndarray) -> np.ndarray:
-        """-1 for pairs of sites whose spin exchange changes sign in the rotated basis, else 1 [K].
+        """Return -1 for pairs whose spin exchange changes sign in the rotated basis, else 1 [K].
 
-        The product S^z S^z is not touched.
+        The product S^z S^z keeps its sign.
         """
         sides = self.sublattice if self.marshall else None
         return np.ones(len(pairs)) if sides is None else sides[pairs].prod(1).astype(float)
 
     def displacement(self, pairs: np.ndarray) -> np.ndarray:
-        """Number of the displacement from one site to the other, as that of a site [K]."""
+        """Return the index of the displacement from one site to the other [K]."""
         return displacements(self.extent)[pairs[:, 0], pairs[:, 1]]
 
     @cached_property
     def sublattice(self) -> np.ndarray | None:
-        """+1 and -1 of the two sublattices [N], or None when nearest neighbours form odd loops."""
+        """Return +1 and -1 of the two sublattices [N]; None when neighbours form odd loops."""
         sides = np.where(self.cells.sum(1) % 2, -1, 1)
         nearest = self._edges[self.bond_kinds == 0, :2]
         return sides if (sides[nearest].prod(1) == -1).all() else None
 
     @cached_property
     def symmetries(self) -> np.ndarray:
-        """Permutations of the sites [G, N] that keep all bonds: translations and point group."""
+        """Return the permutations of the sites [G, N] that keep all bonds: the space group."""
         extent = np.array(self.extent)
         one, other, color = self._edges.T
         bonds = np.zeros((self.sites, self.sites), dtype=int)
@@ -207,7 +208,7 @@ class SpinSystem:
             *(range(n) if closed else (0, n - 1)
               for n, closed in zip(self.extent, self.periodic, strict=True))
         )  # fmt: skip
-        found = []
+        permutations = []
         for shift, matrix in itertools.product(shifts, _point_operations(self)):
             moved = self.cells @ matrix.T + np.array(shift)
             inside = (moved >= 0) & (moved < extent) | np.array(self.periodic)
@@ -215,25 +216,26 @@ class SpinSystem:
                 continue
             order = np.ravel_multi_index(tuple((moved % extent).T), self.extent)
             if len(np.unique(order)) == self.sites and (bonds[np.ix_(order, order)] == bonds).all():
-                found.append(order)
-        return np.unique(found, axis=0)
+                permutations.append(order)
+        return np.unique(permutations, axis=0)
 
     @cached_property
     def hilbert(self) -> Spin:
+        """Return NetKet's Hilbert space of the spins."""
         from netket.hilbert import Spin
 
         return Spin(0.5, self.sites, total_sz=self.total_sz)
 
     @cached_property
     def hamiltonian(self) -> DiscreteJaxOperator:
-        """NetKet's operator, in Pauli matrices."""
+        """Return NetKet's operator, in Pauli matrices."""
         from netket.operator import Heisenberg
 
         rule = [self.marshall, False]
         return Heisenberg(self.hilbert, self.graph, J=[self.j1, self.j2], sign_rule=rule)
 
     def sampler(self, chains: int) -> MetropolisSampler:
-        """NetKet's sampler: a sample is N proposed exchanges of up to second neighbours."""
+        """Return NetKet's sampler: N proposed exchanges of up to second neighbours a sample."""
         from netket.sampler import MetropolisExchange
 
         return MetropolisExchange(
@@ -241,29 +243,29 @@ class SpinSystem:
         )
 
     def v_score(self, energy: float, variance: float) -> float:
-        """N Var(E) / E^2 of the whole lattice, from an energy per site and its variance.
+        """Return N Var(E) / E^2 of the whole lattice, from an energy per site and its variance.
 
-        0 for an eigenstate (Wu et al., Science 386, 296 (2024)).
+        It is 0 for an eigenstate (Wu et al., Science 386, 296 (2024)).
         """
         return self.sites * variance / energy**2
 
     @property
     def energy_bounds(self) -> tuple[float, float]:
-        """No state has an energy per site (S.S) outside: those of independent bonds."""
+        """Return bounds of the energy per site (S.S) of any state: those of independent bonds."""
         strengths = self.bonds[1]
         ends = np.stack([-0.75 * strengths, 0.25 * strengths])
         return float(ends.min(0).sum()) / self.sites, float(ends.max(0).sum()) / self.sites
 
     @cached_property
     def matrix(self) -> csr_matrix:
-        """The Hamiltonian per site, S.S, between ``hilbert.all_states()`` in the rotated basis."""
+        """Return the Hamiltonian per site, S.S, of ``hilbert.all_states()``, rotated basis."""
         return self.hamiltonian.to_sparse() / (PAULI * self.sites)
 
     @cached_property
     def exact(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The lowest two energies per site [2] and states [states, 2], by Lanczos.
+        """Return the lowest two energies per site [2] and states [states, 2], by Lanczos.
 
-        None on more than ``MOST_EXACT_SITES`` sites. States are those of ``matrix``.
+        None on more than ``MOST_EXACT_SITES`` sites. Rows of states are those of ``matrix``.
         """
         if self.sites > MOST_EXACT_SITES:
             return None
@@ -279,16 +281,16 @@ class SpinSystem:
         return energies[order], states[:, order]
 
     def fingerprint(self) -> str:
-        """Tells systems apart."""
+        """Return a SHA-256 that tells systems apart."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def _point_operations(system: SpinSystem) -> list[np.ndarray]:
-    """Integer matrices that map the lattice onto itself, some not the finite one."""
+    """Return integer matrices that map the infinite lattice onto itself."""
     if system.lattice == "triangular":
         turn, mirror = np.array([[0, -1], [1, 1]]), np.array([[0, 1], [1, 0]])
         turns = [np.linalg.matrix_power(turn, k) for k in range(6)]
-        return [part for t in turns for part in (t, t @ mirror)]
+        return [operation for t in turns for operation in (t, t @ mirror)]
     size = len(system.extent)
     return [
         np.diag(signs)[list(order)]

@@ -1,4 +1,4 @@
-"""Tables for people and programs: CSV, JSON, JSON lines, Parquet, by the suffix of the file."""
+"""Tables for people, on the standard output, and for programs: CSV, JSON, JSON lines, Parquet."""
 
 from __future__ import annotations
 
@@ -9,17 +9,37 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matattn.errors import MatattnError
 from matattn.files import atomic_path, encodable, write_text
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 Row = dict[str, Any]
+_WIDEST = 1_000_000  # characters: wider than any table
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 
 
+def show(table: Table) -> None:
+    """Print a table to the standard output with every cell whole, its text taken as it is.
+
+    On a terminal that is too narrow, cells are folded. Elsewhere the table is as wide as it needs.
+    """
+    from rich.console import Console
+
+    for column in table.columns:
+        column.overflow, column.no_wrap = "fold", False
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        whole = console.options.update_width(_WIDEST)
+        console.width = console.measure(table, options=whole).maximum
+    console.print(table)
+
+
 def check_output(path: Path) -> None:
-    """Raise MatattnError if ``write_table`` could not write there: to be known before long work."""
+    """Raise MatattnError if ``write_table`` could not write there, to know it before long work."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise MatattnError(f"{path}: cannot be written (a folder, or in one that is missing)")
     if path.suffix.lower() not in SUFFIXES:
@@ -31,8 +51,8 @@ def check_output(path: Path) -> None:
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write rows with equal keys atomically, in the format of the suffix.
 
-    CSV has 6 significant digits, the others all. A value that is missing, NaN or infinite is an
-    empty cell or null. Raises WriteError.
+    CSV keeps 6 significant digits, the other formats all. A value that is missing, NaN or infinite
+    becomes an empty cell or null. Raises WriteError.
     """
     match path.suffix.lower():
         case ".csv":
@@ -47,7 +67,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV with a header; "" without rows."""
+    """Return the rows as CSV with a header; "" without rows."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     if rows:
@@ -76,7 +96,7 @@ def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow.parquet
 
     table = pyarrow.Table.from_pylist([_plain(row) for row in rows])
-    # A column without any value has no type of its own: numbers are all that may be missing.
+    # A column without any value has no type; only numbers can be missing, so it holds numbers.
     fields = [
         pyarrow.field(column.name, pyarrow.float64()) if column.type == pyarrow.null() else column
         for column in table.schema

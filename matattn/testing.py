@@ -1,4 +1,6 @@
-"""Contracts that every network passes. A new network is one file and one test class:
+"""Contracts that every network passes.
+
+A new network is one file and one test class:
 
 .. code-block:: python
 
@@ -27,31 +29,33 @@ from matattn.structures.batch import CrystalBatch, collate
 from matattn.structures.structure import tensors_from_arrays
 
 TOLERANCE = 1e-12  # smallest weight of an image that the contracts sum
-EXACT = 1e-9
+EXACT = 1e-9  # largest difference of outputs that should be equal
 
 
 class ModelContract:
-    """What holds for every network whose input is a list of samples.
+    """The contract of every network whose input is a list of samples.
 
-    Subclasses set ``network_class`` and ``arguments``, and give ``samples`` and ``batch``; and
-    ``rows`` where the output has not one row per sample.
+    Subclasses set ``network_class`` and ``arguments``, and define ``samples`` and ``batch``; also
+    ``rows`` where the output has more than one row per sample.
     """
 
     network_class: type[Any]
     arguments: dict[str, Any]
 
     def samples(self) -> list[Any]:
+        """Return the samples that the network is tested with."""
         raise NotImplementedError
 
     def batch(self, network: Any, samples: list[Any]) -> Any:
+        """Return a batch of samples that the network takes."""
         raise NotImplementedError
 
     def rows(self, samples: list[Any]) -> list[int]:
-        """Rows of the output for each sample."""
+        """Return the number of output rows of each sample."""
         return [1] * len(samples)
 
     def network(self) -> Any:
-        """A float64 network as it is after some training: no parameter is at its initial value."""
+        """Return a float64 network with no parameter at its initial value, as after training."""
         torch.manual_seed(0)
         network = self.network_class(**self.arguments).double()
         with torch.no_grad():
@@ -61,10 +65,12 @@ class ModelContract:
         return network.eval()
 
     def output(self, network: Any, samples: list[Any]) -> Tensor:
+        """Return the output for samples, without gradients."""
         with torch.no_grad():
             return network(self.batch(network, samples))
 
     def test_output_has_the_rows_of_its_samples(self) -> None:
+        """Check the shape of the output, and that it is finite."""
         output = self.output(self.network(), self.samples())
         assert output.shape == (
             sum(self.rows(self.samples())),
@@ -73,24 +79,29 @@ class ModelContract:
         assert output.isfinite().all()
 
     def test_outputs_differ_between_samples(self) -> None:
+        """Check that the network tells samples apart."""
         output = self.output(self.network(), self.samples())
         assert output.std(0).min() > 1e-3
 
     def test_batch_equals_loop(self) -> None:
+        """Check that a batch gives what its samples give one by one."""
         network, samples = self.network(), self.samples()
         single = torch.cat([self.output(network, [sample]) for sample in samples])
         assert_close(self.output(network, samples), single)
 
     def test_order_of_samples_does_not_matter(self) -> None:
+        """Check that the order of samples in a batch does not matter."""
         network, samples = self.network(), self.samples()
         parts = self.output(network, samples[::-1]).split(self.rows(samples[::-1]))
         assert_close(self.output(network, samples), torch.cat(parts[::-1]))
 
     def test_same_input_gives_the_same_bits(self) -> None:
+        """Check that a forward pass is deterministic, to the bit."""
         network, samples = self.network(), self.samples()
         assert torch.equal(self.output(network, samples), self.output(network, samples))
 
     def test_every_parameter_gets_a_finite_gradient(self) -> None:
+        """Check that every parameter has a finite gradient other than zero."""
         network = self.network().train()
         network(self.batch(network, self.samples())).square().sum().backward()
         for name, parameter in network.named_parameters():
@@ -100,11 +111,13 @@ class ModelContract:
                 assert parameter.grad.abs().max() > 0, name
 
     def test_arguments_survive_json(self) -> None:
+        """Check that a network can be rebuilt from its stored arguments."""
         rebuilt = self.network_class(**json.loads(json.dumps(self.arguments)))
         shapes = {name: tensor.shape for name, tensor in self.network().state_dict().items()}
         assert {name: tensor.shape for name, tensor in rebuilt.state_dict().items()} == shapes
 
     def test_bundle_is_bit_equal(self, tmp_path: Path) -> None:
+        """Check that a saved network has the weights that were saved."""
         network = self.network().float()
         description: dict[str, Any] = {"targets": [], "normaliser": {}, "elements": []}
         bundle.save(tmp_path / "model", network, self.arguments, description, "card")
@@ -115,6 +128,7 @@ class ModelContract:
             assert torch.equal(ours[name], theirs[name]), name
 
     def test_a_copy_is_independent(self) -> None:
+        """Check that a deep copy shares no memory with its original."""
         network = self.network()
         twin = copy.deepcopy(network)
         with torch.no_grad():
@@ -122,6 +136,7 @@ class ModelContract:
         assert next(network.parameters()).abs().max() > 0
 
     def test_compiles(self) -> None:
+        """Check that ``torch.compile`` does not change the output."""
         jaxtyping.config.update("jaxtyping_disable", True)  # TorchDynamo cannot trace its checks
         try:
             network, samples = self.network(), self.samples()
@@ -133,18 +148,20 @@ class ModelContract:
 
 
 class StructureContract(ModelContract):
-    """What also holds for networks of atoms: the output does not depend on how they are placed and
-    turned."""
+    """The contract of networks of atoms: the output does not depend on position and orientation."""
 
     def batch(self, network: Any, samples: list[dict[str, Tensor]]) -> CrystalBatch:
+        """Return a batch with the neighbour lists that the network asks for."""
         return collate(samples, network.image_rule(TOLERANCE))
 
     def assert_same(self, change: Any) -> None:
+        """Assert that ``change(sample)`` of every sample leaves the output as it is."""
         network, samples = self.network(), self.samples()
         changed = [change(dict(sample)) for sample in samples]
         assert_close(self.output(network, changed), self.output(network, samples))
 
     def test_output_is_a_readout_of_features(self) -> None:
+        """Check that ``forward`` is ``readout(features(batch))``."""
         network, samples = self.network(), self.samples()
         with torch.no_grad():
             features = network.features(self.batch(network, samples))
@@ -153,6 +170,7 @@ class StructureContract(ModelContract):
         assert torch.equal(read, self.output(network, samples))
 
     def test_rotation(self) -> None:
+        """Check that a rotation of all samples does not change the output."""
         rotation = random_rotation()
 
         def rotate(sample: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,19 +180,25 @@ class StructureContract(ModelContract):
         self.assert_same(rotate)
 
     def test_translation(self) -> None:
+        """Check that a translation of all samples does not change the output."""
         shift = torch.tensor([0.3, -1.7, 2.9], dtype=torch.float64)
         self.assert_same(lambda sample: sample | {"pos": sample["pos"] + shift})
 
 
 class CrystalContract(StructureContract):
-    """What also holds for networks of crystals: the output depends on the infinite crystal alone,
-    not on how it was cut, numbered, placed or turned."""
+    """The contract of networks of crystals: the output depends on the infinite crystal alone.
+
+    The choice of the cell, the order of the atoms, position and orientation have no influence.
+    """
 
     def samples(self) -> list[dict[str, Tensor]]:
+        """Return crystals of random atoms in random cells."""
         generator = np.random.default_rng(7)
         return [random_crystal(generator, atoms) for atoms in (1, 2, 5, 3)]
 
     def test_atoms_may_stand_in_any_cell(self) -> None:
+        """Check that atoms may be shifted by lattice vectors."""
+
         def move(sample: dict[str, Tensor]) -> dict[str, Tensor]:
             number = torch.arange(len(sample["z"]), dtype=torch.float64)
             images = torch.stack([number % 3 - 1, -(number % 2), number % 4], 1)
@@ -183,6 +207,8 @@ class CrystalContract(StructureContract):
         self.assert_same(move)
 
     def test_permutation_of_atoms(self) -> None:
+        """Check that the order of the atoms does not matter."""
+
         def permute(sample: dict[str, Tensor]) -> dict[str, Tensor]:
             order = torch.arange(len(sample["z"]) - 1, -1, -1)
             return sample | {"z": sample["z"][order], "pos": sample["pos"][order]}
@@ -190,6 +216,8 @@ class CrystalContract(StructureContract):
         self.assert_same(permute)
 
     def test_supercell(self) -> None:
+        """Check that a doubled cell gives the same output."""
+
         def repeat(sample: dict[str, Tensor]) -> dict[str, Tensor]:
             cell = sample["cell"].clone()
             pos = torch.cat([sample["pos"], sample["pos"] + cell[0, 1]])
@@ -199,6 +227,7 @@ class CrystalContract(StructureContract):
         self.assert_same(repeat)
 
     def test_other_basis_of_the_same_lattice(self) -> None:
+        """Check that the choice of lattice vectors does not matter."""
         basis = torch.tensor([[1, 1, 0], [0, 1, -1], [0, 0, 1]], dtype=torch.float64)
 
         def change(sample: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -209,7 +238,7 @@ class CrystalContract(StructureContract):
         self.assert_same(change)
 
     def test_equivalent_atoms_may_stand_as_one(self) -> None:
-        """As in training: one row per orbit, one neighbour per distance."""
+        """Check the batches of training: one row per orbit, one neighbour per distance."""
         network = self.network()
         rule = network.image_rule(TOLERANCE, symmetry=1e-6)
         if not rule.symmetry:
@@ -221,6 +250,7 @@ class CrystalContract(StructureContract):
             assert_close(network(reduced), network(full))
 
     def test_one_atom_sees_its_lattice(self) -> None:
+        """Check that the periodic images count, also those of a single atom."""
         network = self.network()
         sample = self.samples()[0]
         stretched = sample | {"cell": sample["cell"] * 1.05}
@@ -229,20 +259,24 @@ class CrystalContract(StructureContract):
 
 
 class MoleculeContract(StructureContract):
-    """What also holds for networks of molecules, with a row for each molecule, atom or pair (the
-    argument ``readout``)."""
+    """The contract of networks of molecules.
+
+    The argument ``readout`` says whether a row is a molecule, an atom or a pair.
+    """
 
     def samples(self) -> list[dict[str, Tensor]]:
+        """Return molecules of random atoms."""
         generator = np.random.default_rng(7)
         return [random_molecule(generator, atoms) for atoms in (2, 9, 5, 3)]
 
     def rows(self, samples: list[Any]) -> list[int]:
+        """Return one row for a molecule, or one for each atom or pair."""
         kind = self.arguments.get("readout")
         counted = {"atoms": "z", "pairs": "pair_index"}.get(str(kind))
         return [sample[counted].shape[-1] if counted else 1 for sample in samples]
 
     def test_permutation_of_atoms(self) -> None:
-        """Rows of atoms go with their atoms; rows of pairs stay where they are."""
+        """Check that rows of atoms follow their atoms, and rows of pairs keep their order."""
         network, samples = self.network(), self.samples()
         expected = list(self.output(network, samples).split(self.rows(samples)))
         turned = []
@@ -255,11 +289,13 @@ class MoleculeContract(StructureContract):
         assert_close(self.output(network, turned), torch.cat(expected))
 
     def test_a_molecule_is_a_crystal_in_a_large_cell(self) -> None:
+        """Check that a cell does not matter if it is large enough."""
         network, samples = self.network(), self.samples()
         large = [sample | {"cell": 60 * torch.eye(3)[None].double()} for sample in samples]
         assert_close(self.output(network, large), self.output(network, samples))
 
     def test_every_atom_matters(self) -> None:
+        """Check that a move of any atom changes the output."""
         network, sample = self.network(), self.samples()[1]
         output = self.output(network, [sample])
         for atom in range(len(sample["z"])):
@@ -270,9 +306,10 @@ class MoleculeContract(StructureContract):
 
 
 class MeshContract(ModelContract):
-    """What also holds for networks of fields on meshes: one row per node, in the nodes' order."""
+    """The contract of networks of fields on meshes: one row per node, in the nodes' order."""
 
     def samples(self) -> list[Any]:
+        """Return clouds of random nodes, two of them of one size."""
         generator = torch.Generator().manual_seed(7)
         inputs = self.arguments["num_inputs"]
         return [
@@ -281,20 +318,24 @@ class MeshContract(ModelContract):
         ]
 
     def rows(self, samples: list[Any]) -> list[int]:
+        """Return the number of nodes of each sample."""
         return [len(sample) for sample in samples]
 
     def batch(self, network: Any, samples: list[Any]) -> MeshBatch:
+        """Return a batch of meshes from their scaled inputs."""
         dtype = next(network.parameters()).dtype
         ends = torch.tensor([0, *self.rows(samples)]).cumsum(0)
         return MeshBatch(torch.cat(samples).to(dtype), ends, torch.empty(0))
 
     def test_permutation_of_nodes(self) -> None:
+        """Check that outputs follow their nodes."""
         network, sample = self.network(), self.samples()[2]
         order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(1))
         permuted = self.output(network, [sample[order]])
         assert_close(permuted, self.output(network, [sample])[order])
 
     def test_every_node_sees_the_whole_mesh(self) -> None:
+        """Check that a move of one node changes the output at all nodes."""
         network, sample = self.network(), self.samples()[2]
         moved = sample.clone()
         moved[-1] += 0.5
@@ -303,12 +344,13 @@ class MeshContract(ModelContract):
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = EXACT) -> None:
+    """Assert that no element differs by more than ``tolerance``."""
     difference = (actual - expected).abs().max().item()
     assert difference <= tolerance, f"differs by {difference:.2e} (tolerance {tolerance:.0e})"
 
 
 def random_crystal(generator: np.random.Generator, atoms: int) -> dict[str, Tensor]:
-    """A triclinic crystal in float64 with about 15 Å^3 per atom and no close contacts."""
+    """Return a triclinic crystal in float64, 15 Å^3 per atom, without close contacts."""
     while True:
         cell = np.eye(3) + 0.25 * generator.standard_normal((3, 3))
         cell *= np.cbrt(15 * atoms / abs(np.linalg.det(cell)))
@@ -323,7 +365,7 @@ def random_crystal(generator: np.random.Generator, atoms: int) -> dict[str, Tens
 
 
 def random_molecule(generator: np.random.Generator, atoms: int) -> dict[str, Tensor]:
-    """A molecule of H, C, N and O in float64 with all its pairs; the origin is far outside."""
+    """Return a molecule of H, C, N and O in float64 with all pairs; the origin is outside."""
     size = 1.6 * np.cbrt(atoms)
     while True:
         pos = size * generator.random((atoms, 3)) + 5.0
@@ -336,7 +378,7 @@ def random_molecule(generator: np.random.Generator, atoms: int) -> dict[str, Ten
 
 
 def rutile_supercell() -> dict[str, Tensor]:
-    """TiO2, twice its primitive cell along c: 12 atoms in 2 orbits, float64."""
+    """Return TiO2, twice its primitive cell along c: 12 atoms in 2 orbits, float64."""
     u = 0.305
     titanium = [[0.0, 0, 0], [0.5, 0.5, 0.5]]
     oxygen = [[u, u, 0], [-u, -u, 0], [0.5 + u, 0.5 - u, 0.5], [0.5 - u, 0.5 + u, 0.5]]
@@ -347,6 +389,7 @@ def rutile_supercell() -> dict[str, Tensor]:
 
 
 def random_rotation() -> Tensor:
+    """Return a rotation by a fixed random matrix."""
     generator = torch.Generator().manual_seed(3)
     q, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))
     return q * torch.linalg.det(q)

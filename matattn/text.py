@@ -1,6 +1,6 @@
-"""Text with labelled spans: words, sentences, and how well spans were found.
+"""Text with labelled spans: words, sentences, and scores of predicted spans.
 
-A word is what the tokenizers take for one: a run without white space or punctuation, or a single
+A word is that of the tokenizers: characters without white space or punctuation, or a single
 punctuation mark.
 """
 
@@ -16,9 +16,9 @@ from matattn.errors import DataError
 
 Span = tuple[int, int, str]  # first word, one past the last word, type
 SPLITS = ("train", "val", "test")
-# UTF-8 that was read as Latin-1 or Windows-1252: "â€“" for a dash, "Â°" for a degree sign.
+# UTF-8 that was decoded as Latin-1 or Windows-1252: "â€“" for a dash, "Â°" for a degree sign.
 _MOJIBAKE = re.compile("â€[\x80-\xbf™œžŸ“”˜]|[ÂÎÏ][\x80-\xbf°±µ²³·]|Ã[\x80-\xbf©¨¼¶¤]|\ufffd")
-_MOST_MOJIBAKE = 3  # of it in a file are still a slip of its authors
+_MOST_MOJIBAKE = 3  # in a file; so few are slips of its authors
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Sentence:
     source: str = ""
 
     def of(self, types: Collection[str] | None = None) -> list[Span]:
-        """Spans of some types (None: of all) that do not overlap: longer ones go first."""
-        wanted = [span for span in self.spans if types is None or span[2] in types]
+        """Return the spans of some types (None: of all) without overlaps: longer ones win."""
+        spans = [span for span in self.spans if types is None or span[2] in types]
         kept: list[Span] = []
-        for span in sorted(wanted, key=lambda s: (s[0] - s[1], s)):
+        for span in sorted(spans, key=lambda s: (s[0] - s[1], s)):
             if all(span[1] <= other[0] or other[1] <= span[0] for other in kept):
                 kept.append(span)
         return sorted(kept)
@@ -44,9 +44,9 @@ class Sentence:
 class TextDataset:
     """A corpus of lines, and sentences with labelled spans and a split.
 
-    ``material_types`` are the span types that name a material. Lines that share eight words in a
-    row with a sentence of the validation or test split, or that are a shorter one, are not in the
-    corpus. ``skipped`` has a message for each line or file that was left out.
+    ``material_types`` are the span types that name a material. The corpus has no line that shares
+    eight words in a row with a sentence of the validation or test split, or that is a shorter one
+    of them. ``skipped`` has a message for each line or file that was left out.
     """
 
     name: str
@@ -61,14 +61,15 @@ class TextDataset:
             raise DataError(f"{self.name}: the corpus is empty")
 
     def of_split(self, split: str) -> list[Sentence]:
+        """Return the sentences of a split."""
         return [sentence for sentence in self.sentences if sentence.split == split]
 
     def types(self) -> list[str]:
-        """Span types of the sentences, sorted."""
+        """Return the span types of the sentences, sorted."""
         return sorted({span[2] for sentence in self.sentences for span in sentence.spans})
 
     def fingerprint(self) -> str:
-        """SHA-256 of lines, words, spans and split."""
+        """Return the SHA-256 of lines, words, spans and split."""
         digest = hashlib.sha256()
         for line in self.corpus:
             digest.update(line.encode() + b"\n")
@@ -78,11 +79,11 @@ class TextDataset:
 
 
 def parts(sentence: Sentence, longest: int, types: Collection[str] | None = None) -> list[Sentence]:
-    """A sentence in parts of at most ``longest`` words, with its outermost spans.
+    """Return a sentence in parts of at most ``longest`` words, with its outermost spans.
 
-    Parts end before a span that would be cut; one longer than a part goes on in the next.
+    A part ends before a span that would be cut; a span longer than a part continues in the next.
     """
-    spans, found = sentence.of(types), []
+    spans, sentences = sentence.of(types), []
     start = 0
     while start < len(sentence.words):
         end = min(start + longest, len(sentence.words))
@@ -93,16 +94,17 @@ def parts(sentence: Sentence, longest: int, types: Collection[str] | None = None
             for s, e, kind in spans
             if s < end and start < e
         )
-        found.append(Sentence(sentence.words[start:end], inside, sentence.split, sentence.source))
+        words = sentence.words[start:end]
+        sentences.append(Sentence(words, inside, sentence.split, sentence.source))
         start = end
-    return found
+    return sentences
 
 
 def read_text(path: str | Path, may_be_empty: bool = False) -> str:
-    """The text of a UTF-8 file, or pipe.
+    """Return the text of a UTF-8 file or pipe.
 
-    Raises DataError for a file that is missing, empty, not UTF-8 (with the place), or full of
-    mojibake, UTF-8 that something took for another encoding.
+    Raises DataError for a file that is missing, empty, not UTF-8 (with the line), or full of
+    mojibake: UTF-8 that was decoded as something else.
     """
     path = Path(path)
     try:
@@ -124,19 +126,19 @@ def read_text(path: str | Path, may_be_empty: bool = False) -> str:
 
 
 def check_encoding(text: str, where: str) -> None:
-    """Raise DataError when a text is mojibake, naming the first line of it."""
-    found = list(_MOJIBAKE.finditer(text))
-    if len(found) > _MOST_MOJIBAKE:
-        first = found[0]
+    """Raise DataError when a text is mojibake, naming its first such line."""
+    matches = list(_MOJIBAKE.finditer(text))
+    if len(matches) > _MOST_MOJIBAKE:
+        first = matches[0]
         line = text.count("\n", 0, first.start()) + 1
         raise DataError(
             f"{where}:{line}: {first.group()!r} looks like UTF-8 read with another encoding "
-            f"({len(found)} such places); repair it, for example with the package ftfy"
+            f"({len(matches)} such places); repair it, for example with the package ftfy"
         )
 
 
 def check_unicode(text: str, where: str) -> None:
-    """Raise DataError for a text that cannot be written as UTF-8, naming its first such place."""
+    """Raise DataError for a text that cannot be written as UTF-8, naming the character."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -147,7 +149,7 @@ def check_unicode(text: str, where: str) -> None:
 
 
 def split_words(text: str) -> list[tuple[str, int, int]]:
-    """Words of a text with the places where they begin and end."""
+    """Return the words of a text, with the characters where they begin and end."""
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
     pieces = BertPreTokenizer().pre_tokenize_str(text)
@@ -155,40 +157,40 @@ def split_words(text: str) -> list[tuple[str, int, int]]:
 
 
 def from_labels(words: Sequence[str], labels: Sequence[str], where: str) -> list[Span]:
-    """Spans of BIO labels ("B-MAT", "I-MAT", "O"); an I- after something else begins a span.
+    """Return the spans of BIO labels ("B-MAT", "I-MAT", "O").
 
-    Those of BIOES are read as BIO: S- as B-, E- as I-.
-    Raises DataError, beginning with ``where``, when there are not as many labels as words, or for a
-    label that is none.
+    An I- after something else begins a span. Labels of BIOES are read as BIO: S- as B-, E- as I-.
+    Raises DataError, beginning with ``where``, for an unknown label, and when the numbers of labels
+    and words differ.
     """
     if len(words) != len(labels):
         raise DataError(
             f"{where}: {len(words)} words and {len(labels)} labels; every word needs one"
         )
     spans: list[Span] = []
-    for place, label in enumerate(labels):
+    for index, label in enumerate(labels):
         if label == "O":
             continue
         kind, dash, name = label.partition("-")
         if kind not in ("B", "I", "E", "S") or not dash or not name:
             raise DataError(
-                f"{where}: label {label!r} of {words[place]!r} is not O, B-... or I-... (or E-..., "
+                f"{where}: label {label!r} of {words[index]!r} is not O, B-... or I-... (or E-..., "
                 "S-... of BIOES)"
             )
-        if kind in ("I", "E") and spans and spans[-1][1:] == (place, name):
-            spans[-1] = (spans[-1][0], place + 1, name)
+        if kind in ("I", "E") and spans and spans[-1][1:] == (index, name):
+            spans[-1] = (spans[-1][0], index + 1, name)
         else:
-            spans.append((place, place + 1, name))
+            spans.append((index, index + 1, name))
     return spans
 
 
 def spans_of(labels: Sequence[str]) -> list[Span]:
-    """Spans of BIO labels of our own, which are right."""
+    """Decode BIO labels that are known to be valid."""
     return from_labels(labels, labels, "labels")
 
 
 def to_labels(count: int, spans: Iterable[Span]) -> list[str]:
-    """BIO labels of ``count`` words."""
+    """Return the BIO labels of ``count`` words."""
     labels = ["O"] * count
     for start, end, name in spans:
         labels[start:end] = [f"B-{name}", *[f"I-{name}"] * (end - start - 1)]
@@ -196,7 +198,7 @@ def to_labels(count: int, spans: Iterable[Span]) -> list[str]:
 
 
 def resplit(words: Sequence[str], spans: Iterable[Span], split: str, source: str) -> Sentence:
-    """A sentence whose given words are split further where ``split_words`` does; spans follow."""
+    """Return a sentence of words that ``split_words`` splits further, with its spans moved."""
     parts = [[part for part, _, _ in split_words(word)] for word in words]
     begin = [0]
     for part in parts:
@@ -208,39 +210,42 @@ def resplit(words: Sequence[str], spans: Iterable[Span], split: str, source: str
 
 @dataclass(frozen=True)
 class Score:
-    """Precision, recall and F1 of what was found."""
+    """Precision, recall and F1 of predicted spans."""
 
     correct: int
-    found: int
-    wanted: int
+    found: int  # predicted
+    wanted: int  # labelled
 
     @property
     def precision(self) -> float:
+        """Return the correct share of the predicted spans."""
         return self.correct / self.found if self.found else 0.0
 
     @property
     def recall(self) -> float:
+        """Return the share of the labelled spans that was predicted."""
         return self.correct / self.wanted if self.wanted else 0.0
 
     @property
     def f1(self) -> float:
+        """Return the harmonic mean of precision and recall."""
         return 2 * self.correct / (self.found + self.wanted) if self.found + self.wanted else 0.0
 
 
-def span_score(found: Iterable[Sequence[Span]], wanted: Iterable[Sequence[Span]]) -> Score:
-    """Spans count as found when both ends and the type agree (micro-averaged, as CoNLL)."""
-    correct = total_found = total_wanted = 0
-    for ours, theirs in zip(found, wanted, strict=True):
+def span_score(predicted: Iterable[Sequence[Span]], labelled: Iterable[Sequence[Span]]) -> Score:
+    """Score spans, whose ends and type must agree (micro-averaged, as in CoNLL)."""
+    correct = found = wanted = 0
+    for ours, theirs in zip(predicted, labelled, strict=True):
         correct += len(set(ours) & set(theirs))
-        total_found += len(set(ours))
-        total_wanted += len(set(theirs))
-    return Score(correct, total_found, total_wanted)
+        found += len(set(ours))
+        wanted += len(set(theirs))
+    return Score(correct, found, wanted)
 
 
-def word_score(found: Iterable[Sequence[Span]], wanted: Iterable[Sequence[Span]]) -> Score:
-    """As ``span_score``, of the single words inside spans, whatever their type."""
+def word_score(predicted: Iterable[Sequence[Span]], labelled: Iterable[Sequence[Span]]) -> Score:
+    """Score the single words inside spans, whatever their type."""
 
     def words(spans: Sequence[Span]) -> list[Span]:
-        return [(place, place + 1, "") for start, end, _ in spans for place in range(start, end)]
+        return [(word, word + 1, "") for start, end, _ in spans for word in range(start, end)]
 
-    return span_score(map(words, found), map(words, wanted))
+    return span_score(map(words, predicted), map(words, labelled))

@@ -1,4 +1,4 @@
-r"""How far a prediction can be trusted: an interval for every value, and a warning for the unknown.
+r"""How far to trust a prediction: an interval for every value, and a warning for novel inputs.
 
 Split-conformal intervals (Lei et al., "Distribution-Free Predictive Inference for Regression", JASA
 2018, arXiv 1604.04173), normalised by a spread s(x) so that they are wide where errors are large:
@@ -6,8 +6,8 @@ Split-conformal intervals (Lei et al., "Distribution-Free Predictive Inference f
 .. math:: \hat y(x) \pm q\, s(x), \qquad q = \text{the } \lceil (n + 1) L \rceil
           \text{-th smallest of } |y_i - \hat y(x_i)| / s(x_i)
 
-over n calibration rows that no weight has seen. New rows that are exchangeable with those lie
-inside with a probability of at least L.
+over n calibration rows on which no weight was trained. New rows that are exchangeable with those
+lie inside with a probability of at least L.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import torch
 from torch import Tensor
 
 LEVEL = 0.9  # L
-FEWEST_ROWS = 20  # calibration rows below which an interval would mean little
-FAR = 0.99  # share of the calibration rows that do not count as far from the training rows
+FEWEST_ROWS = 20  # calibration rows; with fewer, an interval means little
+FAR = 0.99  # share of the calibration rows that are not far from the training rows
 COMPONENTS = 32  # of the features, in which distances are measured
 
 
 class HasMembers(Protocol):
-    """An ensemble, whose members can be told apart."""
+    """An ensemble that gives the outputs of its members."""
 
     def member_outputs(self, features: Tensor) -> Tensor:
         """Return the outputs of every member [M, B, T] from features [B, F]."""
 
 
 def conformal_quantile(scores: Tensor, level: float) -> float:
-    """The smallest q with the promised coverage, from scores [n]; infinite when n is too small."""
+    """Return the smallest q with the promised coverage from scores [n]; inf if n is too small."""
     rank = math.ceil((len(scores) + 1) * level - 1e-9)
     return float(scores.sort().values[rank - 1]) if rank <= len(scores) else math.inf
 
@@ -51,7 +51,7 @@ class LatentDistance:
 
     @classmethod
     def fit(cls, features: Tensor) -> LatentDistance:
-        """From the features of the training rows [n, F]."""
+        """Fit to the features of the training rows [n, F]."""
         features = features.double()
         center = features.mean(0)
         variance, vectors = torch.linalg.eigh((features - center).T.cov(correction=0))
@@ -61,7 +61,7 @@ class LatentDistance:
         return cls(center.float(), axes.float(), references)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Distances [m] of features [m, F], in standard deviations."""
+        """Return the distances [m] of features [m, F], in standard deviations."""
         points, references = (features - self.center) @ self.axes, self.references.float()
         return torch.cat([torch.cdist(part, references).amin(1) for part in points.split(256)])
 
@@ -71,19 +71,20 @@ def _latent_distance(network: object, features: Tensor, distance: LatentDistance
 
 
 def _last_layer(network: object, features: Tensor, distance: LatentDistance) -> Tensor:
-    """Standard deviation of a Bayesian linear layer on the same components, up to a factor."""
-    known = distance.references.double()
+    """Return the standard deviation of a Bayesian linear layer on the same components."""
+    references = distance.references.double()
     points = ((features - distance.center) @ distance.axes).double()
-    inverse = torch.linalg.inv(known.T @ known / len(known) + 1e-6 * torch.eye(known.shape[1]))
+    covariance = references.T @ references / len(references)
+    inverse = torch.linalg.inv(covariance + 1e-6 * torch.eye(references.shape[1]))
     return (1 + (points @ inverse * points).sum(1)).sqrt().float()[:, None]
 
 
 def _ensemble(network: HasMembers, features: Tensor, distance: LatentDistance) -> Tensor:
-    """Standard deviation over the members of an ensemble, in units of the labels' spread."""
+    """Return the standard deviation over the members, in units of the labels' spread."""
     return network.member_outputs(features).std(0)
 
 
-# Spread [m, 1 or T] of every prediction, up to a factor, which the calibration finds.
+# Spread [m, 1 or T] of every prediction, up to a factor that the calibration sets.
 SPREADS: Mapping[str, Callable[[Any, Tensor, LatentDistance], Tensor]] = {
     "latent_distance": _latent_distance,
     "last_layer": _last_layer,
@@ -95,8 +96,8 @@ SPREADS: Mapping[str, Callable[[Any, Tensor, LatentDistance], Tensor]] = {
 class Uncertainty:
     """Intervals and novelty for the predictions of one network.
 
-    ``floor`` [T] is added to the spread; ``scores`` [n, T] are the calibration rows' errors in
-    units of both (NaN = no label); ``far`` is the latent distance that counts as far.
+    ``floor`` [T] is added to the spread; ``scores`` [n, T] are the errors of the calibration rows
+    in units of that sum (NaN = no label); ``far`` is the latent distance from which rows are far.
     """
 
     method: str
@@ -113,32 +114,31 @@ class Uncertainty:
         train: tuple[Tensor, Tensor],
         calibration: tuple[Tensor, Tensor],
     ) -> Uncertainty:
-        """From features [n, F] and absolute errors [n, T] of the training and calibration rows."""
+        """Fit to features [n, F] and absolute errors [n, T] of training and calibration rows."""
         distance = LatentDistance.fit(train[0])
         errors = calibration[1]
-        known = SPREADS[method](network, train[0], distance)
+        train_spread = SPREADS[method](network, train[0], distance)
         spread = SPREADS[method](network, calibration[0], distance)
-        # Intervals of training rows shall be narrower by as much as their errors are smaller, but
-        # by no more than a half of the usual width: distances tell only so much.
+        # Scale training intervals by the error ratio, capped at half the usual width.
         ratio = (train[1].nanmean(0) / errors.nanmean(0)).clamp(0.05, 0.95)
-        small, large = known.median(0).values, spread.median(0).values
+        small, large = train_spread.median(0).values, spread.median(0).values
         floor = torch.maximum((ratio * large - small) / (1 - ratio), large).clamp(min=1e-6)
         distances = distance(calibration[0])
         far = min(conformal_quantile(distances, FAR), float(distances.max()))
         return cls(method, distance, floor, errors / (spread + floor), far)
 
     def half_widths(self, network: object, features: Tensor, level: float = LEVEL) -> Tensor:
-        """Half widths of the intervals [m, T] in physical units, for features [m, F]."""
+        """Return half widths of the intervals [m, T], physical units, from features [m, F]."""
         spread = SPREADS[self.method](network, features, self.distance) + self.floor
         columns = [column[~column.isnan()] for column in self.scores.T]
         return spread * torch.tensor([conformal_quantile(column, level) for column in columns])
 
     def novelty(self, features: Tensor) -> Tensor:
-        """Latent distance [m] in units of the one that counts as far: above 1 is flagged."""
+        """Return the latent distances [m] in units of ``far``: above 1 is flagged."""
         return self.distance(features) / self.far
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a bundle keeps as tensors."""
+        """Return what a bundle keeps as tensors."""
         return {
             "center": self.distance.center,
             "axes": self.distance.axes,
@@ -148,12 +148,12 @@ class Uncertainty:
         }
 
     def config(self) -> dict[str, Any]:
-        """What a bundle keeps as plain values."""
+        """Return what a bundle keeps as plain values."""
         return {"method": self.method, "level": LEVEL, "far": self.far}
 
     @classmethod
     def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Uncertainty:
-        """From ``config()`` and ``tensors()``; KeyError names what is missing or unknown."""
+        """Return the inverse of ``config()`` and ``tensors()``; KeyError names what is wrong."""
         if config["method"] not in SPREADS:
             raise KeyError(config["method"])
         distance = LatentDistance(*(tensors[key] for key in ("center", "axes", "references")))

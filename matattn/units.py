@@ -1,4 +1,4 @@
-"""Names and units of the properties that matattn predicts: the one place that knows them."""
+"""Names and units of all properties that matattn predicts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from matattn.errors import DataError
 class Property:
     """A predicted property.
 
-    ``columns`` are its names in data files. ``log10_of`` are columns that hold the property before
-    the logarithm: a value that is not positive has no logarithm and counts as missing. No
-    prediction is below ``minimum``. An ``extensive`` property is one of the whole structure, which
-    grows with the number of its atoms.
+    Args:
+        name: in results and configurations.
+        unit: of its values.
+        columns: its names in data files.
+        log10_of: columns that hold the property before the logarithm; values that are not positive
+            count as missing.
+        minimum: no prediction is below it.
+        extensive: whether it grows with the number of atoms of the structure.
     """
 
     name: str
@@ -67,19 +71,19 @@ _BY_ALIAS = {name: p for p in _PROPERTIES for name in (p.name, *p.columns, *p.lo
 
 
 def find_property(name: str, units: Mapping[str, str] | None = None) -> Property:
-    """The property called ``name`` (its own name or a data file's short name).
+    """Return the property called ``name``: its own name, or a column of a data file.
 
-    ``units`` gives the units of properties that matattn does not know.
-    Raises DataError when neither knows the property.
+    ``units`` holds the units of properties that matattn does not know. Raises DataError for a
+    property that is in neither.
     """
     if name in _BY_ALIAS:
-        known = _BY_ALIAS[name]
-        if units and units.get(name, known.unit) != known.unit:
+        standard = _BY_ALIAS[name]
+        if units and units.get(name, standard.unit) != standard.unit:
             raise DataError(
                 f"data.units gives {name!r} the unit {units[name]!r}, but matattn reads it as "
-                f"{known.name} in {known.unit}: convert it, or name the column differently"
+                f"{standard.name} in {standard.unit}: convert it, or name the column differently"
             )
-        return known
+        return standard
     if units and name in units:
         return Property(name, units[name], (name,))
     raise DataError(
@@ -91,11 +95,11 @@ def find_property(name: str, units: Mapping[str, str] | None = None) -> Property
 def find_properties(
     names: str | Sequence[str], units: Mapping[str, str] | None = None
 ) -> tuple[Property, ...]:
-    """The properties called ``names``; raises DataError when there is none, or one stands twice."""
-    given = [names] if isinstance(names, str) else list(names)
-    found = tuple(find_property(name, units) for name in given)
-    if not found:
-        raise DataError("no target given (data.targets is empty)")
-    if len(set(found)) < len(found):
-        raise DataError(f"data.targets={given} names a property twice")
-    return found
+    """Return the properties called ``names``; raise DataError for none and for duplicates."""
+    targets = [names] if isinstance(names, str) else list(names)
+    properties = tuple(find_property(name, units) for name in targets)
+    if not properties:
+        raise DataError("data.targets is empty; name at least one property")
+    if len(set(properties)) < len(properties):
+        raise DataError(f"data.targets={targets} names a property twice")
+    return properties

@@ -47,5 +47,5 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the ``matattn`` command."""
+    """Run the ``matattn`` command."""
     app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ def info() -> None:
 def _lines() -> Iterator[tuple[str, str]]:
     import matattn
     from matattn import pretrained
-    from matattn.runtime import cores, processor
+    from matattn.runtime import cores, memory, processor
 
     yield "matattn", f"{matattn.__version__} in {Path(matattn.__file__).parent}"
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
@@ -28,7 +29,8 @@ def _lines() -> Iterator[tuple[str, str]]:
         yield package, _version(package)
     yield "system", platform.platform()
     yield "processor", f"{processor()}, {cores()} cores for this process"
-    yield "memory", _memory()
+    size = memory()
+    yield "memory", f"{size / 2**30:.1f} GB" if math.isfinite(size) else "unknown"
     try:
         yield from _backends()
     except Exception as error:  # a broken PyTorch is what a bug report may be about
@@ -51,15 +53,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GB"
-    except (AttributeError, ValueError, OSError):  # Windows
-        return "unknown"
-
-
 def _backends() -> Iterator[tuple[str, str]]:
-    """GPUs, and of every backend on every device whether it works or why not."""
+    """Yield the GPUs, and for every backend and device that it works, or why it does not."""
     import torch
 
     from matattn.kernels.periodic_attention import BACKENDS

@@ -10,10 +10,10 @@ from pathlib import Path
 def models() -> None:
     """List the models that come with matattn: what they predict, and how well."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from matattn import pretrained
+    from matattn.tables import show
 
     if not pretrained.names():
         print("This version of matattn comes without models; train one: matattn train --help")
@@ -28,8 +28,7 @@ def models() -> None:
     for name in pretrained.names():
         for row in _rows(name, pretrained.find(name)):
             table.add_row(*row)
-    console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table)
+    show(table)
 
 
 _TEXTS = ("name", "target", "unit")
@@ -37,7 +36,7 @@ _NUMBERS = ("error", "baseline", "training rows", "elements", "size")
 
 
 def _rows(name: str, folder: Path) -> Iterator[list[str]]:
-    """A row for each target; what the config does not say is left empty."""
+    """Yield a row for each target, with empty cells for what the config does not say."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     metrics = config.get("metrics", {})
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6

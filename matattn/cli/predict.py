@@ -35,7 +35,9 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
-    """Predict properties of crystals: matattn predict mp-formation-energy *.cif
+    """Predict properties of crystals.
+
+    matattn predict mp-formation-energy *.cif
 
     One row per structure with values and units. A structure that cannot be used gives a row with
     the error in the columns status and message; the exit status is 1 only if every row failed.
@@ -68,7 +70,7 @@ def predict(
         end = f"error: {error}", 2
     finally:
         signal.signal(signal.SIGTERM, earlier)
-        written = _write(rows, output)  # whatever ended the run, finished rows are not lost
+        written = _write(rows, output)  # whatever ended the run, finished rows are kept
     message, status = end
     print(message, file=sys.stderr)
     if not written or status:
@@ -82,7 +84,7 @@ def _stop(number: int, _: object) -> None:
 def _observe(
     folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
 ) -> str:
-    """Fill ``rows``, and say from what."""
+    """Fill ``rows`` with the observables of a wave function; return a line about the samples."""
     from matattn.errors import DataError
 
     if inputs:
@@ -96,7 +98,7 @@ def _observe(
 def _predict_fields(
     folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
 ) -> str:
-    """Fill ``rows`` and the folder ``output``, and say how it went."""
+    """Fill ``rows`` and the folder ``output`` from meshes; return a summary."""
     from matattn.errors import DataError
     from matattn.runtime import start_predicting
 
@@ -119,7 +121,10 @@ def _predict_fields(
 def _screen(
     folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
 ) -> str:
-    """Fill ``rows``, and say how it went; heavy imports come in the order of what may fail."""
+    """Fill ``rows`` from structures; return a summary.
+
+    What may fail comes first, and the slow imports after it.
+    """
     from matattn.errors import MatattnError
     from matattn.runtime import start_predicting
     from matattn.tables import check_output
@@ -154,6 +159,7 @@ def _screen(
 def _refuse_text(
     folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
 ) -> str:
+    """Raise BundleError."""
     from matattn.errors import BundleError
 
     raise BundleError(f"{folder}: this model reads text: matattn tokenize {folder} TEXT")
@@ -168,7 +174,7 @@ _PREDICT = {
 
 
 def _write(rows: list[dict[str, Any]], output: Path | None) -> bool:
-    """Write the table; to the terminal when the file cannot be written. Whether all went well."""
+    """Write the table, to the terminal where the file fails; return whether all is well."""
     from matattn.errors import WriteError
     from matattn.tables import csv_text, write_table
 
@@ -181,7 +187,7 @@ def _write(rows: list[dict[str, Any]], output: Path | None) -> bool:
     try:
         sys.stdout.write(csv_text(rows))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads it has seen enough
+    except BrokenPipeError:  # its reader has seen enough
         raise
     except OSError as error:
         print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""``matattn sweep report``: what became of the runs of a sweep."""
+"""``matattn sweep report``: the state and the result of every run of a sweep."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,28 +23,22 @@ def report(
         Path | None, typer.Option("-o", "--output", help="A CSV file; a plot comes beside it.")
     ] = None,
 ) -> None:
-    """One row for each run below FOLDER: finished, running, stopped or failed, and its result.
+    """Show each run below FOLDER: finished, running, stopped or failed, and its result.
 
-    Columns show the settings in which the runs differ. Runs of one configuration but different
-    seeds are summed up below: mean and standard deviation.
+    Columns show the settings in which the runs differ. Runs that differ only in their seed are
+    summed up below: mean and standard deviation.
     """
-    import sys
-
-    from rich.console import Console
-
     from matattn.errors import MatattnError
+    from matattn.tables import show
     from matattn.workflows import sweeps
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
     try:
         runs = sweeps.find_runs(folder)
         for table in sweeps.tables(runs):
-            console.print(table)
+            show(table)
         if output is not None:
             sweeps.write(output, runs)
-            console.print(f"{output}, {output.with_suffix('.png')}", soft_wrap=True)
+            print(f"{output}, {output.with_suffix('.png')}")
     except (MatattnError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

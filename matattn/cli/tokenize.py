@@ -1,4 +1,4 @@
-"""``matattn tokenize``: pieces of a text, and the materials in it."""
+"""``matattn tokenize``: the pieces of a text, and the materials in it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def tokenize(
 ) -> None:
     """Show how a text is cut into pieces, and which materials (or other spans) it names.
 
-    Every line is one text. Pieces are separated by a dot in the middle; what is found stands below
-    them, with its type and probability.
+    Every line is one text. A middle dot separates the pieces of a word; the spans are listed below,
+    with their types and probabilities.
     """
     from matattn.errors import MatattnError
 
@@ -47,8 +47,8 @@ def _run(model: str, text: str, json_lines: bool) -> None:
             f"{model}: this model reads no text; train one: python train.py model=matter"
         )
     for start in range(0, len(lines), _CHUNK):
-        found = loaded.tokenize(lines[start : start + _CHUNK])
-        for number, tagged in zip(numbers[start:], found, strict=False):
+        chunk = loaded.tokenize(lines[start : start + _CHUNK])
+        for number, tagged in zip(numbers[start:], chunk, strict=False):
             if json_lines:
                 print(_json(number, tagged))
             else:
@@ -56,8 +56,11 @@ def _run(model: str, text: str, json_lines: bool) -> None:
 
 
 def _lines(text: str) -> tuple[list[str], list[int]]:
-    """Lines with words, and their numbers, of a file, of the standard input, or of the text itself;
-    raises DataError."""
+    """Return the lines that are not blank, and their numbers.
+
+    They come from a file, from the standard input ("-"), or from the text itself. Raises DataError
+    when there is none or they cannot be read.
+    """
     from matattn.errors import DataError
     from matattn.text import check_encoding, read_text
 
@@ -83,7 +86,7 @@ def _lines(text: str) -> tuple[list[str], list[int]]:
 
 
 def _is_file(text: str) -> bool:
-    """Whether a text names a file or pipe; DataError for a folder, or a file that is not there."""
+    """Return whether a text names a file or pipe; raise DataError for folders and lost files."""
     from matattn.errors import DataError
 
     path = Path(text)
@@ -114,7 +117,7 @@ def _json(number: int, tagged: Any) -> str:
 
 
 def _show(tagged: Any) -> None:
-    """Pieces with those of spans in colour, and a list of the spans."""
+    """Print the pieces, those of spans in colour, and a list of the spans."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,6 +1,6 @@
 """The models that come with matattn, one bundle a folder, found by name.
 
-Imports the standard library only: a mistyped name is told at once, before PyTorch is loaded.
+Imports the standard library only, so that a mistyped name fails before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """Names of the models that come with matattn, sorted."""
+    """Return the names of the models that come with matattn, sorted."""
     return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
 
 
 def find(model: str | Path) -> Path:
-    """The bundle folder of a model: of a name of ``names()``, or of a path, which is itself.
+    """Return the bundle folder of a model: one of ``names()``, or a path.
 
-    A name stands before a folder of that name; write ``./name`` for the folder. Raises BundleError,
-    listing the names, when there is neither.
+    A name comes before a folder of that name; write ``./name`` for the folder. Raises BundleError,
+    which lists the names, when there is neither.
     """
-    known, given = names(), str(model)
-    if given in known:
-        return FOLDER / given
-    if Path(given).exists():
-        return Path(given)
-    near = difflib.get_close_matches(given, known, n=1)
+    shipped, name = names(), str(model)
+    if name in shipped:
+        return FOLDER / name
+    if Path(name).exists():
+        return Path(name)
+    near = difflib.get_close_matches(name, shipped, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = f" (known: {', '.join(known)})" if known else ""
+    listed = f" (known: {', '.join(shipped)})" if shipped else ""
     raise BundleError(
-        f"{given}: no such folder, and no model of this name comes with matattn{hint}{listed}; "
+        f"{name}: no such folder, and no model of this name comes with matattn{hint}{listed}; "
         "give a name of `matattn models`, or the model/ folder of a finished run"
     )
 
@@ -45,4 +45,4 @@ def kind(folder: Path) -> Kind:
     try:
         return kind_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, KeyError):
-        return KINDS["structures"]  # loading the bundle says what is wrong
+        return KINDS["structures"]  # loading the bundle reports what is wrong

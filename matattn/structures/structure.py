@@ -1,7 +1,7 @@
 """Structures of crystals and molecules: check them, and turn them into tensors.
 
-Cartesian positions in Å; the rows of ``cell`` are the lattice vectors; positions are wrapped into
-the cell before anything else happens.
+Positions are Cartesian, in Å, and wrapped into the cell; the rows of ``cell`` are the lattice
+vectors.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 MAX_ATOMIC_NUMBER = 98
-_OVERLAP = 0.01  # Å: two atoms on one place, an error
-_CLOSE = 0.5  # Å: suspicious, a warning
+_OVERLAP = 0.01  # Å between two atoms: an error
+_CLOSE = 0.5  # Å between two atoms: a warning
 _LONGEST = 1e4  # Å: a lattice vector, or the distance of an atom of a molecule from the origin
-_FARTHEST = 1e6  # cells: beyond, the place in the cell has lost its digits
+_FARTHEST = 1e6  # cells: beyond, the position in the cell has lost its digits
 _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
 _THINNEST = 0.01  # Å, and share of a lattice vector, that it rises above the plane of the others
 
 
 def validate(structure: Structure | Molecule, where: str = "structure") -> list[str]:
-    """Check that a structure is a physical crystal, or molecule, of whole, known atoms.
+    """Check that a structure is a physical crystal, or molecule, of whole atoms of known elements.
 
     Returns warnings (atoms closer than 0.5 Å). Raises StructureError, beginning with ``where`` and
-    naming the site, for partial occupancy, unknown elements, and all that ``validate_arrays``
-    refuses.
+    naming the site, for partial occupancy, unknown elements, and everything that
+    ``validate_arrays`` refuses.
     """
     for index, site in enumerate(structure):
         name = f"site {index + 1} ({site.species_string})"
@@ -49,14 +49,14 @@ def validate(structure: Structure | Molecule, where: str = "structure") -> list[
 
 
 def _geometry(structure: Structure | Molecule) -> tuple[np.ndarray, np.ndarray | None]:
-    """Fractional coordinates and cell, or Cartesian coordinates and None."""
+    """Return fractional coordinates and cell, or Cartesian coordinates and None."""
     if isinstance(structure, Molecule):
         return structure.cart_coords, None
     return structure.frac_coords, structure.lattice.matrix
 
 
 def validate_arrays(z: Sequence[int], coords: Any, cell: Any, where: str) -> list[str]:
-    """As ``validate``, from atomic numbers [N], fractional coordinates [N, 3] and cell [3, 3] Å.
+    """Check atomic numbers [N], fractional coordinates [N, 3] and cell [3, 3] Å as ``validate``.
 
     Without a cell (None), of a molecule, coordinates are Cartesian, Å.
 
@@ -64,75 +64,103 @@ def validate_arrays(z: Sequence[int], coords: Any, cell: Any, where: str) -> lis
     volume or nearly flat, elements beyond Z = 98, and atoms closer than 0.01 Å.
     """
     try:
-        given = np.asarray(z)
-        with np.errstate(invalid="ignore"):  # what is no whole number is said below
-            numbers = given.astype(np.int64)
+        numbers, coords, cell = _as_arrays(z, coords, cell)
+        _check_shapes(numbers, coords, cell)
+        _check_finite(coords, cell)
+        _check_lengths(coords, cell)
+        if cell is not None:
+            _check_fractions(coords)
+            _check_volume(cell, len(numbers))
+            _check_flatness(cell)
+        _check_elements(numbers)
+        return _check_distances(*_wrapped(coords, cell))
+    except StructureError as problem:
+        raise StructureError(f"{where}: {problem}") from None
+
+
+def _as_arrays(z: Any, coords: Any, cell: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return atomic numbers (int64), coordinates and cell (float64)."""
+    try:
+        raw = np.asarray(z)
+        with np.errstate(invalid="ignore"):  # of numbers that are not whole, refused below
+            numbers = raw.astype(np.int64)
         coords = np.asarray(coords, dtype=np.float64)
         cell = None if cell is None else np.asarray(cell, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise StructureError(f"{where}: atoms, coordinates or lattice are not numbers") from None
+        raise StructureError("atoms, coordinates or lattice are not numbers") from None
     if numbers.size == 0:
-        raise StructureError(f"{where}: no atoms")
-    if given.dtype.kind not in "iuf" or (given != numbers).any():
-        raise StructureError(f"{where}: atomic numbers must be whole numbers")
+        raise StructureError("no atoms")
+    if raw.dtype.kind not in "iuf" or (raw != numbers).any():
+        raise StructureError("atomic numbers must be whole numbers")
+    return numbers, coords, cell
+
+
+def _check_shapes(numbers: np.ndarray, coords: np.ndarray, cell: np.ndarray | None) -> None:
     shape = (3, 3) if cell is None else cell.shape
     if coords.shape != (numbers.size, 3) or shape != (3, 3) or numbers.ndim != 1:
         raise StructureError(
-            f"{where}: expected {numbers.size} x 3 coordinates and a 3 x 3 lattice, got shapes "
+            f"expected {numbers.size} x 3 coordinates and a 3 x 3 lattice, got shapes "
             f"{coords.shape} and {shape}"
         )
+
+
+def _check_finite(coords: np.ndarray, cell: np.ndarray | None) -> None:
     if cell is not None and not np.isfinite(cell).all():
-        raise StructureError(f"{where}: a lattice vector is NaN or infinite")
+        raise StructureError("a lattice vector is NaN or infinite")
     if (bad := np.flatnonzero(~np.isfinite(coords).all(axis=1))).size:
-        raise StructureError(f"{where}: site {bad[0] + 1} has a NaN or infinite coordinate")
-    vectors = coords if cell is None else cell
+        raise StructureError(f"site {bad[0] + 1} has a NaN or infinite coordinate")
+
+
+def _check_lengths(coords: np.ndarray, cell: np.ndarray | None) -> None:
+    what, vectors = ("an atom", coords) if cell is None else ("a lattice vector", cell)
     if (longest := np.abs(vectors).max()) > _LONGEST:
-        what = "an atom" if cell is None else "a lattice vector"
         raise StructureError(
-            f"{where}: {what} reaches {longest:.3g} Å, expected at most {_LONGEST:g}; is it in Å?"
+            f"{what} reaches {longest:.3g} Å, expected at most {_LONGEST:g}; is it in Å?"
         )
-    if cell is not None and (bad := np.flatnonzero((np.abs(coords) > _FARTHEST).any(axis=1))).size:
-        raise StructureError(
-            f"{where}: site {bad[0] + 1} lies {_FARTHEST:g} cells away or more; are the "
-            "coordinates fractional?"
-        )
-    volume = np.inf if cell is None else abs(float(np.linalg.det(cell)))
-    if volume < _DENSEST * numbers.size:
-        raise StructureError(
-            f"{where}: the cell has a volume of {volume:.3g} Å^3 for {numbers.size} atoms; is a "
-            "lattice vector missing, or the lattice not in Å?"
-        )
-    if cell is not None:
-        _check_flatness(cell, where)
-    if (bad := np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))).size:
-        raise StructureError(
-            f"{where}: site {bad[0] + 1} has atomic number {numbers[bad[0]]}; the networks know 1 "
-            f"to {MAX_ATOMIC_NUMBER}"
-        )
-    if cell is None:
-        pos, cell = coords, np.zeros((3, 3))
-    else:  # in the cell: the search goes through all cells between the atoms
-        pos = (coords - np.floor(coords)) @ cell
-    try:
-        return _check_distances(pos, cell, where)
-    except MemoryError:
-        raise StructureError(f"{where}: too little memory for {numbers.size} atoms") from None
 
 
-def _check_flatness(cell: np.ndarray, where: str) -> None:
-    """The search for neighbours goes through all cells near an atom, of flat ones too many."""
+def _check_fractions(coords: np.ndarray) -> None:
+    if (bad := np.flatnonzero((np.abs(coords) > _FARTHEST).any(axis=1))).size:
+        raise StructureError(
+            f"site {bad[0] + 1} lies {_FARTHEST:g} cells away or more; are the coordinates "
+            "fractional?"
+        )
+
+
+def _check_volume(cell: np.ndarray, atoms: int) -> None:
+    if (volume := abs(float(np.linalg.det(cell)))) < _DENSEST * atoms:
+        raise StructureError(
+            f"the cell has a volume of {volume:.3g} Å^3 for {atoms} atoms; is a lattice vector "
+            "missing, or the lattice not in Å?"
+        )
+
+
+def _check_flatness(cell: np.ndarray) -> None:
+    """Refuse flat cells: the search for neighbours would go through too many of them."""
     height = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     flat = height < _THINNEST * np.maximum(1, np.linalg.norm(cell, axis=1))
     if flat.any():
         worst = int(np.flatnonzero(flat)[0])
         raise StructureError(
-            f"{where}: lattice vector {worst + 1} rises {height[worst]:.2g} Å from the plane "
-            "of the other two; is the lattice right, and in Å? (a reduced cell is never so flat)"
+            f"lattice vector {worst + 1} rises {height[worst]:.2g} Å from the plane of the other "
+            "two; is the lattice right, and in Å? (a reduced cell is never so flat)"
         )
 
 
-def _check_distances(pos: np.ndarray, cell: np.ndarray, where: str) -> list[str]:
-    i, j, _, distance = periodic_neighbors(pos, cell, _CLOSE)
+def _check_elements(numbers: np.ndarray) -> None:
+    if (bad := np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))).size:
+        raise StructureError(
+            f"site {bad[0] + 1} has atomic number {numbers[bad[0]]}; the networks know 1 to "
+            f"{MAX_ATOMIC_NUMBER}"
+        )
+
+
+def _check_distances(pos: np.ndarray, cell: np.ndarray) -> list[str]:
+    """Return a warning for the closest pair of atoms if it is suspicious; refuse an overlap."""
+    try:
+        i, j, _, distance = periodic_neighbors(pos, cell, _CLOSE)
+    except MemoryError:
+        raise StructureError(f"too little memory for {len(pos)} atoms") from None
     other = np.flatnonzero(distance > 1e-8)  # not the atom itself ...
     same_place = np.flatnonzero((distance <= 1e-8) & (i != j))  # ... but another one on top of it
     closest = same_place if same_place.size else other[np.argsort(distance[other])]
@@ -143,12 +171,19 @@ def _check_distances(pos: np.ndarray, cell: np.ndarray, where: str) -> list[str]
     if first == second:
         pair = f"site {first + 1} and its periodic image"
     if d < _OVERLAP:
-        raise StructureError(f"{where}: {pair} overlap ({d:.3g} Å apart)")
+        raise StructureError(f"{pair} overlap ({d:.3g} Å apart)")
     return [f"{pair} are only {d:.2f} Å apart"]
 
 
+def _wrapped(coords: np.ndarray, cell: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return Cartesian positions, wrapped into the cell, and the cell; of a molecule it is zero."""
+    if cell is None:
+        return coords, np.zeros((3, 3))
+    return (coords - np.floor(coords)) @ cell, cell
+
+
 def to_tensors(structure: Structure | Molecule, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """z [N], pos [N, 3] Å (wrapped) and cell [1, 3, 3] Å of a structure; of a molecule it is 0."""
+    """Return z [N], pos [N, 3] Å (wrapped) and cell [1, 3, 3] Å, which is 0 of a molecule."""
     z = [site.specie.Z for site in structure]
     return tensors_from_arrays(z, *_geometry(structure), dtype)
 
@@ -156,18 +191,15 @@ def to_tensors(structure: Structure | Molecule, dtype: torch.dtype | None = None
 def tensors_from_arrays(
     z: Sequence[int] | np.ndarray, coords: Any, cell: Any, dtype: torch.dtype | None = None
 ) -> dict[str, Any]:
-    """As ``to_tensors``, from atomic numbers [N], fractional coordinates [N, 3], cell [3, 3] Å.
+    """Convert atomic numbers [N], fractional coordinates [N, 3] and cell [3, 3] Å to tensors.
 
     Without a cell (None), of a molecule, coordinates are Cartesian, Å.
     """
     import torch
 
-    pos = np.array(coords, dtype=np.float64)  # copies: PyTorch wants memory that may be written
-    if cell is None:
-        cell = np.zeros((3, 3))
-    else:
-        cell = np.array(cell, dtype=np.float64)
-        pos = (pos - np.floor(pos)) @ cell
+    # Copies, because PyTorch needs memory that may be written.
+    cell = None if cell is None else np.array(cell, dtype=np.float64)
+    pos, cell = _wrapped(np.array(coords, dtype=np.float64), cell)
     return {
         "z": torch.as_tensor(np.asarray(z), dtype=torch.long),
         "pos": torch.as_tensor(pos, dtype=dtype or torch.get_default_dtype()),
@@ -176,7 +208,7 @@ def tensors_from_arrays(
 
 
 def to_data(tensors: dict[str, Any], y: Sequence[float] = (), id: str = "") -> Data:
-    """A torch_geometric ``Data`` with z, pos, cell, y [1, T] (NaN = no label) and id."""
+    """Return a torch_geometric ``Data`` with z, pos, cell, y [1, T] (NaN = no label) and id."""
     import torch
     from torch_geometric.data import Data
 

@@ -1,4 +1,4 @@
-"""A training in several processes behaves like one: signals, errors, and what outlives it."""
+"""Signals and errors of a training in several processes, handled as if it were one."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ _LEFT_TO_THE_PARENT = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCONT")  # a cluster 
 
 
 class _Worker(L.Callback):
-    """In each process: one thread, since OpenMP's do not survive a fork, and no signals."""
+    """The set-up of each process: one thread, as OpenMP's do not survive a fork, and no signals."""
 
     def on_train_start(self, *_: Any) -> None:
+        """Leave the signals to the parent."""
         torch.set_num_threads(1)
         for name in _LEFT_TO_THE_PARENT:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # also comes when the parent is no more
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # also sent when the parent has died
 
 
 @contextmanager
 def answering_for(trainer: L.Trainer) -> Iterator[None]:
-    """The block in which ``trainer`` fits; changes nothing where it does so in this process.
+    """Handle signals and errors for the processes in which ``trainer`` fits within this block.
 
     The processes end with the block, whatever ends it: checkpoints are always whole. SIGTERM to
-    this process raises SIGTERMException, and an error in one of the others raises TrainingError.
+    this process raises SIGTERMException; an error in one of the others raises TrainingError. Does
+    nothing for a training in this process alone.
     """
     launcher = trainer.strategy.launcher
     if launcher is None:
@@ -49,8 +51,8 @@ def answering_for(trainer: L.Trainer) -> Iterator[None]:
         raise TrainingError(_last_line(str(error))) from error
     except ProcessExitedException as error:
         raise TrainingError(
-            f"a process of the training ended by itself ({error}); out of memory? the same command "
-            "resumes from the last epoch"
+            f"a process of the training ended by itself ({error}), often for lack of memory; the "
+            "same command resumes from the last epoch"
         ) from error
     finally:
         launcher.kill(signal.SIGKILL)
@@ -63,5 +65,5 @@ def _raise(*_: Any) -> NoReturn:
 
 
 def _last_line(traceback: str) -> str:
-    """The message of the error that a traceback ends with, without the name of our own errors."""
+    """Return the last line of a traceback, without the names of matattn's errors."""
     return re.sub(r"^matattn\.errors\.\w+: ", "", traceback.strip().splitlines()[-1])

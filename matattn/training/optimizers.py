@@ -14,22 +14,22 @@ from matattn.training.schedules import Schedule
 def parameter_groups(
     module: nn.Module, lr: float, weight_decay: float, decay_norms: bool = True
 ) -> list[dict]:
-    """AdamW groups: biases, and vectors unless ``decay_norms``, are not decayed.
+    """Return AdamW groups: biases, and vectors unless ``decay_norms``, are not decayed.
 
-    Nor are ``module.law_parameters()``, if it has physical constants, which start where physics
-    puts them and learn ``module.LAW_LR`` times as fast as the rest.
+    Neither are the physical constants in ``module.law_parameters()``, if there are any. They start
+    from physical values and learn ``module.LAW_LR`` times as fast as the rest.
     """
     constants: list[nn.Parameter] = getattr(module, "law_parameters", list)()
-    apart = {id(parameter) for parameter in constants}
-    kept: list[nn.Parameter] = []
+    constant_ids = {id(parameter) for parameter in constants}
+    undecayed: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad and parameter.numel() and id(parameter) not in apart:
+        if parameter.requires_grad and parameter.numel() and id(parameter) not in constant_ids:
             spared = name.endswith("bias") or (parameter.ndim < 2 and not decay_norms)
-            (kept if spared else decayed).append(parameter)
+            (undecayed if spared else decayed).append(parameter)
     groups: list[dict] = [
         {"params": decayed, "weight_decay": weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+        {"params": undecayed, "weight_decay": 0.0},
     ]
     if constants:
         factor = cast(float, module.LAW_LR)
@@ -44,7 +44,7 @@ def adamw(
     weight_decay: float,
     decay_norms: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW over ``parameter_groups``; learning rate ``lr`` per step."""
+    """Return AdamW over ``parameter_groups``, with learning rate ``lr``."""
     groups = parameter_groups(module, lr, weight_decay, decay_norms)
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
 
@@ -55,7 +55,7 @@ def per_step(
     total_steps: int,
     frozen_from: int | None = None,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """``schedule`` applied at every step, constant from step ``frozen_from`` on.
+    """Return ``schedule``, applied at every step and constant from step ``frozen_from`` on.
 
     A schedule with a method ``beta1`` also sets Adam's first coefficient.
     """

@@ -1,4 +1,4 @@
-"""What the processes of one training tell each other; with one process, nothing."""
+"""Communication between the processes of one training; with one process, there is none."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def number_and_count() -> tuple[int, int]:
-    """Number of this process, and how many train together."""
+    """Return the number of this process, and how many train together."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def summed(values: Tensor) -> Tensor:
-    """Sum of every process's ``values``. The gradient of a process is that of its own part."""
+    """Return the sum of ``values`` over all processes; gradients go to this process's part only."""
     if number_and_count()[1] == 1:
         return values
     total = values.detach().clone()
@@ -25,9 +25,9 @@ def summed(values: Tensor) -> Tensor:
 
 
 def share_of_mean(mean: Tensor, count: Tensor) -> Tensor:
-    """What to differentiate so that the mean of the processes' gradients is that of one mean.
+    """Return the loss of this process so that the gradients' mean is that of the overall mean.
 
-    ``mean`` is over ``count`` values of this process; the one mean is over those of all of them.
+    ``mean`` is over ``count`` values of this process; the overall mean is over all processes.
     """
     processes = number_and_count()[1]
     if processes == 1:
@@ -36,17 +36,18 @@ def share_of_mean(mean: Tensor, count: Tensor) -> Tensor:
 
 
 def balanced_share(sizes: Sequence[int], number: int, processes: int) -> list[int]:
-    """Places of the items of process ``number``, in order, when ``sizes`` are dealt out evenly.
+    """Return the indices of the items of process ``number`` when ``sizes`` are shared evenly.
 
-    The largest first, each to the process with the least so far (Graham, SIAM J. Appl. Math. 17,
-    416, 1969). With as many items as processes or more, each gets one at least.
+    Items go, the largest first, to the process with the least so far (Graham, SIAM J. Appl. Math.
+    17, 416, 1969). No process stays empty if there are as many items as processes. The indices are
+    sorted.
     """
     loads = [(0, 0)] * processes
     chosen = []
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         least = loads.index(min(loads))
         load, items = loads[least]
-        loads[least] = load + sizes[place], items + 1
+        loads[least] = load + sizes[index], items + 1
         if least == number:
-            chosen.append(place)
+            chosen.append(index)
     return sorted(chosen)

@@ -1,4 +1,4 @@
-"""What a run shows while it trains, and the table it keeps of it."""
+"""The progress of a run, and its table of metrics."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from matattn.files import write_text
 
 
 class RunLog(L.Callback):
-    """Keeps the metrics of every epoch in ``metrics.csv`` and shows the progress of the run.
+    """A table with the metrics of every epoch, at ``path``, and the progress of the run.
 
     ``show`` maps metrics to what is printed of them, for example ``{"val/loss": "val {:.3f} eV"}``.
-    On a terminal a progress bar; elsewhere a line for about every tenth of the run. Its rows and
-    the training time travel with the checkpoint, so a resumed run continues the same table.
+    Progress is a bar on a terminal, elsewhere a line for about every tenth of the run. The rows and
+    the training time are part of the checkpoint, so that a resumed run continues the same table.
     """
 
     def __init__(self, path: Path, show: Mapping[str, str]) -> None:
@@ -33,12 +33,15 @@ class RunLog(L.Callback):
         self._bar: Progress | None = None
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the rows and the training time, for the checkpoint."""
         return {"rows": self.rows, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the rows and the training time of a checkpoint."""
         self.rows, self.seconds = list(state_dict["rows"]), state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, and the bar on a terminal."""
         self._resumed_from = self.seconds
         self._start = time.perf_counter()
         if not (self._console.is_terminal and trainer.is_global_zero):
@@ -60,11 +63,13 @@ class RunLog(L.Callback):
         self._bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Move the bar."""
         if self._bar:
             epoch = trainer.current_epoch + 1
             self._bar.update(self._task, completed=trainer.global_step, epoch=epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add a row to the table, and show its metrics."""
         self.seconds = self._resumed_from + time.perf_counter() - self._start
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         epoch = trainer.current_epoch + 1
@@ -83,6 +88,7 @@ class RunLog(L.Callback):
             print(f"epoch {epoch}/{epochs}  {self.seconds:.0f} s  {shown}", file=sys.stderr)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
             self._bar = None

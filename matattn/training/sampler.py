@@ -1,4 +1,4 @@
-"""Which rows a training step sees, and in which order."""
+"""The order of the training rows, and their batches."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from matattn.training.processes import balanced_share, number_and_count
 
 
 class EpochShuffle(Sampler[int]):
-    """A permutation that depends on seed and epoch alone, so a resumed run sees the same order.
+    """A permutation of the rows that depends on seed and epoch alone.
 
-    Lightning calls ``set_epoch`` before every epoch.
+    A resumed run therefore sees the same order, which a sampler with a generator does not promise:
+    the generator's state is in no checkpoint. Lightning calls ``set_epoch`` before every epoch.
     """
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of an epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -30,10 +32,10 @@ class EpochShuffle(Sampler[int]):
 
 
 class SharedBatches(Sampler[list[int]]):
-    """Batches of ``batch_size`` rows; the last, smaller one is left out.
+    """Batches of ``batch_size`` rows; a last, smaller one is left out.
 
     Where several processes train, each gets its share of every batch, with about the same sum of
-    ``sizes`` of rows (None: each gets all rows). Batches do not depend on the number of processes.
+    ``sizes`` (None: each gets all rows). Batches do not depend on the number of processes.
     """
 
     def __init__(self, sampler: EpochShuffle, batch_size: int, sizes: Sequence[int] | None) -> None:
@@ -49,5 +51,5 @@ class SharedBatches(Sampler[list[int]]):
             batch = rows[step * self.batch_size : (step + 1) * self.batch_size]
             if processes > 1 and self.sizes is not None:
                 sizes = [self.sizes[row] for row in batch]
-                batch = [batch[place] for place in balanced_share(sizes, number, processes)]
+                batch = [batch[index] for index in balanced_share(sizes, number, processes)]
             yield batch

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor of the base rate for every optimiser step."""
+"""Learning-rate schedules: the factor of the base rate at every optimiser step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    def __call__(self, step: int, total_steps: int) -> float: ...
+    """A function that returns the factor of the base rate at a step."""
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at ``step`` of ``total_steps``."""
 
 
 class InverseSquareRoot:
@@ -19,16 +22,18 @@ class InverseSquareRoot:
         self.timescale = timescale
 
     def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at this step."""
         return math.sqrt(self.timescale / (self.timescale + step))
 
 
 class OneCycle:
-    """Linear warm-up over a fraction of all steps, then a cosine down to zero."""
+    """A linear warm-up over a fraction of all steps, then a cosine down to zero."""
 
     def __init__(self, warmup: float = 0.1) -> None:
         self.warmup = _fraction(warmup)
 
     def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at this step."""
         warm = max(1, round(self.warmup * total_steps))
         if step < warm:
             return (step + 1) / warm
@@ -39,9 +44,8 @@ class OneCycle:
 class OneCycleWithMomentum:
     r"""Cosine warm-up and decay, while Adam's :math:`\beta_1` falls from 0.95 to 0.85 and returns.
 
-    PyTorch's ``OneCycleLR`` as FLARE was trained with (its momentum is cycled unless one says
-    otherwise): the rate begins at 1 / ``div_factor`` of its peak and ends at 1 / (``div_factor`` *
-    ``final_div_factor``).
+    The schedule of PyTorch's ``OneCycleLR``, with which FLARE was trained: the rate begins at 1 /
+    ``div_factor`` of its peak and ends at 1 / (``div_factor`` * ``final_div_factor``).
     """
 
     def __init__(
@@ -56,10 +60,11 @@ class OneCycleWithMomentum:
         self.begin, self.end = 1 / div_factor, 1 / (div_factor * final_div_factor)
 
     def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at this step."""
         return self._between(step, total_steps, self.begin, 1.0, self.end)
 
     def beta1(self, step: int, total_steps: int) -> float:
-        """Adam's first coefficient at this step."""
+        """Return Adam's first coefficient at this step."""
         return self._between(step, total_steps, 0.95, 0.85, 0.95)
 
     def _between(self, step: int, total: int, begin: float, peak: float, end: float) -> float:

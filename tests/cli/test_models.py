@@ -60,6 +60,14 @@ def test_models_are_listed_with_error_and_baseline(shipped):
     assert second[:4] == ["plain", TARGET, "eV/atom", "4"]
 
 
+def test_a_long_target_is_not_cut_in_a_pipe(shipped):
+    path = shipped / "plain" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["targets"][0]["name"] = "target_of_a_long_name_" * 10
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert "target_of_a_long_name_" * 10 in run("models").stdout.split()
+
+
 def test_models_without_any(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     result = run("models")

@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+import sys
 
 import pytest
+from rich.table import Table
 
 from matattn.errors import MatattnError
-from matattn.tables import check_output, csv_text, write_table
+from matattn.tables import check_output, csv_text, show, write_table
 
 ROWS = [
     {"id": "a", "natoms": 2, "gap": 1.23456789, "flag": True, "message": "Å, and a comma"},
@@ -59,3 +61,27 @@ def test_what_cannot_be_written_is_known_before(tmp_path, monkeypatch):
     with pytest.raises(MatattnError, match="Parquet needs pyarrow: pip install"):
         check_output(tmp_path / "t.parquet")
     check_output(tmp_path / "t.jsonl")
+
+
+def long_table():
+    table = Table(title="Errors")
+    table.add_column("target", no_wrap=True)
+    table.add_column("MAE", justify="right", overflow="ellipsis")
+    table.add_row("a_long_name_of_a_target_" * 20, "0.1234 [eV/atom] :x:")
+    return table
+
+
+def test_a_piped_table_is_as_wide_as_it_needs(capsys):
+    show(long_table())
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "a_long" in line)
+    assert f" {'a_long_name_of_a_target_' * 20} │ 0.1234 [eV/atom] :x: " in row
+
+
+def test_a_narrow_terminal_folds_cells(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, value in {"COLUMNS": "60", "LINES": "40", "TERM": "xterm", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    show(long_table())
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert "".join(line[1].strip() for line in lines) == "a_long_name_of_a_target_" * 20
+    assert max(map(len, lines[0])) < 60

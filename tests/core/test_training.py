@@ -98,6 +98,13 @@ def test_exponential_average(tmp_path):
     assert remarks
 
 
+def test_a_resumed_average_is_on_the_device_of_its_module():
+    callback, module = ExponentialAverage(0.75), Doubling().to("meta")
+    callback.load_state_dict({"weights": {"weight": torch.ones(1, 1)}})
+    callback.on_fit_start(None, module)
+    assert callback.weights["weight"].device == module.device
+
+
 def test_adamw_takes_the_groups():
     optimizer = adamw(nn.LayerNorm(3), 1e-3, [0.9, 0.99], 0.1, decay_norms=False)
     assert [len(group["params"]) for group in optimizer.param_groups] == [0, 2]

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from matattn import bundle
-from matattn.structures.ensemble import Ensemble
 from matattn.errors import BundleError
 from matattn.models.crystalformer import Crystalformer
+from matattn.structures.ensemble import Ensemble
 from matattn.uncertainty import (
     LEVEL,
     SPREADS,
@@ -132,9 +132,11 @@ def test_bundle_keeps_network_and_uncertainty(tmp_path, members):
     train, held = rows(60, members), rows(40, members)
     errors = (torch.rand(60, 2), torch.rand(40, 2))
     fitted = Uncertainty.fit("latent_distance", trained, (train, errors[0]), (held, errors[1]))
-    bundle.save(tmp_path / "model", trained, SMALL, DESCRIPTION, "card", fitted)
-    loaded, config, uncertainty = bundle.load(tmp_path / "model")
-    assert config.get("members", 1) == members and isinstance(loaded, type(trained))
+    networks = list(trained) if members > 1 else trained
+    bundle.save(tmp_path / "model", networks, SMALL, DESCRIPTION, "card", fitted)
+    networks, config, uncertainty = bundle.load(tmp_path / "model")
+    assert config.get("members", 1) == members == len(networks)
+    loaded = Ensemble(networks) if members > 1 else networks[0]
     with torch.no_grad():
         assert torch.equal(loaded.readout(held), trained.readout(held))
     half, expected = uncertainty.half_widths(loaded, held), fitted.half_widths(trained, held)
