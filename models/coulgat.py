@@ -6,7 +6,7 @@ Gokden: "CoulGAT: An Experiment on Interpretability of Graph Attention Networks"
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,7 +28,7 @@ READOUTS = ("mean", "sum", "atoms", "pairs")
 
 
 class Geometry(NamedTuple):
-    """What attention needs to know of a batch, once for all layers."""
+    """The geometry of a batch that attention needs, computed once for all layers."""
 
     edge_index: Int[Tensor, "2 edges"]  # source, target
     edge_length: Float[Tensor, " edges"]  # Å
@@ -37,8 +37,10 @@ class Geometry(NamedTuple):
 
 
 class CoulGATBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); or as published for plain stacks, ReLU of
-    attention(x)."""
+    """A pre-norm residual block, x + attention(norm(x)), then x + MLP(norm(x)).
+
+    Without ``residual``, the published plain block, ReLU(attention(x)).
+    """
 
     def __init__(self, conv: CoulombGATConv, dim: int, ffn_dim: int, residual: bool) -> None:
         super().__init__()
@@ -51,14 +53,15 @@ class CoulGATBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "atoms dim"], geometry: Geometry
     ) -> Float[Tensor, "atoms dim"]:
+        """Return the features of the atoms after the block."""
         if not self.residual:
-            return F.relu(cast(Tensor, self.conv(x, *geometry)))
-        x = x + self.out_proj(cast(Tensor, self.conv(self.norm1(x), *geometry)))
+            return F.relu(self.conv(x, *geometry))
+        x = x + self.out_proj(self.conv(self.norm1(x), *geometry))
         return x + self.mlp(self.norm2(x))
 
 
 class CoulGAT(StructureNetwork):
-    r"""Properties of molecules and crystals, or of their atoms or pairs of atoms.
+    r"""A network for properties of molecules and crystals, or of their atoms or pairs of atoms.
 
     Embedding of the elements, ``num_blocks`` of :class:`CoulombGATConv` (with ``residual``, in
     pre-norm residual blocks with an MLP), one hidden layer per atom, and a readout.
@@ -67,25 +70,25 @@ class CoulGAT(StructureNetwork):
         num_targets: T, number of predicted properties.
         dim, num_heads, num_blocks, ffn_dim: sizes; every head has dim / num_heads channels.
         elements: atomic numbers of the elements that the network has constants for; None: 1 to 98.
-        element_features: "one_hot" (every element and every pair has constants of its own) or
+        element_features: "one_hot" (every element and every pair has its own constants) or
             "properties" (constants are bilinear in tabulated properties: for many elements).
         cutoff, switch_width: range of the attention and width of its smooth end, Å.
         query, geom_bias: as of :class:`CoulombGATConv`.
-        residual: False stacks the operators plainly, as the published plain network. Where all
-            atoms are equal, it cannot see how far apart they stand: it has no ``potential``.
+        residual: False stacks the operators plainly, as the published plain network. Without
+            ``potential`` it cannot see the distances of atoms that are all equal.
         readout: "mean" (None) or "sum" over the atoms of a structure, for intensive and extensive
             properties; "atoms" or "pairs": a value for every atom, or every pair of
             ``batch.pair_index`` [2, P].
 
-    Each target starts from ``atom_reference`` [98, T], a sum (or mean) of constants of the
-    elements that is fitted to the training labels, like SchNet's atomref.
+    Each target starts from a sum (or mean) of constants of the elements, ``atom_reference``
+    [98, T], which is fitted to the training labels, like SchNet's atomref.
 
-    Shapes: batch of B structures -> [B, T], [N, T] or [P, T], in whatever units the targets were
-    normalised to.
+    Shapes: batch of B structures -> [B, T], [N, T] or [P, T], in the units of the normalised
+    targets.
 
     Deviations from the paper: parameters belong to species and not to node slots; the weight of
-    distance in both softmaxes and its logarithmic form; in residual blocks the potential beside
-    the mean; a readout that does not depend on the order and number of atoms.
+    distance is in both softmaxes and has a logarithmic form; residual blocks have the potential
+    beside the mean; the readout does not depend on the order and number of atoms.
     """
 
     citations = ("coulgat",)
@@ -122,15 +125,15 @@ class CoulGAT(StructureNetwork):
                 f"{switch_width} and {cutoff}"
             )
         self.cutoff, self.readout_level = cutoff, readout
-        known = list(range(1, NUM_ELEMENTS + 1)) if elements is None else sorted(set(elements))
-        if not known or not 1 <= known[0] <= known[-1] <= NUM_ELEMENTS:
+        numbers = list(range(1, NUM_ELEMENTS + 1)) if elements is None else sorted(set(elements))
+        if not numbers or not 1 <= numbers[0] <= numbers[-1] <= NUM_ELEMENTS:
             raise ValueError(f"elements={elements}: expected atomic numbers, 1 to {NUM_ELEMENTS}")
         species_of = torch.full((NUM_ELEMENTS + 1,), -1)
-        species_of[known] = torch.arange(len(known))
+        species_of[numbers] = torch.arange(len(numbers))
         self.register_buffer("species_of", species_of, persistent=False)
-        table = element_table(element_features)[torch.tensor(known) - 1]
+        table = element_table(element_features)[torch.tensor(numbers) - 1]
         if element_features == "one_hot":
-            table = torch.eye(len(known))
+            table = torch.eye(len(numbers))
         self.register_buffer("elements", table, persistent=False)
         self.register_buffer("atom_reference", torch.zeros(NUM_ELEMENTS, num_targets))
         self.embedding = nn.Linear(table.shape[1], dim, bias=False)
@@ -140,7 +143,7 @@ class CoulGAT(StructureNetwork):
                     dim,
                     dim // num_heads,
                     heads=num_heads,
-                    num_species=len(known),
+                    num_species=len(numbers),
                     query=query,
                     geom_bias=geom_bias,
                     cutoff=cutoff,
@@ -162,7 +165,7 @@ class CoulGAT(StructureNetwork):
 
     @property
     def level(self) -> str:
-        """Return what has a value of each target, as ``readout`` says."""
+        """Return what has a value of each target, according to ``readout``."""
         return {"atoms": "atom", "pairs": "pair"}.get(self.readout_level, "structure")
 
     @property
@@ -171,13 +174,13 @@ class CoulGAT(StructureNetwork):
         return self.atom_reference
 
     def law_parameters(self) -> list[nn.Parameter]:
-        """Constants of the laws of all layers, which learn ``LAW_LR`` times as fast as the rest."""
+        """Return the laws' constants, whose learning rate is ``LAW_LR`` times that of the rest."""
         return [p for m in self.modules() if isinstance(m, ScreenedCoulomb) for p in m.parameters()]
 
     def attention_layers(self) -> list[AttentionLayer]:
-        """The operators of all blocks, with what takes each head's output to the features."""
+        """Return the operators of all blocks, each with its projection of the heads' outputs."""
         layers = []
-        for block in cast(Iterable[CoulGATBlock], self.blocks):
+        for block in (m for m in self.modules() if isinstance(m, CoulGATBlock)):
             conv = block.conv
             width = conv.heads * conv.out_channels
             weight = torch.eye(width, dtype=conv.att.dtype, device=conv.att.device)
@@ -187,48 +190,55 @@ class CoulGAT(StructureNetwork):
         return layers
 
     def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule:
-        """The neighbour list this network needs: all within the cutoff, whatever ``tolerance``.
+        """Return the rule of all images within the cutoff, whatever ``tolerance``.
 
-        Atoms that are equivalent by ``symmetry`` may stand as one, unless every atom has a value.
+        Atoms that are equivalent by ``symmetry`` may share a row, unless every atom has a value.
         """
         return ImageRule(self.cutoff, symmetry=symmetry if self.level == "structure" else 0.0)
 
     def geometry(self, batch: Structures) -> Geometry:
-        """Edges, lengths and species of a batch; lengths are differentiable by pos and cell.
+        """Return edges, lengths and species of a batch; lengths are differentiable by pos and cell.
 
-        Raises StructureError when there are no positions, or an element that is not known here.
+        Raises:
+            StructureError: the batch has no positions, or the network has no constants for one of
+                its elements.
         """
-        if getattr(batch, "pos", None) is None:
-            raise StructureError("the graph has no positions, and the law needs distances")
+        if batch.pos is None:
+            raise StructureError("the graph has no positions: set pos [N, 3], in Å")
         species = self.species_of[batch.z]
         if not torch.compiler.is_compiling() and (species < 0).any():
             unknown = sorted(set(batch.z[species < 0].tolist()))
-            raise StructureError(f"the network has no constants for atomic numbers {unknown}")
+            raise StructureError(
+                f"the network has no constants for atomic numbers {unknown}: use one that was "
+                "trained on these elements"
+            )
         multiplicity = getattr(batch, "multiplicity", None)
         bias = None if multiplicity is None else multiplicity.log()
         return Geometry(batch.edge_index, edge_length(batch), species, bias)
 
     def embed(self, batch: Structures) -> Float[Tensor, "atoms dim"]:
-        """What every atom begins with: its element."""
+        """Return the embedding of every atom's element."""
         return self.embedding(self.elements[self.species_of[batch.z]])
 
     def encode(
         self, x: Float[Tensor, "atoms dim"], geometry: Geometry
     ) -> Float[Tensor, "atoms dim"]:
-        """Features of every atom after the last block."""
+        """Return the features of every atom after the last block."""
         for block in self.blocks:
             x = block(x, geometry)
         return x
 
     def pool(self, x: Float[Tensor, "atoms dim"], batch: Structures) -> Float[Tensor, "rows dim_t"]:
-        """From features of atoms to what ``readout`` sees: a row per value, the last T columns the
-        constants of the elements."""
+        """Turn features of atoms into those of ``readout``, a row per value.
+
+        The last T columns are the constants of the elements.
+        """
         x, reference = self.hidden(x), self.atom_reference[batch.z - 1]
         if self.readout_level == "pairs":
             i, j = cast(Any, batch).pair_index
             length = (batch.pos[i] - batch.pos[j]).norm(dim=-1)
-            described = torch.cat([x[i] + x[j], x[i] * x[j], _radial(length)], 1)
-            return torch.cat([self.of_pairs(described), reference[i] + reference[j]], 1)
+            pairs = torch.cat([x[i] + x[j], x[i] * x[j], _radial(length)], 1)
+            return torch.cat([self.of_pairs(pairs), reference[i] + reference[j]], 1)
         x = torch.cat([x, reference], 1)
         if self.readout_level == "atoms":
             return x
@@ -242,21 +252,21 @@ class CoulGAT(StructureNetwork):
         return total / atoms[:, None]
 
     def features(self, batch: Structures) -> Float[Tensor, "rows dim_t"]:
-        """What ``readout`` sees of every structure, atom or pair."""
+        """Return the inputs of ``readout`` for every structure, atom or pair."""
         return self.pool(self.encode(self.embed(batch), self.geometry(batch)), batch)
 
     def readout(self, features: Float[Tensor, "rows dim_t"]) -> Float[Tensor, "rows targets"]:
-        """From ``features`` to the targets."""
+        """Return the targets of ``features``."""
         dim = self.head.in_features
         return self.head(features[:, :dim]) + features[:, dim:]
 
     def output_layer(self) -> nn.Linear:
-        """The last layer, with one row per target."""
+        """Return the last layer, with one row per target."""
         return self.head
 
 
 class OnNodeFeatures(nn.Module):
-    """A CoulGAT as PyG's explainers call a network: ``(x, edge_index, batch=...)``.
+    """A CoulGAT with the signature that PyG's explainers call, ``(x, edge_index, batch=...)``.
 
     ``x`` is ``network.embed(batch)``; the edges keep their lengths while an explainer masks them.
     """
@@ -266,6 +276,7 @@ class OnNodeFeatures(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Structures) -> Tensor:
+        """Return the targets, with ``edge_index`` in place of the edges of ``batch``."""
         geometry = self.network.geometry(batch)._replace(edge_index=edge_index)
         network = self.network
         return network.readout(network.pool(network.encode(x, geometry), batch))
@@ -275,5 +286,6 @@ NUM_RADIAL, RADIAL_MAX = 32, 8.0  # Gaussians of the length of a pair, Å
 
 
 def _radial(length: Float[Tensor, " pairs"]) -> Float[Tensor, "pairs radial"]:
+    """Expand lengths in Gaussians."""
     centers = torch.linspace(0, RADIAL_MAX, NUM_RADIAL, dtype=length.dtype, device=length.device)
     return (-0.5 * ((length[:, None] - centers) / (centers[1] - centers[0])) ** 2).exp()

@@ -8,7 +8,7 @@ share them; ``law="reference"`` is the published law.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +26,19 @@ QUERIES = ("static", "dynamic")
 
 
 class ScreenedCoulomb(nn.Module):
-    r"""Logarithm of a Yukawa weight, whose constants belong to the species of target and source.
+    r"""The logarithm of a Yukawa weight with constants for each pair of target and source species.
 
     .. math::
         \ell_{ij} = c_{t_i t_j} - p_{t_i t_j} \ln r_{ij} - r_{ij} / \lambda_{t_i t_j}
                     + \ln s(r_{ij}), \qquad \ell_{ii} = c^0_{t_i}
 
-    so that :math:`e^\ell = e^c\, r^{-p} e^{-r / \lambda} s(r)`; s falls from 1 to 0 over the last
-    ``switch_width`` Å before ``cutoff``, as a polynomial of degree five with two continuous
-    derivatives. Every table over pairs of species is a constant plus a learned change,
-    :math:`p = 1 + f_{t_i}^\top M f_{t_j}` with features f of the species (one-hot by default, so
-    that M is the change of the table). The changes start at zero: p = 1, c = c^0 = 0 and
-    :math:`\lambda` between 2 and 4 Å, another in each head. What is learned can thus be told from
-    what was assumed. :math:`\lambda > 0.5` Å always.
+    so that :math:`e^\ell = e^c\, r^{-p} e^{-r / \lambda} s(r)`. The switch s is a polynomial of
+    degree five with two continuous derivatives; it falls from 1 to 0 over the last
+    ``switch_width`` Å before ``cutoff``. Every table over pairs of species is a constant plus a
+    learned change, :math:`p = 1 + f_{t_i}^\top M f_{t_j}` with features f of the species (one-hot
+    by default, so that M is the change of the table). All changes start at zero, which separates
+    what is learned from what is assumed: p = 1, c = c^0 = 0, and a :math:`\lambda` between 2 and
+    4 Å that differs between heads. :math:`\lambda` never falls below 0.5 Å.
 
     Shapes: length [E] Å, target and source species [E] -> logits [E, H], at least in float32.
     """
@@ -69,11 +69,12 @@ class ScreenedCoulomb(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Set all learned changes to zero."""
         zeros(self.pairs)
         zeros(self.self_term)
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """c, p and range (Å) of every target and source species [S, S, H]; self term [S, H]."""
+        """Return c, p and range (Å) of target and source species [S, S, H], and c^0 [S, H]."""
         pairs: Tensor = self.pairs
         own: Tensor = self.self_term
         if (features := self.species_features) is not None:
@@ -84,6 +85,7 @@ class ScreenedCoulomb(nn.Module):
         return strength, 1 + power, reach, own
 
     def forward(self, length: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        """Return the logits [E, H] of edges."""
         length = length.to(torch.promote_types(length.dtype, torch.float32))
         strength, power, reach, own = self.tables()
         constants = torch.stack([strength, -power, -1 / reach], -1).flatten(0, 1)
@@ -93,6 +95,7 @@ class ScreenedCoulomb(nn.Module):
         return torch.where((length < SELF)[:, None], own[target], logits)
 
     def _log_switch(self, length: Tensor) -> Tensor:
+        """Return ln s."""
         if self.cutoff is None:
             return torch.zeros_like(length)
         y = ((self.cutoff - length) / self.switch_width).clamp(0, 1)
@@ -100,11 +103,11 @@ class ScreenedCoulomb(nn.Module):
 
 
 class PowerOfAdjacency(nn.Module):
-    r"""The published law: the logit is a power of the adjacency :math:`A_{ij} = r_{ij}^{-2}`.
+    r"""The published law, a power of the adjacency :math:`A_{ij} = r_{ij}^{-2}`.
 
     .. math:: \ell_{ij} = A_{ij}^{P_{t_i t_j}}, \qquad A_{ii} = 10^3
 
-    Published for node slots in place of species, with a random P.
+    The publication has node slots in place of species, and starts from a random P.
 
     Shapes: as ``ScreenedCoulomb``; a self term is an edge of length :math:`10^{-3/2}`.
     """
@@ -118,9 +121,11 @@ class PowerOfAdjacency(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw the powers at random."""
         glorot(self.power)
 
     def forward(self, length: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        """Return the logits [E, H] of edges."""
         length = length.to(torch.promote_types(length.dtype, torch.float32))
         length = torch.where(length < SELF, self.SELF_LENGTH, length)
         power = self.power.flatten(0, 1)[target * self.num_species + source]
@@ -130,26 +135,29 @@ class PowerOfAdjacency(nn.Module):
 class CoulombField(MessagePassing):
     """The field at every node: the mean of its neighbours' values under the law's own weights.
 
-    A module of its own, since PyG's explainers look at one attention of every module: they shall
-    find ``alpha`` of ``CoulombGATConv``, and not these weights.
+    PyG's explainers read one attention per module. This is a separate module so that they read
+    ``alpha`` of ``CoulombGATConv`` and not these weights.
     """
 
     def __init__(self) -> None:
         super().__init__(node_dim=0)
 
     def forward(self, value: Tensor, edge_index: Tensor, field_weight: Tensor) -> Tensor:
+        """Return the field [N, H, C] of values [N, H, C], with weights [E, H]."""
         # propagate_type: (value: Tensor, field_weight: Tensor)
         return self.propagate(edge_index, value=value, field_weight=field_weight)
 
     def message(self, value_j: Tensor, field_weight: Tensor) -> Tensor:
+        """Weight the values of the sources."""
         return value_j * field_weight.unsqueeze(-1)
 
 
 class CoulombGATConv(MessagePassing):
     r"""The attention operator of CoulGAT (arXiv 1912.08409) on a sparse graph with distances.
 
-    With values :math:`\mathbf{v}_i = \mathbf{W} \mathbf{x}_i + \mathbf{b}` per head, a field is
-    made of them by the law :math:`\ell` alone, and is then looked at by the target's query,
+    Per head, the law :math:`\ell` alone turns values
+    :math:`\mathbf{v}_i = \mathbf{W} \mathbf{x}_i + \mathbf{b}` into a field, which the target's
+    query then scores,
 
     .. math::
         \mathbf{z}_i = \sum_{j \in \mathcal{N}(i)} \tilde{A}_{ij} \mathbf{v}_j, \qquad
@@ -162,17 +170,17 @@ class CoulombGATConv(MessagePassing):
 
     where :math:`t_i` is the species of node i. With :obj:`query="dynamic"` the score is
     :math:`\mathbf{a}_{t_i}^\top \mathrm{LeakyReLU}(\mathbf{Q} \mathbf{x}_i + \mathbf{z}_j)`. The
-    law stands in both softmaxes: in the published operator it stands only in the first one, and
-    then the weights of a crystal's infinitely many atoms depend on their species alone, so that
-    the output has no limit of interest as the cutoff grows (:obj:`geom_bias=False`).
+    law is in both softmaxes. The published operator has it in the first one only
+    (:obj:`geom_bias=False`). The weights of a crystal's infinitely many atoms then depend on their
+    species alone, and the output has no useful limit as the cutoff grows.
 
-    Unlike other operators of this form it is not bipartite, since the sources' fields are made
-    with the same graph. Between two nodes there may be any number of edges, and edges of a node to
-    its own periodic images are kept. Of such graphs, give self loops as edges of length 0 and set
-    :obj:`add_self_loops=False`: PyG's explainers mistake self images for self loops otherwise.
+    Unlike other operators of this form it is not bipartite, since the fields of the sources come
+    from the same graph. Two nodes may have any number of edges between them, and edges of a node
+    to its own periodic images are kept. For such graphs, pass self loops as edges of length 0 and
+    set :obj:`add_self_loops=False`; otherwise PyG's explainers take self images for self loops.
 
-    ``matattn.kernels.periodic_attention`` cannot stand for this law: the decay of its weights is
-    Gaussian, and what else is added to its logits is not differentiated.
+    ``matattn.kernels.periodic_attention`` cannot replace this law: its weights decay as Gaussians,
+    and its gradients leave out any other term of the logits.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive it at the first call.
@@ -186,27 +194,27 @@ class CoulombGATConv(MessagePassing):
             (:class:`PowerOfAdjacency`, with one bias per species). (default: :obj:`"log"`)
         query (str, optional): :obj:`"static"` (published) or :obj:`"dynamic"`.
             (default: :obj:`"static"`)
-        geom_bias (bool, optional): Whether the law stands in the second softmax, too.
+        geom_bias (bool, optional): Whether the law is in the second softmax, too.
             (default: :obj:`True`)
         cutoff (float, optional): Length in Å beyond which an edge has no weight; :obj:`None` for a
-            graph that is complete. (default: :obj:`None`)
+            complete graph. (default: :obj:`None`)
         switch_width (float, optional): Å before the cutoff over which weights go to zero.
             (default: :obj:`1.0`)
-        species_features (torch.Tensor, optional): Features [S, K] of the species, through which
-            their constants are tied; :obj:`None`: independent ones. (default: :obj:`None`)
+        species_features (torch.Tensor, optional): Features [S, K] of the species, which tie their
+            constants; :obj:`None` leaves these independent. (default: :obj:`None`)
         negative_slope (float, optional): LeakyReLU angle of the negative slope.
             (default: :obj:`0.2`)
         dropout (float, optional): Dropout probability of the attention coefficients.
             (default: :obj:`0`)
-        add_self_loops (bool, optional): If set to :obj:`False`, no self loops of length 0 are
-            added behind the edges. (default: :obj:`True`)
+        add_self_loops (bool, optional): If set to :obj:`False`, will not append self loops of
+            length 0 to the edges. (default: :obj:`True`)
         bias (bool, optional): If set to :obj:`False`, values have no additive bias.
             (default: :obj:`True`)
         residual (bool, optional): If set to :obj:`True`, a learnable skip-connection is added.
             (default: :obj:`False`)
-        potential (bool, optional): If set to :obj:`True`, :math:`\ln \sum_j e^{\ell_{ij}}` of every
-            head stands behind the output: how much there is around the node, which no mean tells.
-            (default: :obj:`False`)
+        potential (bool, optional): If set to :obj:`True`, will append
+            :math:`\ln \sum_j e^{\ell_{ij}}` of every head to the output: how much there is around
+            the node, which no mean tells. (default: :obj:`False`)
         **kwargs (optional): Additional arguments of
             :class:`torch_geometric.nn.conv.MessagePassing`.
 
@@ -245,9 +253,9 @@ class CoulombGATConv(MessagePassing):
         **kwargs: Any,
     ) -> None:
         super().__init__(node_dim=0, **kwargs)
-        for name, value, known in (("law", law, LAWS), ("query", query, QUERIES)):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}")
+        for name, value, options in (("law", law, LAWS), ("query", query, QUERIES)):
+            if value not in options:
+                raise ValueError(f"{name}={value!r}: choose one of {', '.join(options)}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.heads, self.concat, self.geom_bias = heads, concat, geom_bias
         self.negative_slope, self.dropout = negative_slope, dropout
@@ -258,7 +266,7 @@ class CoulombGATConv(MessagePassing):
         kinds = num_species if species_features is None else species_features.shape[1]
         self.att = nn.Parameter(torch.empty(kinds, heads, out_channels))
         if law == "log":
-            self.law: nn.Module = ScreenedCoulomb(
+            self.law: ScreenedCoulomb | PowerOfAdjacency = ScreenedCoulomb(
                 num_species, heads, cutoff, switch_width, species_features
             )
             slots: tuple[int, ...] = (heads, out_channels)
@@ -280,10 +288,11 @@ class CoulombGATConv(MessagePassing):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Set all parameters to their initial values."""
         super().reset_parameters()
         for module in (self.lin, self.law, self.lin_query, self.res):
             if module is not None:
-                cast(Any, module).reset_parameters()
+                module.reset_parameters()
         glorot(self.att)
         zeros(self.bias)
 
@@ -296,15 +305,15 @@ class CoulombGATConv(MessagePassing):
         edge_bias: Tensor | None = None,
         return_attention_weights: bool | None = None,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-        r"""Runs the forward pass of the module.
+        r"""Run the forward pass of the module.
 
         Args:
             x (torch.Tensor): The input node features.
             edge_index (torch.Tensor): The edge indices, from source to target.
             edge_length (torch.Tensor): The length of every edge, in Å.
             species (torch.Tensor): The species of every node, counted from 0.
-            edge_bias (torch.Tensor, optional): Constants that are added to the logits: the
-                logarithm of how many edges each one stands for. (default: :obj:`None`)
+            edge_bias (torch.Tensor, optional): Constants to add to the logits: the logarithm of
+                the number of edges that each one stands for. (default: :obj:`None`)
             return_attention_weights (bool, optional): Will additionally return
                 :obj:`(edge_index, attention_weights)` whenever it is set to a value.
                 (default: :obj:`None`)
@@ -354,14 +363,16 @@ class CoulombGATConv(MessagePassing):
         return out
 
     def edge_update(self, z_j: Tensor, query_i: Tensor, shift_i: Tensor | None, logits: Tensor,
-                    index: Tensor, dim_size: int | None) -> Tensor:  # fmt: skip
+                    index: Tensor, dim_size: int) -> Tensor:  # fmt: skip
+        """Return the attention coefficients [E, H]."""
         if shift_i is None:
             score = F.leaky_relu((query_i * z_j).sum(dim=-1), self.negative_slope)
         else:
             score = (query_i * F.leaky_relu(shift_i + z_j, self.negative_slope)).sum(dim=-1)
-        return _softmax(score + logits, index, cast(int, dim_size))[0]
+        return _softmax(score + logits, index, dim_size)[0]
 
     def message(self, value_j: Tensor, alpha: Tensor) -> Tensor:
+        """Weight the values of the sources."""
         return value_j * alpha.unsqueeze(-1)
 
     def __repr__(self) -> str:
@@ -370,8 +381,10 @@ class CoulombGATConv(MessagePassing):
 
 
 def _softmax(logits: Tensor, target: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Weights [E, H] that sum to one at every target, and the logarithm [nodes, H] of what they
-    were divided by. As PyG's ``softmax``, which keeps the latter to itself."""
+    """Return weights [E, H] that sum to one at every target, and their log-sum-exp [nodes, H].
+
+    PyG's ``softmax`` does not return the latter.
+    """
     zero = logits.new_zeros(nodes, logits.shape[1])
     with torch.no_grad():  # a shift that cancels
         index = target[:, None].expand_as(logits)
