@@ -7,7 +7,7 @@ Engine", arXiv 2508.12594; and FLARE++ (arXiv 2608.11519), whose latent queries 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
@@ -465,7 +465,8 @@ def _check(
     _one_of("init", init, INITS)
 
 
-def _one_of(name: str, value: str, options: Collection[str]) -> None:
+def _one_of(name: str, value: str, options: Iterable[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``options``."""
+    options = list(options)
     if value not in options:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(options)}")
