@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matattn.models.coulgat import CoulombGATConv
+from matattn.models.coulomb_attention import CoulombGATConv
 from matattn.runtime import processor, tune_malloc
 from matattn.structures.image_rule import ImageRule
 from matattn.tables import write_table

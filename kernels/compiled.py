@@ -1,4 +1,4 @@
-"""Compiled backends: finding the library of an operator, and why it may not take a call."""
+"""Compiled backends: the library of an operator, and the reasons why it cannot take a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRECISIONS = {torch.float64: "double", torch.float32: "float"}  # ends of the fu
 
 
 def library(folder: Path) -> ctypes.CDLL | None:
-    """The library ``_cpu`` of an operator's folder, or None where it was not built."""
+    """Load the library ``_cpu`` from an operator's folder; None if it was not built."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         if (path := folder / f"_cpu{suffix}").is_file():
             return ctypes.CDLL(str(path))
@@ -22,7 +22,7 @@ def library(folder: Path) -> ctypes.CDLL | None:
 def refusal(
     library: ctypes.CDLL | None, abi: int, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Why the library cannot take a call, or None. ``abi`` is what the Python side expects."""
+    """Return why the library cannot take a call, or None. Python expects it to have ``abi``."""
     if device.type != "cpu":
         return f"it runs on the CPU, the tensors are on {device}"
     if dtype not in PRECISIONS:

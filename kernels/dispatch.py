@@ -1,8 +1,8 @@
 """Choice of a kernel backend.
 
 Every operator has a table of backends, best first. ``choose`` returns the first one that takes the
-call, or the one that the caller (argument ``backend``) or the user (environment variable
-``MATATTN_BACKEND``) asked for, or raises with the reason why that one cannot take it.
+call. The caller (argument ``backend``) or the user (environment variable ``MATATTN_BACKEND``) can
+name another one; if that cannot take the call, ``choose`` raises with the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an operator: a module with ``forward`` and ``backward``.
+    """One implementation of an operator, a module with its functions.
 
     ``refuses(device, dtype)`` returns the reason why it cannot take a call, or None. ``automatic``
     says whether ``backend="auto"`` may pick it.
@@ -43,16 +43,17 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
 ) -> str:
-    """Name of the backend in ``table`` (best first) that takes this call.
+    """Return the name of the backend in ``table`` (best first) that takes this call.
 
-    Raises BackendError when the requested one is unknown or refuses.
+    Raises:
+        BackendError: the requested backend is unknown or refuses the call, or all of them refuse.
     """
     if requested == "auto":
         requested = os.environ.get("MATATTN_BACKEND", "auto")
     if requested != "auto":
         if requested not in table:
-            known = ", ".join(["auto", *table])
-            raise BackendError(f"{operator}: no backend named {requested!r}; choose one of {known}")
+            names = ", ".join(["auto", *table])
+            raise BackendError(f"{operator}: no backend named {requested!r}; choose one of {names}")
         if reason := table[requested].refuses(device, dtype):
             raise BackendError(f"{operator}: backend {requested!r} cannot take this call: {reason}")
         return requested

@@ -1,4 +1,4 @@
-"""In which precision kernels add up."""
+"""The precision of sums in kernels."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type of sums and of what a backward pass needs of them: float32 at least."""
+    """Return the type of sums, also of those kept for the backward pass: float32 at least."""
     return torch.promote_types(dtype, torch.float32)

@@ -1,8 +1,8 @@
-"""Triton backends: why they may not take a call, and the names and sizes that they need.
+"""Triton backends: the reasons why they cannot take a call, and the names and sizes they need.
 
-Triton is imported when the first call is taken, so the package does not need it. With
-``TRITON_INTERPRET=1`` in the environment, Triton executes the kernels in Python on the CPU, slowly:
-this is how they are tested without a GPU.
+Triton is imported with the first call, so the package does not need it. With
+``TRITON_INTERPRET=1`` in the environment, Triton executes the kernels in Python on the CPU, slowly;
+tests without a GPU run them in this way.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-_OLDEST = (3, 6)  # products with 8 heads, less than older versions multiply
+_OLDEST = (3, 6)  # older versions cannot multiply matrices as small as those of 8 heads
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a Triton backend cannot take a call, or None."""
+    """Return why a Triton backend cannot take a call, or None."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not interpreted:
         return f"it runs on NVIDIA GPUs, the tensors are on {device}"
@@ -37,19 +37,19 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-@cache  # looked up in the file system, and asked for in every call of an operator
+@cache  # a look-up in the file system, needed in every call of an operator
 def installed() -> str | None:
-    """Triton's version, if it is installed."""
+    """Return Triton's version, or None if it is not installed."""
     return metadata.version("triton") if find_spec("triton") else None
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two that is not smaller than n."""
+    """Return the smallest power of two that is not smaller than n."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 def in_triton(dtype: torch.dtype) -> Any:
-    """Triton's name of a type."""
+    """Return Triton's name of a type."""
     from triton import language as tl
 
     return getattr(tl, str(dtype).removeprefix("torch."))

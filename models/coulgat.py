@@ -1,398 +1,34 @@
-r"""CoulGAT: graph attention whose weights follow a screened-Coulomb law of the distance.
+"""CoulGAT: a graph attention network whose weights follow a screened-Coulomb law of the distance.
 
 Gokden: "CoulGAT: An Experiment on Interpretability of Graph Attention Networks", arXiv 1912.08409.
-The published network ties its parameters to the places of the nodes in a padded adjacency matrix.
-Here they are tied to the species of the two nodes, so that molecules and crystals of any size and
-any numbering of their atoms are the same to it; ``law="reference"`` is the published one.
+``matattn.models.coulomb_attention`` holds the attention operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.nn import MessagePassing
-from torch_geometric.nn.dense.linear import Linear
-from torch_geometric.nn.inits import glorot, zeros
-from torch_geometric.utils import add_self_loops
 
-from matattn.attention import AttentionLayer, LayerProbe
+from matattn.attention import AttentionLayer
 from matattn.errors import StructureError
+from matattn.models.coulomb_attention import CoulombGATConv, ScreenedCoulomb
 from matattn.models.element_features import NUM_ELEMENTS
 from matattn.models.element_features import element_features as element_table
 from matattn.models.sizes import check_sizes
 from matattn.structures.batch import Structures, edge_length
 from matattn.structures.image_rule import ImageRule
-from matattn.structures.neighbors import SELF
 from matattn.structures.network import StructureNetwork
 
-LAWS = ("log", "reference")
-QUERIES = ("static", "dynamic")
 READOUTS = ("mean", "sum", "atoms", "pairs")
 
 
-class ScreenedCoulomb(nn.Module):
-    r"""Logarithm of a Yukawa weight, whose constants belong to the species of target and source.
-
-    .. math::
-        \ell_{ij} = c_{t_i t_j} - p_{t_i t_j} \ln r_{ij} - r_{ij} / \lambda_{t_i t_j}
-                    + \ln s(r_{ij}), \qquad \ell_{ii} = c^0_{t_i}
-
-    so that :math:`e^\ell = e^c\, r^{-p} e^{-r / \lambda} s(r)`; s falls from 1 to 0 over the last
-    ``switch_width`` Å before ``cutoff``, as a polynomial of degree five with two continuous
-    derivatives. Every table over pairs of species is a constant plus a learned change,
-    :math:`p = 1 + f_{t_i}^\top M f_{t_j}` with features f of the species (one-hot by default, so
-    that M is the change of the table). The changes start at zero: p = 1, c = c^0 = 0 and
-    :math:`\lambda` between 2 and 4 Å, another in each head. What is learned can thus be told from
-    what was assumed. :math:`\lambda > 0.5` Å always.
-
-    Shapes: length [E] Å, target and source species [E] -> logits [E, H], at least in float32.
-    """
-
-    SHORTEST_RANGE = 0.5  # Å
-    SMALLEST = 1e-30  # of s, so that its logarithm stays finite
-    species_features: Tensor | None
-    first_range: Tensor
-
-    def __init__(
-        self,
-        num_species: int,
-        heads: int,
-        cutoff: float | None,
-        switch_width: float,
-        species_features: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        self.num_species, self.heads = num_species, heads
-        self.cutoff, self.switch_width = cutoff, switch_width
-        self.register_buffer("species_features", species_features, persistent=False)
-        width = num_species if species_features is None else species_features.shape[1]
-        # Changes of c, p and of what softplus makes the range.
-        self.pairs = nn.Parameter(torch.empty(width, width, 3, heads))
-        self.self_term = nn.Parameter(torch.empty(width, heads))
-        first = 2 + 2 * (torch.arange(heads) + 0.5) / heads - self.SHORTEST_RANGE
-        self.register_buffer("first_range", first.expm1().log(), persistent=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        zeros(self.pairs)
-        zeros(self.self_term)
-
-    def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """c, p and range (Å) of every target and source species [S, S, H]; self term [S, H]."""
-        pairs: Tensor = self.pairs
-        own: Tensor = self.self_term
-        if (features := self.species_features) is not None:
-            pairs = torch.einsum("sa,tb,abch->stch", features, features, pairs)
-            own = features @ own
-        strength, power, reach = pairs.unbind(2)
-        reach = F.softplus(self.first_range + reach) + self.SHORTEST_RANGE
-        return strength, 1 + power, reach, own
-
-    def forward(self, length: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        length = length.to(torch.promote_types(length.dtype, torch.float32))
-        strength, power, reach, own = self.tables()
-        constants = torch.stack([strength, -power, -1 / reach], -1).flatten(0, 1)
-        constants = constants[target * self.num_species + source]  # [E, H, 3]
-        radial = torch.stack([torch.ones_like(length), length.clamp(min=SELF).log(), length], -1)
-        logits = (constants * radial[:, None]).sum(-1) + self._log_switch(length)[:, None]
-        return torch.where((length < SELF)[:, None], own[target], logits)
-
-    def _log_switch(self, length: Tensor) -> Tensor:
-        if self.cutoff is None:
-            return torch.zeros_like(length)
-        y = ((self.cutoff - length) / self.switch_width).clamp(0, 1)
-        return (y**3 * (10 + y * (6 * y - 15))).clamp(min=self.SMALLEST).log()
-
-
-class PowerOfAdjacency(nn.Module):
-    r"""The published law: the logit is a power of the adjacency :math:`A_{ij} = r_{ij}^{-2}`.
-
-    .. math:: \ell_{ij} = A_{ij}^{P_{t_i t_j}}, \qquad A_{ii} = 10^3
-
-    Published for node slots in place of species, with a random P.
-
-    Shapes: as ``ScreenedCoulomb``; a self term is an edge of length :math:`10^{-3/2}`.
-    """
-
-    SELF_LENGTH = 1e3**-0.5
-
-    def __init__(self, num_species: int, heads: int) -> None:
-        super().__init__()
-        self.num_species, self.heads = num_species, heads
-        self.power = nn.Parameter(torch.empty(num_species, num_species, heads))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        glorot(self.power)
-
-    def forward(self, length: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        length = length.to(torch.promote_types(length.dtype, torch.float32))
-        length = torch.where(length < SELF, self.SELF_LENGTH, length)
-        power = self.power.flatten(0, 1)[target * self.num_species + source]
-        return (length**-2)[:, None] ** power
-
-
-class CoulombField(MessagePassing):
-    """The field at every node: the mean of its neighbours' values under the law's own weights.
-
-    A module of its own, since PyG's explainers look at one attention of every module: they shall
-    find ``alpha`` of ``CoulombGATConv``, and not these weights.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(node_dim=0)
-
-    def forward(self, value: Tensor, edge_index: Tensor, field_weight: Tensor) -> Tensor:
-        # propagate_type: (value: Tensor, field_weight: Tensor)
-        return self.propagate(edge_index, value=value, field_weight=field_weight)
-
-    def message(self, value_j: Tensor, field_weight: Tensor) -> Tensor:
-        return value_j * field_weight.unsqueeze(-1)
-
-
-class CoulombGATConv(MessagePassing):
-    r"""The attention operator of CoulGAT (arXiv 1912.08409) on a sparse graph with distances.
-
-    With values :math:`\mathbf{v}_i = \mathbf{W} \mathbf{x}_i + \mathbf{b}` per head, a field is
-    made of them by the law :math:`\ell` alone, and is then looked at by the target's query,
-
-    .. math::
-        \mathbf{z}_i = \sum_{j \in \mathcal{N}(i)} \tilde{A}_{ij} \mathbf{v}_j, \qquad
-        \tilde{A}_{ij} = \mathrm{softmax}_j(\ell_{ij})
-
-    .. math::
-        \mathbf{x}^{\prime}_i = \sum_{j \in \mathcal{N}(i)} \alpha_{ij} \mathbf{v}_j, \qquad
-        \alpha_{ij} = \mathrm{softmax}_j(\mathrm{LeakyReLU}(\mathbf{a}_{t_i}^\top \mathbf{z}_j)
-        + \ell_{ij})
-
-    where :math:`t_i` is the species of node i. With :obj:`query="dynamic"` the score is
-    :math:`\mathbf{a}_{t_i}^\top \mathrm{LeakyReLU}(\mathbf{Q} \mathbf{x}_i + \mathbf{z}_j)`. The
-    law stands in both softmaxes: in the published operator it stands only in the first one, and
-    then the weights of a crystal's infinitely many atoms depend on their species alone, so that
-    the output has no limit of interest as the cutoff grows (:obj:`geom_bias=False`).
-
-    Unlike other operators of this form it is not bipartite, since the sources' fields are made
-    with the same graph. Between two nodes there may be any number of edges, and edges of a node to
-    its own periodic images are kept. Of such graphs, give self loops as edges of length 0 and set
-    :obj:`add_self_loops=False`: PyG's explainers mistake self images for self loops otherwise.
-
-    ``matattn.kernels.periodic_attention`` cannot stand for this law: the decay of its weights is
-    Gaussian, and what else is added to its logits is not differentiated.
-
-    Args:
-        in_channels (int): Size of each input sample, or :obj:`-1` to derive it at the first call.
-        out_channels (int): Size of each output sample, per head.
-        heads (int, optional): Number of attention heads. (default: :obj:`1`)
-        concat (bool, optional): If set to :obj:`False`, heads are averaged instead of
-            concatenated. (default: :obj:`True`)
-        num_species (int, optional): S, number of species; for the published operator the number
-            of node slots. (default: :obj:`1`)
-        law (str, optional): :obj:`"log"` (:class:`ScreenedCoulomb`) or :obj:`"reference"`
-            (:class:`PowerOfAdjacency`, with one bias per species). (default: :obj:`"log"`)
-        query (str, optional): :obj:`"static"` (published) or :obj:`"dynamic"`.
-            (default: :obj:`"static"`)
-        geom_bias (bool, optional): Whether the law stands in the second softmax, too.
-            (default: :obj:`True`)
-        cutoff (float, optional): Length in Å beyond which an edge has no weight; :obj:`None` for a
-            graph that is complete. (default: :obj:`None`)
-        switch_width (float, optional): Å before the cutoff over which weights go to zero.
-            (default: :obj:`1.0`)
-        species_features (torch.Tensor, optional): Features [S, K] of the species, through which
-            their constants are tied; :obj:`None`: independent ones. (default: :obj:`None`)
-        negative_slope (float, optional): LeakyReLU angle of the negative slope.
-            (default: :obj:`0.2`)
-        dropout (float, optional): Dropout probability of the attention coefficients.
-            (default: :obj:`0`)
-        add_self_loops (bool, optional): If set to :obj:`False`, no self loops of length 0 are
-            added behind the edges. (default: :obj:`True`)
-        bias (bool, optional): If set to :obj:`False`, values have no additive bias.
-            (default: :obj:`True`)
-        residual (bool, optional): If set to :obj:`True`, a learnable skip-connection is added.
-            (default: :obj:`False`)
-        potential (bool, optional): If set to :obj:`True`, :math:`\ln \sum_j e^{\ell_{ij}}` of every
-            head stands behind the output: how much there is around the node, which no mean tells.
-            (default: :obj:`False`)
-        **kwargs (optional): Additional arguments of
-            :class:`torch_geometric.nn.conv.MessagePassing`.
-
-    Shapes:
-        - **input:** node features :math:`(|\mathcal{V}|, F_{in})`, edge indices
-          :math:`(2, |\mathcal{E}|)`, edge lengths :math:`(|\mathcal{E}|)` in Å, species
-          :math:`(|\mathcal{V}|)` from 0, constants of the logits :math:`(|\mathcal{E}|)`
-          *(optional)*
-        - **output:** node features :math:`(|\mathcal{V}|, H * F_{out})`, with H more columns if
-          :obj:`potential=True`. If
-          :obj:`return_attention_weights=True`, then :math:`((|\mathcal{V}|, H * F_{out}),
-          ((2, |\mathcal{E}|), (|\mathcal{E}|, H)))`
-    """
-
-    probe: LayerProbe | None = None
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        heads: int = 1,
-        concat: bool = True,
-        num_species: int = 1,
-        law: str = "log",
-        query: str = "static",
-        geom_bias: bool = True,
-        cutoff: float | None = None,
-        switch_width: float = 1.0,
-        species_features: Tensor | None = None,
-        negative_slope: float = 0.2,
-        dropout: float = 0.0,
-        add_self_loops: bool = True,
-        bias: bool = True,
-        residual: bool = False,
-        potential: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(node_dim=0, **kwargs)
-        for name, value, known in (("law", law, LAWS), ("query", query, QUERIES)):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}")
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.heads, self.concat, self.geom_bias = heads, concat, geom_bias
-        self.negative_slope, self.dropout = negative_slope, dropout
-        self.add_self_loops, self.potential = add_self_loops, potential
-        self.register_buffer("species_features", species_features, persistent=False)
-        width = heads * out_channels
-        self.lin = Linear(in_channels, width, bias=False, weight_initializer="glorot")
-        kinds = num_species if species_features is None else species_features.shape[1]
-        self.att = nn.Parameter(torch.empty(kinds, heads, out_channels))
-        if law == "log":
-            self.law: nn.Module = ScreenedCoulomb(
-                num_species, heads, cutoff, switch_width, species_features
-            )
-            slots: tuple[int, ...] = (heads, out_channels)
-        else:
-            self.law = PowerOfAdjacency(num_species, heads)
-            slots = (num_species, heads, out_channels)
-        self.field = CoulombField()
-        self.lin_query = (
-            Linear(in_channels, width, bias=False, weight_initializer="glorot")
-            if query == "dynamic"
-            else None
-        )
-        self.bias = nn.Parameter(torch.empty(slots)) if bias else None
-        self.res = (
-            Linear(in_channels, width if concat else out_channels, bias=False,
-                   weight_initializer="glorot")
-            if residual else None
-        )  # fmt: skip
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        for module in (self.lin, self.law, self.lin_query, self.res):
-            if module is not None:
-                cast(Any, module).reset_parameters()
-        glorot(self.att)
-        zeros(self.bias)
-
-    def forward(
-        self,
-        x: Tensor,
-        edge_index: Tensor,
-        edge_length: Tensor,
-        species: Tensor,
-        edge_bias: Tensor | None = None,
-        return_attention_weights: bool | None = None,
-    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-        r"""Runs the forward pass of the module.
-
-        Args:
-            x (torch.Tensor): The input node features.
-            edge_index (torch.Tensor): The edge indices, from source to target.
-            edge_length (torch.Tensor): The length of every edge, in Å.
-            species (torch.Tensor): The species of every node, counted from 0.
-            edge_bias (torch.Tensor, optional): Constants that are added to the logits: the
-                logarithm of how many edges each one stands for. (default: :obj:`None`)
-            return_attention_weights (bool, optional): Will additionally return
-                :obj:`(edge_index, attention_weights)` whenever it is set to a value.
-                (default: :obj:`None`)
-        """
-        if self.probe is not None:
-            edge_bias = self.probe.biased(edge_bias)
-        if self.add_self_loops:
-            loops = x.size(0)
-            edge_index, _ = add_self_loops(edge_index, num_nodes=loops)
-            edge_length = torch.cat([edge_length, edge_length.new_zeros(loops)])
-            if edge_bias is not None:
-                edge_bias = torch.cat([edge_bias, edge_bias.new_zeros(loops)])
-        value = self.lin(x).view(-1, self.heads, self.out_channels)
-        if self.bias is not None:
-            value = value + (self.bias[species] if self.bias.dim() == 3 else self.bias)
-        source, target = edge_index[0], edge_index[1]
-        logits = self.law(edge_length, species[target], species[source])
-        if edge_bias is not None:
-            logits = logits + edge_bias.unsqueeze(-1)
-        weight, log_sum = _softmax(logits, target, x.size(0))
-        z = self.field(value, edge_index, weight.to(value.dtype))
-        query: Tensor = self.att
-        if self.species_features is not None:
-            query = torch.einsum("sk,khc->shc", self.species_features, query)
-        query = query[species]
-        shift = None
-        if self.lin_query is not None:
-            shift = self.lin_query(x).view(-1, self.heads, self.out_channels)
-        if not self.geom_bias:
-            logits = torch.zeros_like(logits) if edge_bias is None else edge_bias.unsqueeze(-1)
-        # edge_updater_type: (z: Tensor, query: Tensor, shift: OptTensor, logits: Tensor)
-        alpha = self.edge_updater(edge_index, z=z, query=query, shift=shift, logits=logits)
-        alpha = F.dropout(alpha.to(value.dtype), p=self.dropout, training=self.training)
-        if self.probe is not None:
-            alpha = self.probe.weigh(alpha, value[source])
-        # propagate_type: (value: Tensor, alpha: Tensor)
-        out = self.propagate(edge_index, value=value, alpha=alpha)
-        if self.probe is not None:
-            out = self.probe.gate(out)
-        out = out.flatten(1) if self.concat else out.mean(dim=1)
-        if self.res is not None:
-            out = out + self.res(x)
-        if self.potential:
-            out = torch.cat([out, log_sum.to(out.dtype)], 1)
-        if return_attention_weights is not None:
-            return out, (edge_index, alpha)
-        return out
-
-    def edge_update(self, z_j: Tensor, query_i: Tensor, shift_i: Tensor | None, logits: Tensor,
-                    index: Tensor, dim_size: int | None) -> Tensor:  # fmt: skip
-        if shift_i is None:
-            score = F.leaky_relu((query_i * z_j).sum(dim=-1), self.negative_slope)
-        else:
-            score = (query_i * F.leaky_relu(shift_i + z_j, self.negative_slope)).sum(dim=-1)
-        return _softmax(score + logits, index, cast(int, dim_size))[0]
-
-    def message(self, value_j: Tensor, alpha: Tensor) -> Tensor:
-        return value_j * alpha.unsqueeze(-1)
-
-    def __repr__(self) -> str:
-        name, inputs, outputs = type(self).__name__, self.in_channels, self.out_channels
-        return f"{name}({inputs}, {outputs}, heads={self.heads})"
-
-
-def _softmax(logits: Tensor, target: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Weights [E, H] that sum to one at every target, and the logarithm [nodes, H] of what they
-    were divided by. As PyG's ``softmax``, which keeps the latter to itself."""
-    zero = logits.new_zeros(nodes, logits.shape[1])
-    with torch.no_grad():  # a shift that cancels
-        index = target[:, None].expand_as(logits)
-        most = zero.scatter_reduce(0, index, logits, "amax", include_self=False)
-    weights = (logits - most[target]).exp()
-    total = zero.index_add(0, target, weights)
-    return weights / total[target], total.clamp(min=1e-30).log() + most
-
-
 class Geometry(NamedTuple):
-    """What attention needs to know of a batch, once for all layers."""
+    """The geometry of a batch that attention needs, computed once for all layers."""
 
     edge_index: Int[Tensor, "2 edges"]  # source, target
     edge_length: Float[Tensor, " edges"]  # Å
@@ -401,8 +37,10 @@ class Geometry(NamedTuple):
 
 
 class CoulGATBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); or as published for plain stacks, ReLU of
-    attention(x)."""
+    """A pre-norm residual block, x + attention(norm(x)), then x + MLP(norm(x)).
+
+    Without ``residual``, the published plain block, ReLU(attention(x)).
+    """
 
     def __init__(self, conv: CoulombGATConv, dim: int, ffn_dim: int, residual: bool) -> None:
         super().__init__()
@@ -415,14 +53,15 @@ class CoulGATBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "atoms dim"], geometry: Geometry
     ) -> Float[Tensor, "atoms dim"]:
+        """Return the features of the atoms after the block."""
         if not self.residual:
-            return F.relu(cast(Tensor, self.conv(x, *geometry)))
-        x = x + self.out_proj(cast(Tensor, self.conv(self.norm1(x), *geometry)))
+            return F.relu(self.conv(x, *geometry))
+        x = x + self.out_proj(self.conv(self.norm1(x), *geometry))
         return x + self.mlp(self.norm2(x))
 
 
 class CoulGAT(StructureNetwork):
-    r"""Properties of molecules and crystals, or of their atoms or pairs of atoms.
+    r"""A network for properties of molecules and crystals, or of their atoms or pairs of atoms.
 
     Embedding of the elements, ``num_blocks`` of :class:`CoulombGATConv` (with ``residual``, in
     pre-norm residual blocks with an MLP), one hidden layer per atom, and a readout.
@@ -431,25 +70,25 @@ class CoulGAT(StructureNetwork):
         num_targets: T, number of predicted properties.
         dim, num_heads, num_blocks, ffn_dim: sizes; every head has dim / num_heads channels.
         elements: atomic numbers of the elements that the network has constants for; None: 1 to 98.
-        element_features: "one_hot" (every element and every pair has constants of its own) or
+        element_features: "one_hot" (every element and every pair has its own constants) or
             "properties" (constants are bilinear in tabulated properties: for many elements).
         cutoff, switch_width: range of the attention and width of its smooth end, Å.
         query, geom_bias: as of :class:`CoulombGATConv`.
-        residual: False stacks the operators plainly, as the published plain network. Where all
-            atoms are equal, it cannot see how far apart they stand: it has no ``potential``.
+        residual: False stacks the operators plainly, as the published plain network. Without
+            ``potential`` it cannot see the distances of atoms that are all equal.
         readout: "mean" (None) or "sum" over the atoms of a structure, for intensive and extensive
             properties; "atoms" or "pairs": a value for every atom, or every pair of
             ``batch.pair_index`` [2, P].
 
-    Each target starts from ``atom_reference`` [98, T], a sum (or mean) of constants of the
-    elements that is fitted to the training labels, like SchNet's atomref.
+    Each target starts from a sum (or mean) of constants of the elements, ``atom_reference``
+    [98, T], which is fitted to the training labels, like SchNet's atomref.
 
-    Shapes: batch of B structures -> [B, T], [N, T] or [P, T], in whatever units the targets were
-    normalised to.
+    Shapes: batch of B structures -> [B, T], [N, T] or [P, T], in the units of the normalised
+    targets.
 
     Deviations from the paper: parameters belong to species and not to node slots; the weight of
-    distance in both softmaxes and its logarithmic form; in residual blocks the potential beside
-    the mean; a readout that does not depend on the order and number of atoms.
+    distance is in both softmaxes and has a logarithmic form; residual blocks have the potential
+    beside the mean; the readout does not depend on the order and number of atoms.
     """
 
     citations = ("coulgat",)
@@ -486,15 +125,15 @@ class CoulGAT(StructureNetwork):
                 f"{switch_width} and {cutoff}"
             )
         self.cutoff, self.readout_level = cutoff, readout
-        known = list(range(1, NUM_ELEMENTS + 1)) if elements is None else sorted(set(elements))
-        if not known or not 1 <= known[0] <= known[-1] <= NUM_ELEMENTS:
+        numbers = list(range(1, NUM_ELEMENTS + 1)) if elements is None else sorted(set(elements))
+        if not numbers or not 1 <= numbers[0] <= numbers[-1] <= NUM_ELEMENTS:
             raise ValueError(f"elements={elements}: expected atomic numbers, 1 to {NUM_ELEMENTS}")
         species_of = torch.full((NUM_ELEMENTS + 1,), -1)
-        species_of[known] = torch.arange(len(known))
+        species_of[numbers] = torch.arange(len(numbers))
         self.register_buffer("species_of", species_of, persistent=False)
-        table = element_table(element_features)[torch.tensor(known) - 1]
+        table = element_table(element_features)[torch.tensor(numbers) - 1]
         if element_features == "one_hot":
-            table = torch.eye(len(known))
+            table = torch.eye(len(numbers))
         self.register_buffer("elements", table, persistent=False)
         self.register_buffer("atom_reference", torch.zeros(NUM_ELEMENTS, num_targets))
         self.embedding = nn.Linear(table.shape[1], dim, bias=False)
@@ -504,7 +143,7 @@ class CoulGAT(StructureNetwork):
                     dim,
                     dim // num_heads,
                     heads=num_heads,
-                    num_species=len(known),
+                    num_species=len(numbers),
                     query=query,
                     geom_bias=geom_bias,
                     cutoff=cutoff,
@@ -526,7 +165,7 @@ class CoulGAT(StructureNetwork):
 
     @property
     def level(self) -> str:
-        """Return what has a value of each target, as ``readout`` says."""
+        """Return what has a value of each target, according to ``readout``."""
         return {"atoms": "atom", "pairs": "pair"}.get(self.readout_level, "structure")
 
     @property
@@ -535,13 +174,13 @@ class CoulGAT(StructureNetwork):
         return self.atom_reference
 
     def law_parameters(self) -> list[nn.Parameter]:
-        """Constants of the laws of all layers, which learn ``LAW_LR`` times as fast as the rest."""
+        """Return the laws' constants, whose learning rate is ``LAW_LR`` times that of the rest."""
         return [p for m in self.modules() if isinstance(m, ScreenedCoulomb) for p in m.parameters()]
 
     def attention_layers(self) -> list[AttentionLayer]:
-        """The operators of all blocks, with what takes each head's output to the features."""
+        """Return the operators of all blocks, each with its projection of the heads' outputs."""
         layers = []
-        for block in cast(Iterable[CoulGATBlock], self.blocks):
+        for block in (m for m in self.modules() if isinstance(m, CoulGATBlock)):
             conv = block.conv
             width = conv.heads * conv.out_channels
             weight = torch.eye(width, dtype=conv.att.dtype, device=conv.att.device)
@@ -551,48 +190,55 @@ class CoulGAT(StructureNetwork):
         return layers
 
     def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule:
-        """The neighbour list this network needs: all within the cutoff, whatever ``tolerance``.
+        """Return the rule of all images within the cutoff, whatever ``tolerance``.
 
-        Atoms that are equivalent by ``symmetry`` may stand as one, unless every atom has a value.
+        Atoms that are equivalent by ``symmetry`` may share a row, unless every atom has a value.
         """
         return ImageRule(self.cutoff, symmetry=symmetry if self.level == "structure" else 0.0)
 
     def geometry(self, batch: Structures) -> Geometry:
-        """Edges, lengths and species of a batch; lengths are differentiable by pos and cell.
+        """Return edges, lengths and species of a batch; lengths are differentiable by pos and cell.
 
-        Raises StructureError when there are no positions, or an element that is not known here.
+        Raises:
+            StructureError: the batch has no positions, or the network has no constants for one of
+                its elements.
         """
-        if getattr(batch, "pos", None) is None:
-            raise StructureError("the graph has no positions, and the law needs distances")
+        if batch.pos is None:
+            raise StructureError("the graph has no positions: set pos [N, 3], in Å")
         species = self.species_of[batch.z]
         if not torch.compiler.is_compiling() and (species < 0).any():
             unknown = sorted(set(batch.z[species < 0].tolist()))
-            raise StructureError(f"the network has no constants for atomic numbers {unknown}")
+            raise StructureError(
+                f"the network has no constants for atomic numbers {unknown}: use one that was "
+                "trained on these elements"
+            )
         multiplicity = getattr(batch, "multiplicity", None)
         bias = None if multiplicity is None else multiplicity.log()
         return Geometry(batch.edge_index, edge_length(batch), species, bias)
 
     def embed(self, batch: Structures) -> Float[Tensor, "atoms dim"]:
-        """What every atom begins with: its element."""
+        """Return the embedding of every atom's element."""
         return self.embedding(self.elements[self.species_of[batch.z]])
 
     def encode(
         self, x: Float[Tensor, "atoms dim"], geometry: Geometry
     ) -> Float[Tensor, "atoms dim"]:
-        """Features of every atom after the last block."""
+        """Return the features of every atom after the last block."""
         for block in self.blocks:
             x = block(x, geometry)
         return x
 
     def pool(self, x: Float[Tensor, "atoms dim"], batch: Structures) -> Float[Tensor, "rows dim_t"]:
-        """From features of atoms to what ``readout`` sees: a row per value, the last T columns the
-        constants of the elements."""
+        """Turn features of atoms into those of ``readout``, a row per value.
+
+        The last T columns are the constants of the elements.
+        """
         x, reference = self.hidden(x), self.atom_reference[batch.z - 1]
         if self.readout_level == "pairs":
             i, j = cast(Any, batch).pair_index
             length = (batch.pos[i] - batch.pos[j]).norm(dim=-1)
-            described = torch.cat([x[i] + x[j], x[i] * x[j], _radial(length)], 1)
-            return torch.cat([self.of_pairs(described), reference[i] + reference[j]], 1)
+            pairs = torch.cat([x[i] + x[j], x[i] * x[j], _radial(length)], 1)
+            return torch.cat([self.of_pairs(pairs), reference[i] + reference[j]], 1)
         x = torch.cat([x, reference], 1)
         if self.readout_level == "atoms":
             return x
@@ -606,21 +252,21 @@ class CoulGAT(StructureNetwork):
         return total / atoms[:, None]
 
     def features(self, batch: Structures) -> Float[Tensor, "rows dim_t"]:
-        """What ``readout`` sees of every structure, atom or pair."""
+        """Return the inputs of ``readout`` for every structure, atom or pair."""
         return self.pool(self.encode(self.embed(batch), self.geometry(batch)), batch)
 
     def readout(self, features: Float[Tensor, "rows dim_t"]) -> Float[Tensor, "rows targets"]:
-        """From ``features`` to the targets."""
+        """Return the targets of ``features``."""
         dim = self.head.in_features
         return self.head(features[:, :dim]) + features[:, dim:]
 
     def output_layer(self) -> nn.Linear:
-        """The last layer, with one row per target."""
+        """Return the last layer, with one row per target."""
         return self.head
 
 
 class OnNodeFeatures(nn.Module):
-    """A CoulGAT as PyG's explainers call a network: ``(x, edge_index, batch=...)``.
+    """A CoulGAT with the signature that PyG's explainers call, ``(x, edge_index, batch=...)``.
 
     ``x`` is ``network.embed(batch)``; the edges keep their lengths while an explainer masks them.
     """
@@ -630,6 +276,7 @@ class OnNodeFeatures(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Structures) -> Tensor:
+        """Return the targets, with ``edge_index`` in place of the edges of ``batch``."""
         geometry = self.network.geometry(batch)._replace(edge_index=edge_index)
         network = self.network
         return network.readout(network.pool(network.encode(x, geometry), batch))
@@ -639,5 +286,6 @@ NUM_RADIAL, RADIAL_MAX = 32, 8.0  # Gaussians of the length of a pair, Å
 
 
 def _radial(length: Float[Tensor, " pairs"]) -> Float[Tensor, "pairs radial"]:
+    """Expand lengths in Gaussians."""
     centers = torch.linspace(0, RADIAL_MAX, NUM_RADIAL, dtype=length.dtype, device=length.device)
     return (-0.5 * ((length[:, None] - centers) / (centers[1] - centers[0])) ** 2).exp()

@@ -7,7 +7,7 @@ for Periodic Structure Encoding", ICLR 2024, arXiv 2403.11686.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -41,7 +41,7 @@ RECIPROCAL = ("none", *SUMS)
 
 @dataclass(frozen=True)
 class Geometry:
-    """What attention needs to know of the batch's geometry, once for all layers."""
+    """The geometry of a batch that attention needs, computed once for all layers."""
 
     distance: Float[Tensor, " edges"]  # Å
     source: Int[Tensor, " edges"]
@@ -68,12 +68,13 @@ class InfinitelyConnectedAttention(nn.Module):
         \rho(t) = (1 - b)\, \mathrm{ELU}(a t / (1 - b)) + 1
 
     so that :math:`\sigma_i < r_0 / \sqrt b` = 1.98 Å. m and s are the mean and the (unbiased)
-    standard deviation of :math:`q_i \cdot w` over the atoms and heads of the first training batch;
-    they are frozen then and saved with the weights. Before any training they are recomputed for
+    standard deviation of :math:`q_i \cdot w` over the atoms and heads of the first training batch.
+    They are then frozen and saved with the weights. Before any training they are recomputed for
     every batch and not stored.
 
     With ``reciprocal``, the second half of the heads works in reciprocal space ("dual space" in the
-    paper): their Gaussians have :math:`\bar\sigma_i^2 = \bar r_0^2 \rho`, their values no W.
+    paper): their Gaussians have :math:`\bar\sigma_i^2 = \bar r_0^2 \rho`, and their values have no
+    W.
 
     Shapes: x [N, dim] -> [N, dim]. Units: Å.
     """
@@ -97,7 +98,10 @@ class InfinitelyConnectedAttention(nn.Module):
     ) -> None:
         super().__init__()
         if reciprocal and num_heads % 2:
-            raise ValueError(f"num_heads={num_heads} is odd: half of the heads are reciprocal")
+            raise ValueError(
+                f"num_heads={num_heads} is odd: expected an even number, because half of the heads "
+                "are reciprocal"
+            )
         self.num_heads, self.summation = num_heads, summation
         self.real_heads = num_heads // 2 if reciprocal else num_heads
         self.head_dim = dim // num_heads
@@ -116,7 +120,7 @@ class InfinitelyConnectedAttention(nn.Module):
     def inverse_square_sigma(
         self, q: Float[Tensor, "atoms heads d"], orbit_size: Float[Tensor, " atoms"] | None = None
     ) -> Float[Tensor, "atoms heads"]:
-        """:math:`\\sigma_i^{-2}` of every atom and head, 1/Å^2, from the unscaled queries."""
+        r"""Compute :math:`\sigma_i^{-2}` of every atom and head, 1/Å^2, from unscaled queries."""
         projected = torch.einsum("nhd,hd->nh", q, self.sigma_weight)
         mean, std = self.sigma_mean, self.sigma_std
         if not self.sigma_fitted:
@@ -131,7 +135,7 @@ class InfinitelyConnectedAttention(nn.Module):
         return rho / self.R0**2
 
     def mix(self, x: Float[Tensor, "atoms dim"], geometry: Geometry) -> Float[Tensor, "atoms dim"]:
-        """The mixing operator: what every atom gathers from all images."""
+        """Gather features from all images at every atom."""
         shape = (len(x), self.num_heads, self.head_dim)
         q, k, v = (p(x).view(shape) for p in (self.q_proj, self.k_proj, self.v_proj))
         inverse, real = self.inverse_square_sigma(q, geometry.orbit_size), self.real_heads
@@ -169,7 +173,7 @@ class InfinitelyConnectedAttention(nn.Module):
         bias: Tensor | None,
         probe: LayerProbe,
     ) -> Tensor:
-        """What the kernel gives, in steps between which a probe can look and interfere."""
+        """Compute the kernel's result in steps, between which the probe can observe and change."""
         distance, source = geometry.distance, geometry.source
         target, weights, _ = neighbor_weights(q, k, a, distance, source, geometry.row_ptr, bias)
         basis = radial_basis(distance, self.spacing, self.width, self.radial_weight.shape[-1])
@@ -178,7 +182,7 @@ class InfinitelyConnectedAttention(nn.Module):
         return torch.zeros_like(q).index_add(0, target, weights[..., None] * values)
 
     def _outside_box(self, inverse: Tensor, geometry: Geometry) -> Tensor:
-        """-inf [E, H] for images beyond the published range of each atom and head, else 0."""
+        """Return -inf [E, H] for images beyond the range of an atom and head, else 0."""
         sigma = inverse.detach().rsqrt()
         assert geometry.image is not None  # ``geometry`` refuses batches without
         half_widths = adaptive_range(sigma, geometry.atom_cell)[geometry.target]
@@ -187,10 +191,10 @@ class InfinitelyConnectedAttention(nn.Module):
 
 
 def _mean_and_std(values: Tensor, orbit_size: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of values [N, H] over all atoms that the rows stand for.
+    """Return mean and unbiased standard deviation of values [N, H] over the atoms of all rows.
 
-    Of all processes, where several share a batch. The deviation of a single value, or of equal
-    ones, is taken as 1.
+    Processes that share a batch count together. The deviation of a single value, or of equal ones,
+    is taken as 1.
     """
     size = values.new_ones(len(values)) if orbit_size is None else orbit_size
     number = summed(size.sum()) * values.shape[1]
@@ -200,7 +204,10 @@ def _mean_and_std(values: Tensor, orbit_size: Tensor | None) -> tuple[Tensor, Te
 
 
 class CrystalformerBlock(nn.Module):
-    """x + attention(x), then x + MLP(x). No normalisation: T-Fixup initialisation stands for it."""
+    """A residual block, x + attention(x), then x + MLP(x).
+
+    T-Fixup initialisation replaces normalisation.
+    """
 
     def __init__(self, attention: InfinitelyConnectedAttention, dim: int, ffn_dim: int) -> None:
         super().__init__()
@@ -211,12 +218,13 @@ class CrystalformerBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "atoms dim"], geometry: Geometry
     ) -> Float[Tensor, "atoms dim"]:
+        """Return the features of the atoms after the block."""
         x = x + self.attention.mix(x, geometry)
         return x + self.linear2(torch.relu(self.linear1(x)))
 
 
 class Crystalformer(StructureNetwork):
-    r"""Properties of a crystal from its periodic structure.
+    r"""A network for properties of a crystal from its periodic structure.
 
     Embedding of the elements, ``num_blocks`` of (infinitely connected attention, MLP), mean over
     the atoms of the cell, MLP. The defaults are the published network (853,505 trainable
@@ -226,7 +234,7 @@ class Crystalformer(StructureNetwork):
         num_targets: T, number of predicted properties.
         dim, num_heads, num_blocks, ffn_dim: sizes.
         num_radial: K Gaussians of the distance in the values; 0 leaves them out ("without psi").
-        radial_max: centre of the last Gaussian, Å. The first stands at radial_max / K.
+        radial_max: centre of the last Gaussian, Å. That of the first is radial_max / K.
         radial_width: width of the Gaussians in units of their spacing.
         element_features: "one_hot" (published) or "properties" (for small data sets).
         summation: "converged" sums all images whose weight is above a tolerance;
@@ -234,12 +242,12 @@ class Crystalformer(StructureNetwork):
             PyTorch path, for weights that were trained with them.
         reciprocal: "published" or "converged" puts the second half of the heads in reciprocal space
             (the paper's "dual space"), with the published wave vectors |m_t| <= 2 or with all
-            that count; "none" leaves all heads in real space.
+            that matter; "none" leaves all heads in real space.
 
-    Shapes: batch of B crystals -> [B, T], in whatever units the targets were normalised to.
+    Shapes: batch of B crystals -> [B, T], in the units of the normalised targets.
 
-    Deviations from the paper: in ``converged`` mode the sum does not depend on how the unit cell
-    was chosen (the published boxes leave errors up to 1e-3 in skewed cells); element properties.
+    Deviations from the paper: in ``converged`` mode the sum does not depend on the choice of the
+    unit cell (the published boxes leave errors up to 1e-3 in skewed cells); element properties.
     """
 
     citations = ("crystalformer",)
@@ -294,13 +302,13 @@ class Crystalformer(StructureNetwork):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """T-Fixup (Huang et al. 2020) as published: scales v, out and MLP, not q, k and W."""
+        """Apply T-Fixup (Huang et al. 2020) as published: scale v, out and MLP, not q, k and W."""
         depth = len(self.blocks)
         scale = 0.67 * depth**-0.25
         nn.init.normal_(
             self.embedding.weight, std=self.embedding.out_features**-0.5 * (9 * depth) ** -0.25
         )
-        for block in cast(Iterable[CrystalformerBlock], self.blocks):
+        for block in (m for m in self.modules() if isinstance(m, CrystalformerBlock)):
             attention = block.attention
             for linear in (attention.q_proj, attention.k_proj):
                 nn.init.xavier_uniform_(linear.weight)
@@ -315,25 +323,25 @@ class Crystalformer(StructureNetwork):
 
     @property
     def sigma_max(self) -> float:
-        """Upper bound of all Gaussian widths, Å."""
+        """Return the upper bound of all Gaussian widths, Å."""
         return InfinitelyConnectedAttention.R0 / math.sqrt(InfinitelyConnectedAttention.FLOOR)
 
     def attention_layers(self) -> list[AttentionLayer]:
-        """The attention of all blocks. Heads in reciprocal space have gates, but no edges."""
-        modules = (block.attention for block in cast(Iterable[CrystalformerBlock], self.blocks))
+        """Return the attention of all blocks; reciprocal heads have gates, but no edges."""
+        modules = (m for m in self.modules() if isinstance(m, InfinitelyConnectedAttention))
         return [AttentionLayer.of(m, m.out_proj.weight, m.num_heads) for m in modules]
 
     def cutoff(self, tolerance: float, logit_spread: float = 0.0) -> float:
-        """Distance in Å beyond which an image weighs less than ``tolerance`` of the atom itself.
+        """Return the distance in Å beyond which images weigh less than ``tolerance`` of the atom.
 
         ``logit_spread`` is how much larger a scaled score q_i . k_j may be than q_i . k_i.
         """
         return cutoff_for_tolerance(self.sigma_max, tolerance, logit_spread)
 
     def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule:
-        """The neighbour list this network needs.
+        """Return the rule of the images that this network sums.
 
-        ``tolerance`` and ``symmetry`` (see ``ImageRule``) count in converged mode only, and
+        ``tolerance`` and ``symmetry`` (see ``ImageRule``) apply in converged mode only, and
         ``symmetry`` only where all heads work in real space, with distances.
         """
         if self.summation == "published_r2":
@@ -344,7 +352,7 @@ class Crystalformer(StructureNetwork):
         return ImageRule(self.cutoff(tolerance), symmetry=symmetry)
 
     def geometry(self, batch: Structures) -> Geometry:
-        """Distances and neighbour pointers of a batch.
+        """Return distances and neighbour pointers of a batch.
 
         Without symmetry, distances are differentiable by pos and cell.
         """
@@ -355,8 +363,8 @@ class Crystalformer(StructureNetwork):
         reduced = multiplicity is not None or orbit_size is not None
         if reduced and (self.reciprocal != "none" or self.summation != "converged"):
             raise ValueError(
-                f"reciprocal={self.reciprocal}, summation={self.summation} need a batch of all "
-                "atoms; make its neighbour list with symmetry=0"
+                f"reciprocal={self.reciprocal}, summation={self.summation}: expected a batch of "
+                "all atoms; make its neighbour list with symmetry=0"
             )
         return Geometry(
             distance=edge_length(batch),
@@ -375,7 +383,7 @@ class Crystalformer(StructureNetwork):
         )
 
     def embed(self, batch: Structures) -> Float[Tensor, "atoms dim"]:
-        """Features of every atom after the last block."""
+        """Return the features of every atom after the last block."""
         geometry = self.geometry(batch)
         x = self.embedding(self.elements[batch.z - 1])
         for block in self.blocks:
@@ -383,7 +391,7 @@ class Crystalformer(StructureNetwork):
         return x
 
     def features(self, batch: Structures) -> Float[Tensor, "crystals dim"]:
-        """Mean over the atoms of every crystal: what ``readout`` sees of it."""
+        """Return the mean over the atoms of every crystal, the input of ``readout``."""
         x = self.embed(batch)
         size = getattr(batch, "orbit_size", None)
         size = x.new_ones(len(x)) if size is None else size
@@ -393,11 +401,11 @@ class Crystalformer(StructureNetwork):
         return total / atoms[:, None]
 
     def readout(self, features: Float[Tensor, "crystals dim"]) -> Float[Tensor, "crystals targets"]:
-        """From ``features`` to the targets."""
+        """Return the targets of ``features``."""
         return self.head(features)
 
     def output_layer(self) -> nn.Linear:
-        """The last layer, with one row per target."""
+        """Return the last layer, with one row per target."""
         return cast(nn.Linear, self.head[-1])
 
 
@@ -417,11 +425,14 @@ _REFERENCE_NAMES = {
 def from_reference_state(
     state: Mapping[str, Tensor], summation: str = "published_adaptive"
 ) -> Crystalformer:
-    """A network with weights in the naming of the authors' code (omron-sinicx/crystalformer).
+    """Build a network from weights named as in the authors' code (omron-sinicx/crystalformer).
 
     Sizes are read from the tensors; the Gaussians are the published ones (64 or K up to 14 Å).
     ``summation`` is the box that the weights were trained with: ``published_adaptive`` for the CUDA
-    kernels, ``published_r2`` for the PyTorch path. Raises KeyError naming a missing tensor.
+    kernels, ``published_r2`` for the PyTorch path.
+
+    Raises:
+        KeyError: a tensor is missing; the message is its name.
     """
     state = dict(state)
     layers = "encoder.layers."
@@ -429,14 +440,14 @@ def from_reference_state(
     embedding = state["input_embeddings.weight"]
     ffn_dim = state[f"{layers}0.linear1.weight"].shape[0]
     converted = {"embedding.weight": embedding}
-    for number, place in ((0, 0), (3, 2)):
+    for theirs, ours in ((0, 0), (3, 2)):
         for kind in ("weight", "bias"):
-            converted[f"head.{place}.{kind}"] = state[f"mlp.{number}.{kind}"]
+            converted[f"head.{ours}.{kind}"] = state[f"mlp.{theirs}.{kind}"]
     heads, head_dim, radial = state[f"{layers}0.self_attn.pe_dist_proj"].shape[-3:]
     for layer in range(depth):
         source, to = f"{layers}{layer}.", f"blocks.{layer}."
-        for theirs, ours in _REFERENCE_NAMES.items():
-            converted[to + ours] = state[source + theirs]
+        for their_name, our_name in _REFERENCE_NAMES.items():
+            converted[to + our_name] = state[source + their_name]
         biases = state[source + "self_attn.in_proj_bias"].chunk(3)
         for name, bias in zip("qkv", biases, strict=True):
             converted[f"{to}attention.{name}_proj.bias"] = bias

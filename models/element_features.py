@@ -1,8 +1,8 @@
-"""What a network is told about each chemical element.
+"""Input features of the chemical elements.
 
 ``one_hot`` learns every element from data alone, as the published networks do. ``properties``
-describes it by its place in the periodic table and by tabulated quantities, so that elements that
-are rare in the training data borrow from their neighbours: small data sets need that.
+describes it by its position in the periodic table and by tabulated quantities. Elements that are
+rare in the training data then borrow from their neighbours, which small data sets need.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ FEATURES = ("one_hot", "properties")
 
 
 def element_features(kind: str) -> Tensor:
-    """Feature table [98, F], row Z - 1. Rows have a mean squared length of one.
+    """Return the feature table [98, F], row Z - 1. Rows have a mean squared length of one.
 
-    Raises ValueError when ``kind`` is not one of FEATURES.
+    Raises:
+        ValueError: ``kind`` is not one of FEATURES.
     """
     if kind == "one_hot":
         return torch.eye(NUM_ELEMENTS)
@@ -31,9 +32,9 @@ def element_features(kind: str) -> Tensor:
 
 
 def _property_table() -> Tensor:
-    """Group, row and block as one-hot columns, then standardised quantities (mean 0, variance 1).
+    """Return group, row and block as one-hot columns, then quantities of mean 0 and variance 1.
 
-    Quantities from pymatgen's periodic table: Pauling electronegativity, atomic radius (Å),
+    Quantities come from pymatgen's periodic table: Pauling electronegativity, atomic radius (Å),
     logarithm of the atomic mass, first ionisation energy and electron affinity (eV), Mendeleev
     number, valence electrons in s, p, d and f shells, smallest and largest common oxidation state.
     A missing value takes the mean of its group, or of all elements.
@@ -50,20 +51,22 @@ def _property_table() -> Tensor:
         torch.nn.functional.one_hot(blocks, 4),
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen warns of every value that it does not know
+        warnings.simplefilter("ignore")  # pymatgen warns of every missing value
         quantities = torch.tensor([_quantities(element) for element in elements])
     for column in quantities.T:
-        known = ~column.isnan()
+        valid = ~column.isnan()
         for group in groups.unique():
             members = groups == group
-            if (members & known).any():
-                column[members & ~known] = column[members & known].mean()
-        column[column.isnan()] = column[known].mean()
+            if (members & valid).any():
+                column[members & ~valid] = column[members & valid].mean()
+        column[column.isnan()] = column[valid].mean()
     quantities = (quantities - quantities.mean(0)) / quantities.std(0)
     return torch.cat([torch.cat(categories, dim=1).float(), quantities], dim=1)
 
 
 def _quantities(element) -> list[float]:
+    """Return the tabulated quantities of an element, NaN where a value is missing."""
+
     def number(value) -> float:
         return math.nan if value is None else float(value)
 
@@ -90,6 +93,6 @@ def _quantities(element) -> list[float]:
 
 
 def _aufbau(shell: tuple[int, str, int]) -> tuple[int, int]:
-    """Order in which shells fill: by n + l, then by n (Madelung's rule)."""
+    """Return the key that sorts shells as they fill: n + l, then n (Madelung's rule)."""
     n, letter, _ = shell
     return n + "spdf".index(letter), n

@@ -25,16 +25,16 @@ from matattn.spins import displacements, grid_places
 Array = Any  # jax.Array, or a tracer
 
 ATTENTIONS = ("factored", "t5", "decoupled", "spatial")
-BLIND = ("factored", "spatial")  # weights that ignore what the patches hold
+BLIND = ("factored", "spatial")  # attentions whose weights ignore the content of the patches
 LEAST_HEAD_WIDTH = 4  # narrower heads were reported to diverge (netket discussion 2107)
 _DTYPE = jnp.float64
 _uniform = nn.initializers.xavier_uniform()
 
 
 def distances(grid: tuple[int, ...]) -> np.ndarray:
-    """Length of each displacement to the nearest image, in patches, [n]."""
-    places = grid_places(grid)
-    return np.linalg.norm(np.minimum(places, np.array(grid) - places), axis=1)
+    """Return the length of each displacement to the nearest image, in patches, [n]."""
+    steps = grid_places(grid)
+    return np.linalg.norm(np.minimum(steps, np.array(grid) - steps), axis=1)
 
 
 def patches(spins: Array, extent: Sequence[int], patch: Sequence[int]) -> Array:
@@ -48,17 +48,18 @@ def patches(spins: Array, extent: Sequence[int], patch: Sequence[int]) -> Array:
 
 
 def _grid(extent: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+    """Return the number of patches along each direction."""
     return tuple(size // width for size, width in zip(extent, patch, strict=True))
 
 
 def log_cosh(z: Array) -> Array:
-    """log cosh of complex numbers without overflow."""
+    """Compute log cosh of complex numbers without overflow."""
     z = jnp.where(z.real < 0, -z, z)
     return z + jnp.log1p(jnp.exp(-2 * z)) - math.log(2)
 
 
 class Attention(nn.Module):
-    r"""Attention between patches, with weights that may ignore what the patches hold.
+    r"""Attention between patches, with weights that may ignore the content of the patches.
 
     .. math::
         y_i = W \bigoplus_\mu \sum_j a^\mu_{ij} V^\mu x_j + b
@@ -71,7 +72,7 @@ class Attention(nn.Module):
     =============  ====================================================================
 
     e is the width of a head, j - i the displacement on the periodic patch grid. ``t5`` and
-    ``decoupled`` are our reading of the two forms that arXiv 2405.18874 names. Without
+    ``decoupled`` are our reading of two forms that arXiv 2405.18874 names. Without
     ``translation_invariant``, ``factored`` has a weight for every pair, :math:`\alpha_{ij}`.
     """
 
@@ -82,6 +83,7 @@ class Attention(nn.Module):
     translation_invariant: bool = True
 
     def setup(self) -> None:
+        """Create the parameters."""
         heads, n = self.num_heads, math.prod(self.grid)
         shape = (heads, n) if self.translation_invariant else (heads, n, n)
         self.alpha = self.param("alpha", _uniform, shape, _DTYPE)
@@ -92,7 +94,7 @@ class Attention(nn.Module):
             self.query, self.key = _dense(self.dim), _dense(self.dim)
 
     def __call__(self, x: Array) -> Array:
-        """[B, n, d] -> [B, n, d]."""
+        """Return the tokens [B, n, d] after attention between the tokens x [B, n, d]."""
         value, weights = self._heads(self.value(x)), self.position_weights()
         if self.kind in BLIND:
             mixed = jnp.einsum("hij,bjhe->bihe", weights, value)
@@ -107,17 +109,17 @@ class Attention(nn.Module):
         return self.output(mixed.reshape(x.shape))
 
     def contributions(self, x: Array) -> Array:
-        """What a token x [S, d] at patch j adds at patch i, [S, j, i, d], if weights are blind."""
+        """Return what blind attention adds at patch i for tokens x [S, d] at j, [S, j, i, d]."""
         value = self._heads(self.value(x))
         mixed = jnp.einsum("hij,she->sjihe", self.position_weights(), value)
         return self.output(mixed.reshape(*mixed.shape[:3], -1)) - self.offset()
 
     def offset(self) -> Array:
-        """What attention adds to every token whatever it holds [d]."""
+        """Return what attention adds to every token whatever its content [d]."""
         return self.output(jnp.zeros(self.dim))
 
     def position_weights(self) -> Array:
-        """What the weights owe to the positions alone, [heads, n, n]."""
+        """Return the part of the weights that depends on positions alone, [heads, n, n]."""
         weights = self.alpha
         if self.kind == "spatial":
             decay = nn.softmax(-self.gamma[:, None] * distances(self.grid), axis=-1)
@@ -129,28 +131,29 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """A pre-norm layer, x + attention(norm(x)), then x + MLP(norm(x))."""
 
     attention: Attention
     dim: int
     ffn_ratio: int
 
     def setup(self) -> None:
+        """Create the norms and the MLP."""
         self.attention_norm, self.mlp_norm = _norm(), _norm()
         self.expand, self.contract = _dense(self.ffn_ratio * self.dim), _dense(self.dim)
 
     def __call__(self, x: Array) -> Array:
-        """[B, n, d] -> [B, n, d]."""
+        """Return the tokens [B, n, d] after the layer."""
         return self.after_attention(x + self.attention(self.attention_norm(x)))
 
     def after_attention(self, x: Array) -> Array:
-        """The second half of the layer."""
+        """Apply the second half of the layer, x + MLP(norm(x))."""
         hidden = nn.gelu(self.expand(self.mlp_norm(x)), approximate=True)
         return x + self.contract(hidden)
 
 
 class TransformerWaveFunction(nn.Module):
-    r"""Complex log-amplitude of spin configurations from a transformer on patches.
+    r"""A wave function: complex log-amplitudes of spins from a transformer on patches.
 
     .. math::
         z = norm(\sum_i y_i), \quad o = norm(W_r z + b_r) + i \, norm(W_i z + b_i), \quad
@@ -166,10 +169,11 @@ class TransformerWaveFunction(nn.Module):
         num_layers: pre-norm layers.
         ffn_ratio: hidden width of the MLPs over d.
         attention: one of ``ATTENTIONS``.
-        head_norm: the two norms in o; the first publications have none.
+        head_norm: whether o has its two norms; the first publications have none.
         translation_invariant: see ``Attention``.
 
-    Raises ValueError when the patches do not divide the lattice, or the widths do not fit.
+    Raises:
+        ValueError: the patches do not divide the lattice, or the widths do not fit.
     """
 
     kind: ClassVar[str] = "spins"
@@ -193,10 +197,11 @@ class TransformerWaveFunction(nn.Module):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Patches along each direction."""
+        """Return the number of patches along each direction."""
         return _grid(self.extent, self.patch)
 
     def setup(self) -> None:
+        """Create the layers."""
         self.embedding = _dense(self.dim)
         self.blocks = [
             Block(
@@ -214,7 +219,7 @@ class TransformerWaveFunction(nn.Module):
             self.real_norm, self.imag_norm = _norm(), _norm()
 
     def __call__(self, spins: Array) -> Array:
-        """Log-amplitudes [...] of configurations [..., sites] of +1 and -1."""
+        """Return log-amplitudes [...] of configurations [..., sites] of +1 and -1."""
         x = patches(spins, self.extent, self.patch).astype(_DTYPE)
         x = self.embedding(x.reshape(-1, *x.shape[-2:]))
         for block in self.blocks:
@@ -222,11 +227,11 @@ class TransformerWaveFunction(nn.Module):
         return self._readout(x).reshape(spins.shape[:-1])
 
     def first_attention_terms(self) -> tuple[Array, Array]:
-        """The tokens after the first layer's attention as a sum over patches, if weights are blind.
+        """Return the tokens after the first layer's blind attention as a sum over patches.
 
-        What each patch j adds at each patch i for every configuration that it may hold,
-        [2^b, j, i, d], and what is added at every patch [d]. Bit k of a configuration's number
-        says that spin k of the patch is -1.
+        The first term is what patch j adds at patch i for each configuration of its b spins,
+        [2^b, j, i, d]; the second is added at every patch [d]. Bit k of a configuration's number
+        is set if spin k of the patch is -1.
         """
         size = math.prod(self.patch)
         down = (np.arange(2**size)[:, None] >> np.arange(size)) & 1
@@ -237,13 +242,14 @@ class TransformerWaveFunction(nn.Module):
         return own + added, block.attention.offset()
 
     def from_first_attention(self, x: Array) -> Array:
-        """Log-amplitudes [B] from the tokens [B, n, d] after the first layer's attention."""
+        """Return log-amplitudes [B] of tokens [B, n, d] after the first layer's attention."""
         x = self.blocks[0].after_attention(x)
         for block in self.blocks[1:]:
             x = block(x)
         return self._readout(x)
 
     def _readout(self, x: Array) -> Array:
+        """Return log-amplitudes [B] of the last layer's tokens [B, n, d]."""
         z = self.sum_norm(x.sum(-2))
         real, imag = self.real(z), self.imag(z)
         if self.head_norm:
@@ -252,7 +258,7 @@ class TransformerWaveFunction(nn.Module):
 
 
 def parameter_count(model: TransformerWaveFunction) -> int:
-    """Number of real parameters, by formula."""
+    """Return the number of real parameters, by formula."""
     d, n, heads, ratio = model.dim, math.prod(model.grid), model.num_heads, model.ffn_ratio
     dense = d**2 + d
     mixing = heads * n * (1 if model.translation_invariant else n)
@@ -265,46 +271,49 @@ def parameter_count(model: TransformerWaveFunction) -> int:
 
 
 def arguments(model: TransformerWaveFunction) -> dict[str, Any]:
-    """What ``model`` was constructed with."""
+    """Return the arguments that ``model`` was constructed with."""
     flax_own = ("parent", "name")
     return {f.name: getattr(model, f.name) for f in fields(model) if f.name not in flax_own}
 
 
 def to_arrays(variables: Any) -> dict[str, np.ndarray]:
-    """Parameters by name, ``blocks_0/attention/alpha`` and so on."""
+    """Return the parameters by name, ``blocks_0/attention/alpha`` and so on."""
     flat, _ = jax.tree_util.tree_flatten_with_path(variables["params"])
     return {"/".join(part.key for part in path): np.asarray(leaf) for path, leaf in flat}
 
 
 def from_arrays(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The variables whose ``to_arrays`` are ``arrays``."""
+    """Return the variables whose ``to_arrays`` are ``arrays``."""
     params: dict[str, Any] = {}
     for name, array in arrays.items():
         *path, last = name.split("/")
-        place = params
+        branch = params
         for part in path:
-            place = place.setdefault(part, {})
-        place[last] = jnp.asarray(array)
+            branch = branch.setdefault(part, {})
+        branch[last] = jnp.asarray(array)
     return {"params": params}
 
 
 def fits(model: TransformerWaveFunction, arrays: dict[str, np.ndarray]) -> bool:
-    """Whether ``arrays`` are weights of ``model``, by their names and shapes."""
+    """Return whether ``arrays`` have the names and shapes of the weights of ``model``."""
     spins = jax.ShapeDtypeStruct((1, math.prod(model.extent)), _DTYPE)
-    wanted = jax.eval_shape(model.init, jax.random.key(0), spins)
+    variables = jax.eval_shape(model.init, jax.random.key(0), spins)
     shapes = jax.tree.map(np.shape, from_arrays(arrays))
-    return bool(shapes == jax.tree.map(np.shape, dict(wanted)))
+    return bool(shapes == jax.tree.map(np.shape, dict(variables)))
 
 
 def _dense(width: int, name: str | None = None) -> nn.Dense:
+    """Create a linear layer."""
     return nn.Dense(width, kernel_init=_uniform, param_dtype=_DTYPE, dtype=_DTYPE, name=name)
 
 
 def _norm(name: str | None = None) -> nn.LayerNorm:
+    """Create a normalisation layer."""
     return nn.LayerNorm(epsilon=1e-6, param_dtype=_DTYPE, dtype=_DTYPE, name=name)
 
 
 def _check(model: TransformerWaveFunction) -> None:
+    """Raise ValueError for arguments that do not fit together."""
     extent, patch = model.extent, model.patch
     if len(extent) != len(patch) or any(e % b for e, b in zip(extent, patch, strict=True)):
         raise ValueError(f"patches of {patch} sites do not divide a lattice of {extent} sites")
@@ -314,7 +323,10 @@ def _check(model: TransformerWaveFunction) -> None:
     if model.dim // model.num_heads < LEAST_HEAD_WIDTH:
         raise ValueError(
             f"dim={model.dim} with num_heads={model.num_heads} gives heads of width "
-            f"{model.dim // model.num_heads}, which do not train; at least {LEAST_HEAD_WIDTH}"
+            f"{model.dim // model.num_heads}, which do not train; expected at least "
+            f"{LEAST_HEAD_WIDTH}"
         )
     if not model.translation_invariant and model.attention != "factored":
-        raise ValueError("translation_invariant=False is for attention='factored' only")
+        raise ValueError(
+            f"translation_invariant=False: expected attention='factored', not {model.attention!r}"
+        )

@@ -1,14 +1,13 @@
 """The transformer wave function in torch: the same amplitudes, and its attention maps.
 
-For looking at trained networks with torch's tools. ``matattn.models.factored_attention`` is the one
-that is optimised; weights pass between them by name, as NumPy arrays.
+It serves to analyse trained networks with torch's tools. ``matattn.models.factored_attention`` is
+the network that is optimised; weights pass between them by name, as NumPy arrays.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,9 +20,10 @@ ATTENTIONS = ("factored", "t5", "decoupled", "spatial")
 
 
 class TorchWaveFunction(nn.Module):
-    """Twin of ``factored_attention.TransformerWaveFunction``; the same arguments, in float64.
+    """The twin of ``factored_attention.TransformerWaveFunction``; the same arguments, in float64.
 
-    Raises ValueError for an unknown ``attention``.
+    Raises:
+        ValueError: ``attention`` is unknown.
     """
 
     def __init__(
@@ -55,19 +55,20 @@ class TorchWaveFunction(nn.Module):
         self.double()
 
     def forward(self, spins: Tensor) -> Tensor:
-        """Complex log-amplitudes [B] of configurations [B, N] of +1 and -1."""
+        """Return complex log-amplitudes [B] of configurations [B, N] of +1 and -1."""
         return self._run(spins)[0]
 
     def attention_maps(self, spins: Tensor) -> Tensor:
-        """Attention weights [layers, B, heads, n, n]; row i: what patch i takes from each j."""
+        """Return attention weights [layers, B, heads, n, n]; row i has those of patch i."""
         return torch.stack(self._run(spins)[1])
 
     def attention_layers(self) -> list[AttentionLayer]:
-        """The attention of all blocks."""
-        modules = (block.attention for block in cast(Iterable[_Block], self.blocks))
+        """Return the attention of all blocks."""
+        modules = (m for m in self.modules() if isinstance(m, _Attention))
         return [AttentionLayer.of(m, m.output.weight, m.num_heads) for m in modules]
 
     def _run(self, spins: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return log-amplitudes [B] and the attention weights of each layer."""
         x = self.embedding(self._patches(spins))
         maps = []
         for block in self.blocks:
@@ -79,6 +80,7 @@ class TorchWaveFunction(nn.Module):
         return (o + torch.log1p(torch.exp(-2 * o)) - math.log(2)).sum(-1), maps
 
     def _patches(self, spins: Tensor) -> Tensor:
+        """Cut configurations [B, N] into patches [B, n, sites per patch]."""
         cut = [part for size, width in zip(self.extent, self.patch, strict=True)
                for part in (size // width, width)]  # fmt: skip
         x = spins.to(torch.float64).reshape(-1, *cut)
@@ -86,7 +88,7 @@ class TorchWaveFunction(nn.Module):
         return x.reshape(len(x), -1, math.prod(self.patch))
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take the weights of ``factored_attention.to_arrays``."""
+        """Load the weights of ``factored_attention.to_arrays``."""
         state = {}
         for name, array in arrays.items():
             *path, last = name.replace("blocks_", "blocks/").split("/")
@@ -97,7 +99,7 @@ class TorchWaveFunction(nn.Module):
         self.load_state_dict(state)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Weights by the names that ``factored_attention.from_arrays`` reads."""
+        """Return the weights by the names that ``factored_attention.from_arrays`` reads."""
         arrays = {}
         for name, tensor in self.state_dict().items():
             *path, last = name.replace("blocks.", "blocks_").split(".")
@@ -109,6 +111,8 @@ class TorchWaveFunction(nn.Module):
 
 
 class _Block(nn.Module):
+    """The twin of ``factored_attention.Block``, which also returns the attention weights."""
+
     def __init__(
         self, grid: tuple[int, ...], dim: int, num_heads: int, ffn_ratio: int, kind: str,
         translation_invariant: bool,
@@ -123,12 +127,15 @@ class _Block(nn.Module):
         self.gelu = nn.GELU("tanh")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens [B, n, d] after the layer, and its weights [B, heads, n, n]."""
         added, weights = self.attention(self.attention_norm(x))
         x = x + added
         return x + self.contract(self.gelu(self.expand(self.mlp_norm(x)))), weights
 
 
 class _Attention(nn.Module):
+    """The twin of ``factored_attention.Attention``, which also returns its weights."""
+
     shift: Tensor
     distance: Tensor
     probe: LayerProbe | None = None
@@ -139,9 +146,9 @@ class _Attention(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.kind, self.num_heads, self.invariant = kind, num_heads, translation_invariant
-        n, places, sizes = math.prod(grid), torch.from_numpy(grid_places(grid)), torch.tensor(grid)
+        n, steps, sizes = math.prod(grid), torch.from_numpy(grid_places(grid)), torch.tensor(grid)
         self.register_buffer("shift", torch.from_numpy(displacements(grid)), persistent=False)
-        nearest = torch.minimum(places, sizes - places).double()
+        nearest = torch.minimum(steps, sizes - steps).double()
         self.register_buffer("distance", nearest.norm(dim=-1), persistent=False)
         shape = (num_heads, n) if translation_invariant else (num_heads, n, n)
         self.alpha = nn.Parameter(torch.zeros(shape))
@@ -152,6 +159,7 @@ class _Attention(nn.Module):
             self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens [B, n, d] after attention, and its weights [B, heads, n, n]."""
         weights = self._weights(x)
         mixed = torch.einsum("bhij,bjhe->bihe", weights, self._heads(self.value(x)))
         if self.probe is not None:
@@ -159,6 +167,7 @@ class _Attention(nn.Module):
         return self.output(mixed.flatten(2)), weights
 
     def _weights(self, x: Tensor) -> Tensor:
+        """Return the attention weights [B, heads, n, n]."""
         position: Tensor = self.alpha
         if self.kind == "spatial":
             decay = torch.softmax(-self.gamma[:, None] * self.distance, dim=-1)

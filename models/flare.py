@@ -1,4 +1,4 @@
-r"""FLARE: networks for fields on meshes whose nodes talk through a few latents per head.
+r"""FLARE: networks for fields on meshes whose nodes exchange features through a few latents.
 
 Puri, Joglekar, Bandreddi, Ferguson, Chen, Zhang, Kara: "FLARE: Fast Low-rank Attention Routing
 Engine", arXiv 2508.12594; and FLARE++ (arXiv 2608.11519), whose latent queries depend on the mesh.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +39,8 @@ class ResidualMLP(nn.Module):
         h_0 = \phi(A_1 x) \,[+ x], \quad h_l = h_{l-1} + \phi(B_l h_{l-1}), \quad
         y = A_2 h_L \,[+ h_L]
 
-    with ``depth`` L, so that it has L + 2 linear layers; the terms in brackets are there if the
-    flags ask for them and widths agree. Depth -1 is one linear layer, plus x if both flags are set.
+    with ``depth`` L, so that it has L + 2 linear layers. The terms in brackets are present if their
+    flags are set and widths agree. Depth -1 is one linear layer, plus x if both flags are set.
     """
 
     def __init__(
@@ -67,6 +66,7 @@ class ResidualMLP(nn.Module):
         self.output_residual = output_residual and hidden_dim == out_dim
 
     def forward(self, x: Float[Tensor, "nodes in_dim"]) -> Float[Tensor, "nodes out_dim"]:
+        """Return the outputs of the perceptron."""
         if hasattr(self, "fc"):
             return self.fc(x) + x if self.input_residual else self.fc(x)
         h = self.act(self.fc1(x))
@@ -78,7 +78,7 @@ class ResidualMLP(nn.Module):
 
 
 class LowRankRouting(nn.Module):
-    r"""FLARE's mixing operator: nodes :math:`X \in \mathbb{R}^{N \times C}` to as many.
+    r"""FLARE's mixing operator, from nodes :math:`X \in \mathbb{R}^{N \times C}` to as many.
 
     Per head, with latent queries :math:`q \in \mathbb{R}^{M \times D}` that are parameters,
 
@@ -95,11 +95,11 @@ class LowRankRouting(nn.Module):
         q = \mathrm{norm}(q_{fix}) + \sigma(g_h)\,
             \mathrm{softmax}_N(s\, \mathrm{norm}(q_0) k_0^T)\, k_0
 
-    with :math:`g_h` = 0.25 at first.
+    where :math:`g_h` starts at 0.25.
     """
 
     probe: LayerProbe | None = None
-    nodes_shared = False  # whether every process has a part of each mesh's nodes
+    nodes_shared = False  # whether every process holds a part of each mesh's nodes
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class LowRankRouting(nn.Module):
     def queries_and_keys(
         self, x: Float[Tensor, "nodes dim"], ptr: Int[Tensor, " meshes_plus_one"]
     ) -> tuple[Tensor, Float[Tensor, "nodes heads head_dim"]]:
-        """Latent queries, [H, M, D] or [B, H, M, D], and keys."""
+        """Return latent queries, [H, M, D] or [B, H, M, D], and keys."""
         k = self.k_norm(self._heads(self.k_proj(x)))
         q = self.q_norm(self._latents(self.latent_q))
         if self.dynamic:
@@ -148,6 +148,7 @@ class LowRankRouting(nn.Module):
     def forward(
         self, x: Float[Tensor, "nodes dim"], ptr: Int[Tensor, " meshes_plus_one"]
     ) -> Float[Tensor, "nodes dim"]:
+        """Return the mixed features of the nodes."""
         q, k = self.queries_and_keys(x, ptr)
         v = self._heads(self.v_proj(x))
         if self.nodes_shared:
@@ -161,7 +162,7 @@ class LowRankRouting(nn.Module):
     def _factors(
         self, q: Tensor, k: Tensor, probe: LayerProbe, mesh: int, here: slice
     ) -> list[Tensor]:
-        """Weights of all points for the latents [H, N, M], and of these for all points."""
+        """Return weights of all points for the latents [H, N, M], and of these for all points."""
         queries = q if q.dim() == 3 else q[mesh]
         scores = self.scale * torch.einsum("hmd,nhd->hmn", queries, k[here])
         return [scores.softmax(1).mT, probe.shares(scores, here)]
@@ -175,7 +176,7 @@ class LowRankRouting(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Softmax attention between all nodes of a mesh: O(N^2), the routing's yardstick.
+    """Softmax attention between all nodes of a mesh, the O(N^2) baseline of the routing.
 
     Keys and values as in ``LowRankRouting``; queries from a linear layer instead of latents.
     """
@@ -193,6 +194,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "nodes dim"], ptr: Int[Tensor, " meshes_plus_one"]
     ) -> Float[Tensor, "nodes dim"]:
+        """Return the mixed features of the nodes."""
         projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         heads = [t.unflatten(-1, (self.num_heads, -1)) for t in projected]
         scale = heads[0].shape[-1] ** -0.5
@@ -210,7 +212,7 @@ class SelfAttention(nn.Module):
 
 
 def by_mesh(run: Callable[..., Tensor], ptr: Tensor, *tokens: Tensor) -> list[Tensor]:
-    """``run`` on the tokens [B, H, N, D] of each mesh, or once if all are of one size."""
+    """Call ``run`` on the tokens [B, H, N, D] of each mesh, or once if all are of one size."""
     sizes = ptr.diff().tolist()
     if len(set(sizes)) == 1:
         return [run(*(t.unflatten(0, (len(sizes), -1)).transpose(1, 2) for t in tokens))]
@@ -219,12 +221,12 @@ def by_mesh(run: Callable[..., Tensor], ptr: Tensor, *tokens: Tensor) -> list[Te
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Softmax attention [B, H, Q, D]."""
+    """Return softmax attention [B, H, Q, D]."""
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 class Block(nn.Module):
-    """x + mix(norm(x)), then x + MLP(norm(x))."""
+    """A pre-norm residual block, x + mix(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(
         self, mix: nn.Module, dim: int, norm: str, ffn_ratio: float, ffn_depth: int, activation: str
@@ -238,12 +240,13 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "nodes dim"], ptr: Int[Tensor, " meshes_plus_one"]
     ) -> Float[Tensor, "nodes dim"]:
+        """Return the features of the nodes after the block."""
         x = x + self.att(self.norm1(x), ptr)
         return x + self.mlp(self.norm2(x))
 
 
 class _PointwiseEnds(MeshNetwork):
-    """Input features, blocks, and a readout at every node."""
+    """A network of input features, blocks, and a readout at every node."""
 
     def __init__(
         self,
@@ -270,6 +273,7 @@ class _PointwiseEnds(MeshNetwork):
         self._initialise(init)
 
     def _initialise(self, init: str) -> None:
+        """Draw all weights as ``init`` says."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 if init == "published":
@@ -284,13 +288,12 @@ class _PointwiseEnds(MeshNetwork):
                 nn.init.constant_(parameter, 0.25)
 
     def attention_layers(self) -> list[AttentionLayer]:
-        """The mixing operators of all blocks."""
-        blocks = cast(Iterable[Block], self.blocks)
-        mixers = [cast(LowRankRouting | SelfAttention, block.att) for block in blocks]
+        """Return the mixing operators of all blocks."""
+        mixers = (m for m in self.modules() if isinstance(m, LowRankRouting | SelfAttention))
         return [AttentionLayer.of(m, m.out_proj.weight, m.num_heads) for m in mixers]
 
     def _features(self, inputs: Tensor) -> Tensor:
-        """Inputs, and their sines and cosines at 1, 2, 4, ... half waves per unit."""
+        """Return inputs, and their sines and cosines at 1, 2, 4, ... half waves per unit."""
         if not self.num_octaves:
             return inputs
         octaves = 2.0 ** torch.arange(self.num_octaves, device=inputs.device, dtype=inputs.dtype)
@@ -298,7 +301,7 @@ class _PointwiseEnds(MeshNetwork):
         return torch.cat([inputs, angles.sin(), angles.cos()], -1)
 
     def forward(self, batch: MeshBatch) -> Float[Tensor, "nodes targets"]:
-        """Normalised fields at all nodes of a batch."""
+        """Return normalised fields at all nodes of a batch."""
         x = self.in_proj(self._features(batch.inputs))
         for block in self.blocks:
             x = block(x, batch.ptr)
@@ -306,11 +309,11 @@ class _PointwiseEnds(MeshNetwork):
 
 
 class FLARE(_PointwiseEnds):
-    r"""Fields [nodes, T] on a mesh, from coordinates and input fields [nodes, d + F].
+    r"""A network for fields [nodes, T] on a mesh, from coordinates and input fields [nodes, d + F].
 
-    Residual blocks of ``LowRankRouting`` and ``ResidualMLP``, between residual MLPs at both ends; a
-    final norm stands before the last one. Cost O(N M C + N C^2) per block, linear in N. The output
-    does not depend on the order of the nodes. Names of parameters are those of the authors'
+    Residual blocks of ``LowRankRouting`` and ``ResidualMLP``, between residual MLPs at both ends,
+    with a final norm before the last one. Cost O(N M C + N C^2) per block, linear in N. The output
+    does not depend on the order of the nodes. Parameters have the names of the authors'
     checkpoints.
 
     Deviations from the paper are options that are off by default: Fourier features of the inputs
@@ -326,7 +329,8 @@ class FLARE(_PointwiseEnds):
         scale: factor of the logits: "one", or "sqrt" for :math:`D^{-1/2}`.
         qk_norm: RMS-normalise queries and keys per head.
         queries: "fixed" parameters, or "dynamic".
-        kv_depth, ffn_depth, ffn_ratio: of the residual MLPs for k and v and after the mixing.
+        kv_depth: depth of the residual MLPs for k and v.
+        ffn_depth, ffn_ratio: depth, and hidden width over C, of those after the mixing.
         norm: "layer" or "rms".
         activation: "gelu" (tanh form) or "silu".
         num_octaves: octaves of Fourier features.
@@ -374,33 +378,40 @@ class FLARE(_PointwiseEnds):
 
     @property
     def can_share_nodes(self) -> bool:
-        """Whether ``share_nodes`` works: dynamic queries would need an exchange of their own."""
-        return not any(cast(LowRankRouting, block.att).dynamic for block in self.blocks)
+        """Return whether ``share_nodes`` works: dynamic queries would need another exchange."""
+        return not any(mixer.dynamic for mixer in self._mixers())
 
     def share_nodes(self) -> None:
-        """From now on every process of the default group gives its own part of each mesh."""
-        for block in self.blocks:
-            cast(LowRankRouting, block.att).nodes_shared = True
+        """Let every process of the default group give its own part of each mesh from now on."""
+        for mixer in self._mixers():
+            mixer.nodes_shared = True
+
+    def _mixers(self) -> list[LowRankRouting]:
+        """Return the mixing operators of all blocks."""
+        return [m for m in self.modules() if isinstance(m, LowRankRouting)]
 
     @torch.no_grad()
     def spectrum(
         self, batch: MeshBatch
     ) -> tuple[Float[Tensor, "blocks heads latents"], list[Float[Tensor, "heads nodes latents"]]]:
-        """Eigenvalues (descending) and eigenvectors of each block's mixing matrices on one mesh.
+        """Return eigenvalues (descending) and eigenvectors of each block's mixing on one mesh.
 
-        See ``mixing_spectrum``. Raises ValueError when the batch holds more than one mesh.
+        See ``mixing_spectrum``.
+
+        Raises:
+            ValueError: the batch does not hold exactly one mesh.
         """
         if len(batch.ptr) != 2:
             raise ValueError(f"spectrum needs one mesh, the batch holds {len(batch.ptr) - 1}")
         x = self.in_proj(self._features(batch.inputs))
         values, vectors = [], []
-        for block in self.blocks:
-            mix = cast(LowRankRouting, block.att)
-            q, k = mix.queries_and_keys(cast(nn.Module, block.norm1)(x), batch.ptr)
+        blocks = (m for m in self.modules() if isinstance(m, Block))
+        for block, mixer in zip(blocks, self._mixers(), strict=True):
+            q, k = mixer.queries_and_keys(block.norm1(x), batch.ptr)
             q = q[0] if q.dim() == 4 else q
-            found = mixing_spectrum(q, k.transpose(0, 1), mix.scale)
-            values.append(found[0])
-            vectors.append(found[1])
+            eigenvalues, eigenvectors = mixing_spectrum(q, k.transpose(0, 1), mixer.scale)
+            values.append(eigenvalues)
+            vectors.append(eigenvectors)
             x = block(x, batch.ptr)
         return torch.stack(values), vectors
 
@@ -408,7 +419,7 @@ class FLARE(_PointwiseEnds):
 class FullAttention(_PointwiseEnds):
     """FLARE's network with softmax attention between all nodes in place of the routing.
 
-    Arguments as for ``FLARE``. Cost O(N^2 C) per block.
+    Arguments are those of ``FLARE``. Cost O(N^2 C) per block.
     """
 
     citations = ("flare",)  # its network, without its attention
@@ -447,13 +458,15 @@ def _check(
     activation: str,
     init: str,
 ) -> None:
+    """Raise ValueError for sizes that do not fit, or an unknown option."""
     check_sizes(dim, num_heads, **sizes, **{"ffn_ratio * dim": ffn_ratio * dim})
     _one_of("norm", norm, NORMS)
     _one_of("activation", activation, ACTIVATIONS)
     _one_of("init", init, INITS)
 
 
-def _one_of(name: str, value: str, known: object) -> None:
-    options = list(known)  # type: ignore[call-overload]
+def _one_of(name: str, value: str, options: Iterable[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``options``."""
+    options = list(options)
     if value not in options:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(options)}")

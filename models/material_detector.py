@@ -1,4 +1,4 @@
-"""MatDetector: which words of a text name a material, and which are formulas."""
+"""MatDetector: a network that finds names of materials and formulas among the words of a text."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from matattn.structures.crystal_text import SYMBOLS
 LABELS = ("O", "B-name", "I-name", "B-formula", "I-formula")
 LONGEST = 40  # characters of a word that the detector sees
 CHARACTERS = 512  # rows of the table of characters: code points, modulo this
-# One way to match each character, and possessive: no text takes longer than its length.
+# Each character has one way to match, and the quantifier is possessive: time is linear in length.
 _FORMULA = re.compile(rf"(?:{SYMBOLS}|[()\[\]\d.+\-−–xyzδ])++")
 _SHAPES = 4
-_GAP = [0, 0]  # as wide as half the wider convolution
+_GAP = [0, 0]  # half the width of the wider convolution
 
 
 def is_formula(text: str) -> bool:
-    """Whether a text is made of element symbols, numbers and brackets, with one symbol at least.
+    """Return whether a text has only element symbols, numbers and brackets, and a symbol at least.
 
-    So "GaAs" and "Ti" are formulas; "I", "In" and "As", which are words as well, are not.
+    "GaAs" and "Ti" are formulas; "I", "In" and "As", which are words as well, are not.
     """
     if not _FORMULA.fullmatch(text) or text in ("I", "In", "As", "At", "No", "He", "Be"):
         return False
@@ -32,7 +32,7 @@ def is_formula(text: str) -> bool:
 
 
 def shape(word: str) -> list[float]:
-    """Features of a word's spelling: formula, capital first, capital later, digit."""
+    """Return features of a word's spelling: formula, capital first, capital later, digit."""
     return [
         float(is_formula(word)),
         float(word[:1].isupper()),
@@ -42,20 +42,21 @@ def shape(word: str) -> list[float]:
 
 
 class MaterialDetector(nn.Module):
-    r"""Probabilities of the five ``LABELS`` for every character of every word.
+    r"""A network for logits of the five ``LABELS`` at every character of every word.
 
-    Characters pass two convolutions; their maximum over a word, with four features of its spelling,
-    is what a bidirectional LSTM reads along the sentence. Each character is then classified from
-    its own convolution and its word's state, so that a word's probability can be read from its
-    pieces in both ways (``matattn.models.matter_tokenizer.word_probability``).
+    Characters pass two convolutions. A bidirectional LSTM reads their maximum over each word, with
+    four features of its spelling, along the sentence. Each character is then classified from its
+    own convolution and its word's state, so that both rules for a word's probability apply to its
+    pieces (``matattn.models.matter_tokenizer.word_probability``).
 
-    A stand-in for the fine-tuned MatBERT of MATTER (arXiv:2506.11115, 110 M parameters): it is
-    trained from scratch and fits a laptop.
+    It replaces the fine-tuned MatBERT of MATTER (arXiv:2506.11115, 110 M parameters): it is trained
+    from scratch and fits a laptop.
 
     Args:
         dim: channels of each of the two convolutions (widths 3 and 5).
-        hidden: of the LSTM, in each direction.
-        num_layers: of the LSTM.
+        hidden: size of the LSTM's state, in each direction.
+        num_layers: layers of the LSTM.
+        dropout: probability of dropout.
     """
 
     kind = "text"
@@ -80,12 +81,12 @@ class MaterialDetector(nn.Module):
 
     def forward(
         self,
-        characters: Int[Tensor, " places"],
-        owners: Int[Tensor, " places"],
+        characters: Int[Tensor, " positions"],
+        owners: Int[Tensor, " positions"],
         shapes: Float[Tensor, "words shapes"],
         lengths: Int[Tensor, " sentences"],
     ) -> Float[Tensor, "characters labels"]:
-        """Logits of every character that is no gap; ``encode_words`` gives the arguments."""
+        """Return logits of all characters except gaps; ``encode_words`` makes the arguments."""
         embedded = self.embedding(characters).T[None]
         local = torch.cat([conv(embedded).relu() for conv in self.convolutions], 1)[0].T
         real = owners >= 0
@@ -97,27 +98,27 @@ class MaterialDetector(nn.Module):
         padded = pad_sequence(list(words.split(lengths.tolist())), batch_first=True)
         packed = pack_padded_sequence(padded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.sentence(packed)[0], batch_first=True)
-        place = torch.arange(states.shape[1], device=lengths.device)
-        context = self.word(self.dropout(states[place < lengths[:, None]]))
+        position = torch.arange(states.shape[1], device=lengths.device)
+        context = self.word(self.dropout(states[position < lengths[:, None]]))
         hidden = self.character(local) + context[owner]
         return self.output(self.dropout(hidden.relu()))
 
 
 def encode_words(sentences: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-    """Sentences (lists of words) as the network's arguments.
+    """Encode sentences (lists of words) as the network's arguments.
 
-    ``characters`` [P] of all words one after another, with a gap of two zeros behind each;
-    ``owners`` [P] is the word of each place (-1: gap), ``shapes`` [W, 4] the spelling of each word
-    and ``lengths`` [S] the number of words of each sentence.
+    ``characters`` [P] holds those of all words in order, with a gap of two zeros behind each word.
+    ``owners`` [P] is the word of each position (-1: gap), ``shapes`` [W, 4] the spelling of each
+    word and ``lengths`` [S] the number of words of each sentence.
     """
     words = [word for sentence in sentences for word in sentence]
     characters: list[int] = []
     owners: list[int] = []
     for number, word in enumerate(words):
-        seen = word[:LONGEST]
-        characters += [ord(character) % (CHARACTERS - 1) + 1 for character in seen]
+        start = word[:LONGEST]
+        characters += [ord(character) % (CHARACTERS - 1) + 1 for character in start]
         characters += _GAP
-        owners += [number] * len(seen) + [-1] * len(_GAP)
+        owners += [number] * len(start) + [-1] * len(_GAP)
     return {
         "characters": torch.tensor(characters),
         "owners": torch.tensor(owners),

@@ -1,8 +1,8 @@
 """MATTER: a sub-word vocabulary that keeps the words of materials whole.
 
-Words that a detector takes for materials are counted higher before an ordinary WordPiece vocabulary
-is trained ("MATTER", arXiv:2506.11115). Everything here is plain Python and deterministic; encoding
-runs in the Rust library ``tokenizers``.
+Words that a detector takes for materials get higher counts, and an ordinary WordPiece vocabulary
+is trained on these ("MATTER", arXiv:2506.11115). Everything here is plain Python and deterministic;
+encoding runs in the Rust library ``tokenizers``.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ RULES = ("paper", "first_label")
 LONGEST_WORD = 200  # characters; a longer one is [UNK]
 Number = int | float
 ENCODINGS = ("wordpiece", "bpe")
-_SCALE = 2**20  # counts are kept as whole multiples of 1 / _SCALE, so that no order rounds them
+_SCALE = 2**20  # counts are whole multiples of 1 / _SCALE: sums do not depend on their order
 _WIDTH = 2**24  # a pair of ids is one number, left * _WIDTH + right
 
 
 def word_probability(pieces: np.ndarray, rule: str = "paper") -> tuple[int, float]:
-    """Class of a word and its probability, from those of its pieces [n, C].
+    """Return the class of a word and its probability, from those of its pieces [n, C].
 
     "paper" averages: the class is argmax_c (1/n) sum_i P(t_i, c), the probability that average.
-    "first_label" is what the authors' code does: the class of the first piece, and the mean over
-    the pieces of max_c P(t_i, c), whatever class each of them prefers. Raises ConfigError for
-    another rule.
+    "first_label" is the rule of the authors' code: the class of the first piece, and the mean over
+    the pieces of max_c P(t_i, c), whatever class each of them prefers.
+
+    Raises:
+        ConfigError: the rule is another one.
     """
     if rule == "paper":
         mean = pieces.mean(0)
@@ -49,10 +51,10 @@ def word_probability(pieces: np.ndarray, rule: str = "paper") -> tuple[int, floa
 
 
 def adjusted_frequency(frequency: Number, probability: Number, strength: Number) -> float:
-    """freq' = freq + lambda p / (1 - p), with lambda = ``strength``.
+    """Return freq' = freq + lambda p / (1 - p), with lambda = ``strength``.
 
-    p is rounded to two decimals and kept within 0.01 and 0.99, so the second term is at most
-    99 lambda. It does not grow with the frequency: it lifts rare words.
+    p is rounded to two decimals and clamped to [0.01, 0.99], so the second term is at most
+    99 lambda. It does not grow with the frequency, so it lifts rare words.
     """
     p = min(max(round(probability, 2), 0.01), 0.99)
     return frequency + strength * p / (1 - p)
@@ -60,7 +62,7 @@ def adjusted_frequency(frequency: Number, probability: Number, strength: Number)
 
 @dataclass
 class WordCounts:
-    """How often words occur (lower case) as materials and otherwise; one may do both."""
+    """Counts of words (lower case) as materials and otherwise; a word may have both."""
 
     material: Counter[str] = field(default_factory=Counter)
     general: Counter[str] = field(default_factory=Counter)
@@ -75,11 +77,11 @@ class WordCounts:
             self._probability[word] += count * probability
 
     def probability(self, word: str) -> float:
-        """Mean probability of the occurrences of ``word`` as a material."""
+        """Return the mean probability of the occurrences of ``word`` as a material."""
         return self._probability[word] / self.material[word]
 
     def adjusted(self, strength: Number) -> dict[str, Number]:
-        """Counts that a vocabulary is trained on: a word's two counts are added.
+        """Return the counts to train a vocabulary on, the sum of a word's two counts.
 
         With ``strength`` 0 these are the plain counts.
         """
@@ -92,7 +94,7 @@ class WordCounts:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Pieces in the order of their ids (specials, alphabet, merged), and the merges behind them."""
+    """Pieces in the order of their ids (specials, alphabet, merged), and the merges made."""
 
     pieces: tuple[str, ...]
     merges: tuple[tuple[str, str], ...]
@@ -111,16 +113,18 @@ def train_vocabulary(
     """Merge the most frequent pair of neighbouring pieces until there are ``size`` pieces.
 
     This is the rule of Hugging Face's WordPiece trainer (byte-pair encoding in which pieces inside
-    a word begin with "##"), with counts that may be fractional. Ids: specials, the
-    ``limit_alphabet`` most frequent characters by code point, characters inside words in the order
-    in which the sorted words show them, then merges; of pairs with equal counts, the one with the
-    smaller ids goes first. So the result depends on the counts alone.
+    a word begin with "##"), with counts that may be fractional. Ids are in this order: specials,
+    the ``limit_alphabet`` most frequent characters by code point, characters inside words as they
+    first occur in the sorted words, then merges. Of pairs with equal counts, the one with the
+    smaller ids is merged first. The result therefore depends on the counts alone.
 
-    Raises DataError when there is no word, ConfigError when ``size`` has no room for the alphabet.
+    Raises:
+        DataError: there is no word.
+        ConfigError: ``size`` has no room for the alphabet.
     """
     words = sorted(word for word, count in counts.items() if word and count > 0)
     if not words:
-        raise DataError("the corpus holds no words: nothing to make a vocabulary of")
+        raise DataError("the corpus holds no words: give texts to make a vocabulary of")
     weights = [round(counts[word] * _SCALE) for word in words]
     pieces, ids, spelled = _spell(words, weights, limit_alphabet)
     if len(pieces) > size:
@@ -129,11 +133,11 @@ def train_vocabulary(
             "tokens of this corpus: ask for a larger one, or limit the alphabet"
         )
     pairs: dict[int, int] = defaultdict(int)
-    where: dict[int, list[int]] = defaultdict(list)
+    words_of: dict[int, list[int]] = defaultdict(list)
     for word, symbols in enumerate(spelled):
         for left, right in zip(symbols, symbols[1:], strict=False):
             pairs[left * _WIDTH + right] += weights[word]
-            where[left * _WIDTH + right].append(word)
+            words_of[left * _WIDTH + right].append(word)
     heap = [(-count, pair) for pair, count in pairs.items()]
     heapq.heapify(heap)
     floor = max(1, min_frequency) * _SCALE
@@ -141,7 +145,7 @@ def train_vocabulary(
     while heap and len(pieces) < size:
         stored, pair = heapq.heappop(heap)
         count = pairs.get(pair, 0)
-        if -stored != count:  # the pair has become rarer since it was put there
+        if -stored != count:  # the pair has become rarer since it was pushed
             if count > 0:
                 heapq.heappush(heap, (-count, pair))
             continue
@@ -155,7 +159,8 @@ def train_vocabulary(
         merges.append((pieces[left], pieces[right]))
         merge_counts.append(count / _SCALE)
         del pairs[pair]
-        for grown in _merge(spelled, weights, where.pop(pair), left, right, new, pairs, where):
+        chosen = words_of.pop(pair)
+        for grown in _merge(spelled, weights, chosen, left, right, new, pairs, words_of):
             heapq.heappush(heap, (-pairs[grown], grown))
     return Vocabulary(tuple(pieces), tuple(merges), tuple(merge_counts))
 
@@ -163,20 +168,20 @@ def train_vocabulary(
 def _spell(
     words: Sequence[str], weights: Sequence[int], limit: int
 ) -> tuple[list[str], dict[str, int], list[list[int]]]:
-    """First pieces, their ids, and every word as a list of ids; rarer characters are left out."""
-    seen: Counter[str] = Counter()
+    """Return first pieces, their ids, and words as lists of ids, without rarer characters."""
+    counts: Counter[str] = Counter()
     for word, weight in zip(words, weights, strict=True):
         for character in word:
-            seen[character] += weight
-    kept = sorted(seen, key=lambda character: (-seen[character], character))[:limit]
-    pieces = [*SPECIAL, *sorted(kept)]
+            counts[character] += weight
+    alphabet = sorted(counts, key=lambda character: (-counts[character], character))[:limit]
+    pieces = [*SPECIAL, *sorted(alphabet)]
     ids = {piece: number for number, piece in enumerate(pieces)}
     spelled = []
     for word in words:
         symbols = []
-        for place, character in enumerate(word):
+        for position, character in enumerate(word):
             if character in ids:
-                piece = PREFIX + character if place else character
+                piece = PREFIX + character if position else character
                 if (number := ids.get(piece)) is None:
                     number = ids[piece] = len(pieces)
                     pieces.append(piece)
@@ -193,58 +198,60 @@ def _merge(
     right: int,
     new: int,
     pairs: dict[int, int],
-    where: dict[int, list[int]],
+    words_of: dict[int, list[int]],
 ) -> set[int]:
-    """Merge a pair in the ``chosen`` words; keeps the counts, and returns the pairs that grew."""
+    """Merge a pair in the ``chosen`` words, update the counts, and return the pairs that grew."""
     grown: set[int] = set()
     for word in dict.fromkeys(chosen):
         symbols, weight = spelled[word], weights[word]
-        place = 0
+        i = 0
         while True:
             try:
-                place = symbols.index(left, place)
+                i = symbols.index(left, i)
             except ValueError:
                 break
-            if symbols[place + 1 : place + 2] != [right]:
-                place += 1
+            if symbols[i + 1 : i + 2] != [right]:
+                i += 1
                 continue
-            if place:
-                before = symbols[place - 1]
+            if i:
+                before = symbols[i - 1]
                 pairs[before * _WIDTH + left] -= weight
                 pair = before * _WIDTH + new
                 pairs[pair] += weight
-                where[pair].append(word)
+                words_of[pair].append(word)
                 grown.add(pair)
-            symbols[place : place + 2] = [new]
-            place += 1
-            if place < len(symbols):
-                after = symbols[place]
+            symbols[i : i + 2] = [new]
+            i += 1
+            if i < len(symbols):
+                after = symbols[i]
                 pairs[right * _WIDTH + after] -= weight
                 pair = new * _WIDTH + after
                 pairs[pair] += weight
-                where[pair].append(word)
+                words_of[pair].append(word)
                 grown.add(pair)
     return grown
 
 
 def segment(word: str, pieces: frozenset[str] | set[str]) -> list[str]:
-    """Pieces of a word by greedy longest match from its beginning: [UNK] if there is no way."""
-    found, start = [], 0
+    """Split a word into pieces by greedy longest match from its beginning; [UNK] if that fails."""
+    segments, start = [], 0
     while start < len(word):
         prefix = PREFIX if start else ""
         for end in range(len(word), start, -1):
             if (piece := prefix + word[start:end]) in pieces:
-                found.append(piece)
+                segments.append(piece)
                 start = end
                 break
         else:
             return ["[UNK]"]
-    return found
+    return segments
 
 
 def normalisation() -> tuple[Normalizer, PreTokenizer]:
-    """Normaliser and pre-tokenizer: compatibility forms (₂ is 2), lower case, no accents; words end
-    at white space and at punctuation."""
+    """Return normaliser and pre-tokenizer.
+
+    Compatibility forms (₂ is 2), lower case, no accents; words end at white space and punctuation.
+    """
     from tokenizers import normalizers, pre_tokenizers
 
     normalizer = normalizers.Sequence(
@@ -254,7 +261,7 @@ def normalisation() -> tuple[Normalizer, PreTokenizer]:
 
 
 def count_plain(lines: Iterable[str]) -> Counter[str]:
-    """Words of a corpus as a tokenizer will see them, each with its number of occurrences."""
+    """Count the words of a corpus as a tokenizer will see them."""
     normalizer, splitter = normalisation()
     chunks = Counter(chunk for line in lines for chunk in line.split())
     counts: Counter[str] = Counter()
@@ -265,17 +272,20 @@ def count_plain(lines: Iterable[str]) -> Counter[str]:
 
 
 def smallest_size(counts: Mapping[str, Number], limit_alphabet: int = 1000) -> int:
-    """Special tokens and characters: what a vocabulary must have room for."""
+    """Return the smallest vocabulary that holds all special tokens and characters."""
     words = sorted(counts)
     return len(_spell(words, [round(counts[w] * _SCALE) for w in words], limit_alphabet)[0])
 
 
 def make_tokenizer(vocabulary: Vocabulary, encoding: str = "wordpiece") -> Tokenizer:
-    """The vocabulary as a tokenizer of Hugging Face's ``tokenizers``.
+    """Make a tokenizer of Hugging Face's ``tokenizers`` from the vocabulary.
 
     ``encoding``: "wordpiece" takes the longest piece that fits, "bpe" replays the merges. Texts get
     [CLS] and [SEP]. Its JSON loads in ``tokenizers`` and in ``transformers``'
     ``PreTrainedTokenizerFast``; ``vocab.txt``, a piece a line, in ``BertTokenizerFast``.
+
+    Raises:
+        ConfigError: the encoding is unknown.
     """
     from tokenizers import Tokenizer, decoders, models, processors
 

@@ -13,14 +13,14 @@ Array = Any  # jax.Array, or a tracer
 
 
 class Symmetrized(nn.Module):
-    r"""The projection of a wave function on the trivial representation of a group.
+    r"""The projection of a wave function onto the trivial representation of a group.
 
     .. math:: \psi_G(\sigma) = \frac{1}{|G|} \sum_{g \in G} \psi(g \sigma)
 
     Args:
         inner: configurations [..., N] -> log-amplitudes [...].
-        permutations: of the sites, |G| tuples.
-        flip: with and without all spins turned over, too.
+        permutations: permutations of the sites, |G| tuples.
+        flip: whether the group also has the flip of all spins.
     """
 
     inner: nn.Module
@@ -28,7 +28,7 @@ class Symmetrized(nn.Module):
     flip: bool = False
 
     def __call__(self, spins: Array) -> Array:
-        """Log-amplitudes [...] of configurations [..., N]."""
+        """Return log-amplitudes [...] of configurations [..., N]."""
         images = spins[..., np.array(self.permutations)]
         if self.flip:
             images = jnp.concatenate([images, -images], axis=-2)

@@ -1,4 +1,4 @@
-"""Encoders of text: BERT-type, from scratch, and what stands on top of them.
+"""BERT-type encoders of text, trained from scratch, and the networks on top of them.
 
 ``MaskedLanguageModel`` and ``TokenClassifier`` read token ids; ``CrystalText`` reads crystals and
 writes them as text first, so that text and geometry can be compared on the same rows.
@@ -25,11 +25,11 @@ NUMBERS = ("digits", "place_values")
 
 
 class SelfAttention(nn.Module):
-    r"""Multi-head softmax attention among the tokens of a text.
+    r"""Multi-head softmax attention between the tokens of a text.
 
     .. math:: y_i = W_o \sum_j \mathrm{softmax}_j(q_i \cdot k_j / \sqrt{d}) v_j
 
-    j runs over the tokens of the same text that are no padding (Vaswani et al., arXiv:1706.03762).
+    j runs over the tokens of the same text except padding (Vaswani et al., arXiv:1706.03762).
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -41,13 +41,14 @@ class SelfAttention(nn.Module):
     def mix(
         self, x: Float[Tensor, "texts tokens dim"], real: Bool[Tensor, "texts tokens"]
     ) -> Float[Tensor, "texts tokens dim"]:
+        """Return the tokens after attention, where ``real`` says which tokens are no padding."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None, :])
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
 class EncoderBlock(nn.Module):
-    """x + mix(norm(x)), then x + MLP(norm(x))."""
+    """A pre-norm residual block, x + mix(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
@@ -59,6 +60,7 @@ class EncoderBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "texts tokens dim"], real: Bool[Tensor, "texts tokens"]
     ) -> Float[Tensor, "texts tokens dim"]:
+        """Return the tokens after the block."""
         x = x + self.dropout(self.attention.mix(self.norms[0](x), real))
         return x + self.dropout(self.ffn(self.norms[1](x)))
 
@@ -66,8 +68,8 @@ class EncoderBlock(nn.Module):
 class TextEncoder(nn.Module):
     """A BERT-type encoder with learned positions: token ids [B, L] -> vectors [B, L, dim].
 
-    Devlin et al., arXiv:1810.04805; blocks are normalised before, not after, each step (Xiong et
-    al., arXiv:2002.04745), which trains without a long warm-up. A text is padded with ``padding``.
+    Devlin et al., arXiv:1810.04805. Blocks normalise before each step, not after it (Xiong et al.,
+    arXiv:2002.04745), which trains without a long warm-up. ``padding`` is the id of padding tokens.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class TextEncoder(nn.Module):
     def forward(
         self, ids: Int[Tensor, "texts tokens"]
     ) -> Float[Tensor, "texts tokens {self.position.shape[1]}"]:
+        """Return the encoded tokens."""
         real = ids != self.padding
         x = self.dropout(self.norm_in(self.embedding(ids) + self.position[: ids.shape[1]]))
         for block in self.blocks:
@@ -106,8 +109,10 @@ class TextEncoder(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Scores of every entry of the vocabulary for chosen tokens; output weights are the
-    embedding's."""
+    """A language model: scores of every entry of the vocabulary for chosen tokens.
+
+    The output layer shares its weights with the embedding.
+    """
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
@@ -119,12 +124,16 @@ class MaskedLanguageModel(nn.Module):
     def forward(
         self, ids: Int[Tensor, "texts tokens"], chosen: Bool[Tensor, "texts tokens"]
     ) -> Float[Tensor, "chosen vocabulary"]:
+        """Return the scores of the chosen tokens."""
         hidden = self.transform(self.encoder(ids)[chosen])
         return linear(hidden, self.encoder.embedding.weight, self.bias)
 
 
 class TokenClassifier(nn.Module):
-    """A label for every token: ids [B, L] -> logits [B, L, labels]; arguments of the encoder."""
+    """A classifier of tokens: ids [B, L] -> logits [B, L, labels].
+
+    Arguments are those of ``TextEncoder``, and the number of labels.
+    """
 
     kind = "text"
     citations = ("matter",)
@@ -150,20 +159,21 @@ class TokenClassifier(nn.Module):
     def forward(
         self, ids: Int[Tensor, "texts tokens"]
     ) -> Float[Tensor, "texts tokens {self.labels.out_features}"]:
+        """Return the logits of every token."""
         return self.labels(self.dropout(self.encoder(ids)))
 
 
 class CrystalText(StructureNetwork):
-    """Properties of a crystal from its text: the mean of the encoded tokens, and a linear layer.
+    """A network for properties of a crystal from its text: mean of encoded tokens, linear layer.
 
-    The network sees a representation of ``matattn.structures.crystal_text`` and nothing else; so
-    what changes the text but not the crystal (order of sites, choice of cell) changes its
-    prediction. It takes the batches of the networks of geometry, and uses no neighbour list.
+    The network sees a representation of ``matattn.structures.crystal_text`` and nothing else. A
+    change of the text that leaves the crystal as it is (order of sites, choice of cell) therefore
+    changes the prediction. It reads the same batches as the geometric networks, without neighbours.
 
     Args:
         representation: one of ``matattn.structures.crystal_text.REPRESENTATIONS``.
         numbers: "digits", or "place_values" (digits that carry their power of ten).
-        max_length: tokens; longer texts are refused, never cut.
+        max_length: tokens; longer texts raise an error and are never cut.
         dim, num_heads, num_blocks, ffn_dim, dropout: as ``TextEncoder``.
 
     Source: MatText (Alampara et al., arXiv:2406.17295), whose encoder has dim 512 and 4 blocks.
@@ -185,8 +195,8 @@ class CrystalText(StructureNetwork):
     ) -> None:
         super().__init__()
         if representation not in REPRESENTATIONS:
-            known = ", ".join(REPRESENTATIONS)
-            raise ValueError(f"representation={representation!r}: expected one of {known}")
+            options = ", ".join(REPRESENTATIONS)
+            raise ValueError(f"representation={representation!r}: expected one of {options}")
         if numbers not in NUMBERS:
             raise ValueError(f"numbers={numbers!r}: expected one of {', '.join(NUMBERS)}")
         self.representation, self.numbers = representation, numbers
@@ -195,15 +205,14 @@ class CrystalText(StructureNetwork):
             VOCABULARY.index(PAD),
         )  # fmt: skip
         self.output = nn.Linear(dim, num_targets)
-        self._known: dict[bytes, list[int]] = {}  # tokens of crystals seen before
+        self._cache: dict[bytes, list[int]] = {}  # tokens of crystals seen before
 
     def image_rule(self, tolerance: float, symmetry: float = 0.0) -> ImageRule:
-        """No neighbours: every atom and its own place only."""
+        """Return the rule of no neighbours: every atom has its own image only."""
         return ImageRule(cutoff=SELF / 2)
 
     def check(self, z: Tensor, pos: Tensor, cell: Tensor, where: str = "structure") -> None:
-        """Raise StructureError, beginning with ``where``, for a crystal whose text the network
-        cannot read whole."""
+        """Raise StructureError, beginning with ``where``, for a text longer than ``max_length``."""
         arrays = z.numpy(), pos.double().numpy(), cell.reshape(3, 3).double().numpy()
         count = len(self._tokens(*arrays, where))
         if count > self.encoder.max_length:
@@ -213,6 +222,7 @@ class CrystalText(StructureNetwork):
             )
 
     def features(self, batch: Structures) -> Float[Tensor, "crystals dim"]:
+        """Return the mean over the tokens of every crystal."""
         atoms = torch.bincount(batch.batch, minlength=batch.num_graphs).tolist()
         cells = batch.cell.cpu().double().numpy()
         parts = zip(
@@ -226,19 +236,21 @@ class CrystalText(StructureNetwork):
         return (self.encoder(ids) * real).sum(1) / real.sum(1)
 
     def readout(self, features: Float[Tensor, "crystals dim"]) -> Float[Tensor, "crystals targets"]:
+        """Return the targets of ``features``."""
         return self.output(features)
 
     def output_layer(self) -> nn.Linear:
-        """The layer after the features."""
+        """Return the layer after the features."""
         return self.output
 
     def _tokens(
         self, z: np.ndarray, pos: np.ndarray, cell: np.ndarray, where: str = "structure"
     ) -> list[int]:
+        """Return the token ids of a crystal."""
         key = z.tobytes() + pos.tobytes() + cell.tobytes()
-        if key not in self._known:
+        if key not in self._cache:
             frac = np.round(pos @ np.linalg.inv(cell), 5) % 1.0  # 0.999999 of float32 is 0
             structure = Structure(cell, z.tolist(), frac)
             text = represent(structure, self.representation, where)
-            self._known[key] = token_ids(text, self.numbers)
-        return self._known[key]
+            self._cache[key] = token_ids(text, self.numbers)
+        return self._cache[key]

@@ -1,4 +1,4 @@
-r"""Low-rank attention routing (FLARE, arXiv 2508.12594): N tokens talk through M latents.
+r"""Low-rank attention routing (FLARE, arXiv 2508.12594): N tokens exchange data through M latents.
 
 ``low_rank_routing`` is the public operator, ``sharded_low_rank_routing`` the same with the tokens
 of a mesh spread over processes; README.md derives both, ``reference.py`` states them.
@@ -37,12 +37,13 @@ def low_rank_routing(
         y_n = \sum_m \frac{e^{s q_m \cdot k_n}}{\sum_{m'} e^{s q_{m'} \cdot k_n}} z_m
 
     for each head and mesh, in O(N M D). The tokens' mixing matrix is row-stochastic, of rank M or
-    less, and its eigenvalues lie in [0, 1]. Exact first and second derivatives.
+    less, and its eigenvalues lie in [0, 1]. First and second derivatives are exact.
 
     Args:
         q: latent queries [H, M, D], or [B, H, M, D] where they differ between meshes.
-        k, v: keys and values [B, H, N, D] (cheapest as a transposed view of [B, N, H, D]), or
-            packed meshes of different sizes [T, H, D].
+        k: keys [B, H, N, D] (cheapest as a transposed view of [B, N, H, D]), or packed meshes of
+            different sizes [T, H, D].
+        v: values, shaped as ``k``.
         decode_q: queries of the second softmax, shaped as ``q``; by default ``q`` itself.
         cu_seqlens: mesh b of packed tokens is ``cu_seqlens[b]:cu_seqlens[b + 1]``: [B + 1], int64,
             on the CPU. An empty mesh has z = 0.
@@ -144,7 +145,7 @@ def _save_backward(ctx, inputs, output):
 
 
 def _backward_autograd(ctx, *grads_of_grads):
-    """Second derivatives, through the reference formula; y, z and lse have none of their own."""
+    """Return second derivatives, by the reference formula; y, z and lse have none themselves."""
     *tensors, ptr = ctx.saved_tensors
     with torch.enable_grad():
         inputs: list[Any] = [None if t is None else t.detach().requires_grad_() for t in tensors]
@@ -154,8 +155,8 @@ def _backward_autograd(ctx, *grads_of_grads):
         used = [t for t in leaves if t is not None]
         grads = torch.autograd.grad(y, used, grad_y, create_graph=True)
         received = [g for t, g in zip(leaves, grads_of_grads, strict=True) if t is not None]
-        known = [t for t in inputs if t is not None]
-        second = iter(torch.autograd.grad(grads, known, received, allow_unused=True))
+        present = [t for t in inputs if t is not None]
+        second = iter(torch.autograd.grad(grads, present, received, allow_unused=True))
     return *(None if t is None else next(second) for t in inputs), *(None,) * 7
 
 

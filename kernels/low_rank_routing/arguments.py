@@ -1,4 +1,4 @@
-"""The two forms of tokens, brought to one: packed [T, H, D] with the ends of the meshes."""
+"""Conversion of both forms of tokens to one: packed [T, H, D] with the ends of the meshes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Packed(NamedTuple):
-    """q, decode_q [1 or B, H, M, D]; k, v [T, H, D]; ptr [B + 1] int64, on the CPU."""
+    """Arguments: q, decode_q [1 or B, H, M, D]; k, v [T, H, D]; ptr [B + 1] int64, on the CPU."""
 
     q: Tensor
     decode_q: Tensor | None
@@ -21,7 +21,7 @@ class Packed(NamedTuple):
 def pack(
     q: Tensor, k: Tensor, v: Tensor, decode_q: Tensor | None, cu_seqlens: Tensor | None
 ) -> Packed:
-    """Checks shapes and packs; raises ValueError naming the argument that does not fit."""
+    """Check shapes and pack; raise ValueError with the name of an argument that does not fit."""
     dims, form = (4, "[B, H, N, D]") if cu_seqlens is None else (3, "packed, [T, H, D]")
     if k.dim() != dims or k.shape != v.shape:
         raise ValueError(
@@ -45,23 +45,24 @@ def pack(
             f"[{meshes}, {heads}, M, {dim}]"
         )
     if not q.shape[2]:
-        raise ValueError("low_rank_routing: q has no latent (M = 0)")
+        raise ValueError("low_rank_routing: q has no latents (M = 0): expected at least one")
     if decode_q is not None and decode_q.shape != q.shape:
         raise ValueError(
-            f"low_rank_routing: decode_q has shape {tuple(decode_q.shape)}, q {tuple(q.shape)}"
+            f"low_rank_routing: decode_q has shape {tuple(decode_q.shape)}, expected that of q, "
+            f"{tuple(q.shape)}"
         )
     return Packed(q, decode_q, k, v, ptr)
 
 
 def unpack(y: Tensor, like: Tensor) -> Tensor:
-    """y [T, H, D] in the form of the tokens that were given, ``like``."""
+    """Return y [T, H, D] in the form of the tokens ``like``."""
     if like.dim() == 3:
         return y
     return y.view(like.shape[0], like.shape[2], *y.shape[1:]).transpose(1, 2)
 
 
 def check_ends(ptr: Tensor, tokens: int) -> None:
-    """Raises ValueError unless ``ptr`` rises from 0 to the number of tokens."""
+    """Raise ValueError unless ``ptr`` rises from 0 to the number of tokens."""
     ends = ptr.tolist()
     if ends[0] != 0 or ends[-1] != tokens or ends != sorted(ends):
         raise ValueError(

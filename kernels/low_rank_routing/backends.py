@@ -20,7 +20,7 @@ BACKENDS = {
 
 
 def find(requested: str, k: Tensor) -> ModuleType:
-    """The module that takes tokens like ``k``; raises BackendError when there is none."""
+    """Return the module that takes tokens like ``k``; raise BackendError if there is none."""
     table = BACKENDS
     if k.shape[-1] > triton_ops.LARGEST_DIM:
         table = table | {"triton": replace(table["triton"], automatic=False)}

@@ -1,4 +1,4 @@
-"""The ``cpu`` backend: calls the library that ``cpu.c`` becomes when matattn is installed.
+"""The ``cpu`` backend: calls of the library that installing matattn compiles from ``cpu.c``.
 
 Arguments and results are those of ``reference``.
 """
@@ -35,7 +35,7 @@ _CONTIGUOUS = (
 
 
 class _Call(ctypes.Structure):
-    """``call`` of cpu.c."""
+    """The structure ``call`` of cpu.c."""
 
     _fields_ = [
         ("ptr", ctypes.c_void_p),
@@ -48,21 +48,22 @@ class _Call(ctypes.Structure):
 
 
 _ABI = 1  # as in cpu.c
-_ALONE = 2**19  # products of q and k: a tenth of a millisecond, not worth waking other threads
+_ALONE = 2**19  # products of q and k: a tenth of a millisecond, too short for other threads
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    """Load the library once."""
     return compiled.library(Path(__file__).parent)
 
 
 def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take a call, or None."""
+    """Return why this backend cannot take a call, or None."""
     return compiled.refusal(_library(), _ABI, device, dtype)
 
 
 def _run(name: str, ptr: Tensor, scale: float, **tensors: Tensor | None) -> None:
-    """Calls a function of the library; outputs are among ``tensors``, contiguous."""
+    """Call a function of the library; outputs are among ``tensors``, contiguous."""
     dtype, kept = tensors["k"].dtype, {}  # type: ignore[union-attr]
     for key, tensor in tensors.items():
         if tensor is None:
@@ -83,6 +84,7 @@ def _run(name: str, ptr: Tensor, scale: float, **tensors: Tensor | None) -> None
 
 
 def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute z and the log-sums over tokens."""
     z = k.new_empty(len(ptr) - 1, *q.shape[1:])
     lse = k.new_empty(z.shape[:3])
     _run("encode", ptr, scale, q=q, k=k, v=v, z=z, lse_encode=lse)
@@ -90,6 +92,7 @@ def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[
 
 
 def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute y and the log-sums over latents."""
     y, lse = k.new_empty(k.shape), k.new_empty(k.shape[:2])
     _run("decode", ptr, scale, q=q, k=k, z=z, y=y, lse_decode=lse)
     return y, lse
@@ -98,6 +101,7 @@ def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[
 def latent_gradient(
     grad_y: Tensor, q: Tensor, k: Tensor, lse_decode: Tensor, ptr: Tensor, scale: float
 ) -> Tensor:
+    """Compute the gradient for z."""
     grad_z = k.new_empty(len(ptr) - 1, *q.shape[1:])
     tensors = {"grad_y": grad_y, "q": q, "k": k, "lse_decode": lse_decode, "grad_z": grad_z}
     _run("latent_gradient", ptr, scale, **tensors)
@@ -118,6 +122,7 @@ def token_gradients(
     ptr: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradients for q, decode_q, k and v."""
     grad_q = k.new_empty(q.shape)
     grad_decode_q = k.new_empty(0 if decode_q is None else q.shape)
     grad_k, grad_v = k.new_empty(k.shape), k.new_empty(k.shape)

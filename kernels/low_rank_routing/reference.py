@@ -1,4 +1,4 @@
-r"""The plain formulas, in float64: what every other backend is compared with.
+r"""The plain formulas in float64, the reference for all other backends.
 
 Tokens are packed: k, v, y [T, H, D], mesh b being the rows ``ptr[b]:ptr[b + 1]``. Latent queries q
 are [1, H, M, D] (the same for all meshes) or [B, H, M, D]; z is [B, H, M, D]. Per mesh and head,
@@ -7,8 +7,8 @@ are [1, H, M, D] (the same for all meshes) or [B, H, M, D]; z is [B, H, M, D]. P
     S_{mn} = s q_m \cdot k_n, \quad E = \mathrm{softmax}_n S, \quad P = \mathrm{softmax}_m S, \quad
     z = E v, \quad y = P^T z.
 
-The four functions below are the two passes forward and the two passes backward; each needs one
-reduction over the tokens of a mesh at most, so that a mesh may be cut into shards between them.
+The last four public functions are the two passes forward and the two passes backward. Each needs
+at most one reduction over the tokens of a mesh, so that a mesh can be cut into shards between them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..precision import accumulator
 def routing(
     q: Tensor, decode_q: Tensor | None, k: Tensor, v: Tensor, ptr: Tensor, scale: float
 ) -> Tensor:
-    """y [T, H, D] in differentiable PyTorch and the inputs' own precision."""
+    """Compute y [T, H, D] in differentiable PyTorch, in the precision of the inputs."""
     decode_q = q if decode_q is None else decode_q
     parts = []
     for mesh, rows in _meshes(ptr):
@@ -36,7 +36,7 @@ def routing(
 
 
 def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Latents z [B, H, M, D] and :math:`\\log \\sum_n e^{S_{mn}}` [B, H, M]."""
+    r"""Compute latents z [B, H, M, D] and :math:`\log \sum_n e^{S_{mn}}` [B, H, M]."""
     meshes = len(ptr) - 1
     z = q.new_zeros(meshes, *q.shape[1:], dtype=torch.float64)
     lse = q.new_full((meshes, *q.shape[1:3]), -torch.inf, dtype=torch.float64)
@@ -48,7 +48,7 @@ def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[
 
 
 def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """y [T, H, D] and :math:`\\log \\sum_m e^{S_{mn}}` [T, H]."""
+    r"""Compute y [T, H, D] and :math:`\log \sum_m e^{S_{mn}}` [T, H]."""
     y = k.new_empty(k.shape, dtype=torch.float64)
     lse = k.new_empty(k.shape[:2], dtype=torch.float64)
     for mesh, rows in _meshes(ptr):
@@ -61,7 +61,7 @@ def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[
 def latent_gradient(
     grad_y: Tensor, q: Tensor, k: Tensor, lse_decode: Tensor, ptr: Tensor, scale: float
 ) -> Tensor:
-    """:math:`\\bar z = P \\bar y` [B, H, M, D]."""
+    r"""Compute :math:`\bar z = P \bar y` [B, H, M, D]."""
     grad_z = q.new_zeros(len(ptr) - 1, *q.shape[1:], dtype=torch.float64)
     for mesh, rows in _meshes(ptr):
         scores = _scores(q.double(), k.double(), mesh, rows, scale)
@@ -84,7 +84,7 @@ def token_gradients(
     ptr: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Gradients for q, decode_q (empty if it is None), k and v.
+    r"""Compute the gradients for q, decode_q (empty if it is None), k and v.
 
     .. math::
         \bar S = P \circ (z \bar y^T - \bar y \cdot y) + E \circ (\bar z v^T - \bar z \cdot z) \\
@@ -103,11 +103,11 @@ def token_gradients(
         p = (_scores(second, k.double(), mesh, rows, scale) - lse_d).exp()
         grad_p = p * (z_ @ dy.mT - (dy * y_).sum(-1)[:, None])
         grad_e = e * (grad_z_ @ v_.mT - (grad_z_ * z_).sum(-1, keepdim=True))
-        place = mesh % len(q)
+        index = mesh % len(q)
         k_ = k[rows].double().transpose(0, 1)
-        grad_first[place] += scale * grad_e @ k_
-        grad_second[place] += scale * grad_p @ k_
-        grads_k = grad_e.mT @ first[place] + grad_p.mT @ second[place]
+        grad_first[index] += scale * grad_e @ k_
+        grad_second[index] += scale * grad_p @ k_
+        grads_k = grad_e.mT @ first[index] + grad_p.mT @ second[index]
         grad_k[rows] = scale * grads_k.transpose(0, 1)
         grad_v[rows] = (e.mT @ grad_z_).transpose(0, 1)
     if decode_q is None:
@@ -116,7 +116,7 @@ def token_gradients(
 
 
 def _meshes(ptr: Tensor) -> Iterator[tuple[int, slice]]:
-    """Number and rows of every mesh that has tokens."""
+    """Yield number and rows of every mesh that has tokens."""
     ends = ptr.tolist()
     for mesh, (begin, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         if end > begin:
@@ -124,10 +124,10 @@ def _meshes(ptr: Tensor) -> Iterator[tuple[int, slice]]:
 
 
 def _scores(q: Tensor, k: Tensor, mesh: int, rows: slice, scale: float) -> Tensor:
-    """S [H, M, N] of one mesh."""
+    """Compute S [H, M, N] of one mesh."""
     return scale * torch.einsum("hmd,nhd->hmn", q[mesh % len(q)], k[rows])
 
 
 def _keep(x: Tensor, k: Tensor) -> Tensor:
-    """Latents and sums in the precision that is kept of them."""
+    """Return latents or sums in the precision that is kept for the backward pass."""
     return x.to(accumulator(k.dtype))

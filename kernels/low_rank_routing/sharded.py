@@ -1,6 +1,6 @@
 r"""Low-rank routing of meshes whose tokens are spread over processes (README.md section 5).
 
-Only the latents are exchanged: forward the largest logit, and the sums over a shard of
+Processes exchange numbers of latents only: forward the largest logit, and the sums over a shard of
 :math:`e^S` and :math:`e^S v` (H M (D + 2) numbers a mesh), backward :math:`\bar z` (H M D numbers).
 """
 
@@ -26,14 +26,14 @@ def sharded_low_rank_routing(
     backend: str = "auto",
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """``low_rank_routing`` where every process of ``group`` holds a part of each mesh's tokens.
+    """Apply ``low_rank_routing`` to meshes whose tokens are spread over the processes of ``group``.
 
-    Every process gives the same q and as many meshes, with its own tokens of each (none is fine),
-    and gets y of its tokens. Gradients are those of the sum of all processes' losses; for q, as for
-    every parameter that processes share, each gets its own part, to be added over the processes.
-    Every process has to call this, and to run backward if one does: they wait for each other.
-    Arguments, results and errors are otherwise those of ``low_rank_routing``; there are no second
-    derivatives.
+    Every process passes the same q and as many meshes, with its own tokens of each (none is fine),
+    and gets y of its tokens. Gradients are those of the sum of all processes' losses. For q, as for
+    every parameter that processes share, each process gets its own part; add these over the
+    processes. All processes wait for each other, so each has to make this call, and to run backward
+    if one does. Arguments, results and errors are otherwise those of ``low_rank_routing``; there
+    are no second derivatives.
 
     Raises:
         RuntimeError: torch.distributed is not initialised, or this process is not in ``group``.
@@ -44,14 +44,17 @@ def sharded_low_rank_routing(
             "torch.distributed.init_process_group in every process first"
         )
     if dist.get_rank(group) < 0:
-        raise RuntimeError("sharded_low_rank_routing: this process is not in the group")
+        raise RuntimeError(
+            "sharded_low_rank_routing: this process is not in the group; only the group's members "
+            "may call it"
+        )
     packed = pack(q, k, v, decode_q, cu_seqlens)
     check_ends(packed.ptr, len(packed.k))
     return unpack(_Sharded.apply(*packed, scale, backend, group), k)
 
 
 def merge_shards(z: Tensor, lse: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """z [B, H, M, D] and lse [B, H, M] of whole meshes, from those of the processes' shards."""
+    """Merge z [B, H, M, D] and lse [B, H, M] of all processes' shards into those of the meshes."""
     largest = lse.clone()
     dist.all_reduce(largest, dist.ReduceOp.MAX, group)
     largest = largest.clamp_(min=torch.finfo(lse.dtype).min)  # -inf: a mesh without tokens
@@ -64,6 +67,8 @@ def merge_shards(z: Tensor, lse: Tensor, group: dist.ProcessGroup | None) -> tup
 
 
 class _Sharded(torch.autograd.Function):
+    """The operator on one process's tokens, with its gradients."""
+
     @staticmethod
     def forward(ctx, q, decode_q, k, v, ptr, scale, backend, group):
         run = find(backend, k)

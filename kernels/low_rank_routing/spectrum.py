@@ -1,4 +1,4 @@
-r"""What a routing does to the fields of a mesh: the spectrum of its mixing matrix.
+r"""The spectrum of the mixing matrix, which tells what a routing does to the fields of a mesh.
 
 The matrix :math:`W = P^T E` of N x N weights, y = W v, is similar to :math:`J^T J` with
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def mixing_spectrum(q: Tensor, k: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    r"""Eigenvalues and right eigenvectors of the mixing matrix of each head, in float64.
+    r"""Compute eigenvalues and right eigenvectors of each head's mixing matrix, in float64.
 
     Args:
         q: latent queries [..., M, D].

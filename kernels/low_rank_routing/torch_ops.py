@@ -1,7 +1,8 @@
 """The ``torch`` backend: vectorised PyTorch on any device (README.md section 3).
 
-On CPUs the two softmaxes forward are PyTorch's flash attention. Elsewhere, and backward, scores are
-made for a chunk of tokens at a time. Arguments and results are those of ``reference``.
+On CPUs, PyTorch's flash attention computes the two softmaxes forward. Elsewhere, and backward,
+scores are computed for a chunk of tokens at a time. Arguments and results are those of
+``reference``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ CHUNK_ELEMENTS = 2**18  # scores in memory at a time: 1 MB in float32, so that t
 
 
 def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute z and the log-sums over tokens."""
     exact = accumulator(k.dtype)
     z = q.new_zeros(len(ptr) - 1, *q.shape[1:], dtype=exact)
     lse = q.new_full(z.shape[:3], -torch.inf, dtype=exact)
@@ -41,6 +43,7 @@ def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[
 
 
 def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute y and the log-sums over latents."""
     y, lse = k.new_empty(k.shape), k.new_empty(k.shape[:2], dtype=accumulator(k.dtype))
     for meshes, rows in _groups(ptr):
         queries, keys, latents = _queries(q, meshes), _tokens(k, meshes, rows), z[meshes]
@@ -61,6 +64,7 @@ def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[
 def latent_gradient(
     grad_y: Tensor, q: Tensor, k: Tensor, lse_decode: Tensor, ptr: Tensor, scale: float
 ) -> Tensor:
+    """Compute the gradient for z."""
     exact = accumulator(k.dtype)
     grad_z = q.new_zeros(len(ptr) - 1, *q.shape[1:], dtype=exact)
     for meshes, rows in _groups(ptr):
@@ -88,6 +92,7 @@ def token_gradients(
     ptr: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradients for q, decode_q, k and v."""
     exact = accumulator(k.dtype)
     grad_q = torch.zeros(q.shape, dtype=exact, device=q.device)
     grad_decode_q = grad_q.new_empty(0) if decode_q is None else torch.zeros_like(grad_q)
@@ -97,7 +102,7 @@ def token_gradients(
     for meshes, rows in _groups(ptr):
         queries = _queries(q, meshes).to(exact) * scale
         second = queries if decode_q is None else _queries(decode_q, meshes).to(exact) * scale
-        # What is subtracted from products rides in one more column of their factors:
+        # An additional column of the factors subtracts the last term from each product:
         # S - lse = [q, -lse] [k, 1]^T, and z dy^T - dy . y = [z, -1] [dy, dy . y]^T.
         encode = _with_column(queries, -lse_encode[meshes, ..., None]).mT
         decode = _with_column(second, 1.0).mT
@@ -124,7 +129,7 @@ def token_gradients(
 
 
 def _with_column(x: Tensor, last: Tensor | float) -> Tensor:
-    """x [..., D] with one more column, at least in float32."""
+    """Append a column to x [..., D], at least in float32."""
     x = x.to(accumulator(x.dtype))
     if not isinstance(last, Tensor):
         last = x.new_tensor(last).expand(*x.shape[:-1], 1)
@@ -132,7 +137,7 @@ def _with_column(x: Tensor, last: Tensor | float) -> Tensor:
 
 
 def _groups(ptr: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Runs of meshes of one size: their numbers and all their rows. Empty meshes are left out."""
+    """Yield numbers and rows of consecutive meshes of one size; skip empty meshes."""
     ends = ptr.tolist()
     first = 0
     for mesh in range(1, len(ends)):
@@ -144,16 +149,17 @@ def _groups(ptr: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _tokens(x: Tensor, meshes: slice, rows: slice) -> Tensor:
-    """A view [B, H, N, D] of packed tokens [T, H, D] of meshes of one size."""
+    """Return a view [B, H, N, D] of packed tokens [T, H, D] of meshes of one size."""
     return x[rows].unflatten(0, (meshes.stop - meshes.start, -1)).transpose(1, 2)
 
 
 def _queries(q: Tensor, meshes: slice) -> Tensor:
-    """q [B, H, M, D] of a run of meshes."""
+    """Return q [B, H, M, D] of consecutive meshes."""
     return q.expand(meshes.stop - meshes.start, -1, -1, -1) if len(q) == 1 else q[meshes]
 
 
 def _accumulate(grad: Tensor, part: Tensor, meshes: slice) -> None:
+    """Add the parts of meshes [B, H, M, D] to a gradient of q."""
     if len(grad) == 1:
         grad += part.sum(0, keepdim=True)
     else:
@@ -161,23 +167,24 @@ def _accumulate(grad: Tensor, part: Tensor, meshes: slice) -> None:
 
 
 def _chunks(queries: Tensor, count: int) -> Iterator[slice]:
-    """Slices of the tokens, so that scores stay small."""
+    """Yield slices of the tokens that are small enough for their scores."""
     size = max(32, CHUNK_ELEMENTS // queries[..., 0].numel())
     for begin in range(0, count, size):
         yield slice(begin, min(begin + size, count))
 
 
 def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """S [B, H, M, n] of a chunk, at least in float32."""
+    """Compute S [B, H, M, n] of a chunk, at least in float32."""
     exact = accumulator(keys.dtype)
     return (queries.to(exact) * scale) @ keys.to(exact).mT
 
 
 def _has_flash(k: Tensor) -> bool:
+    """Return whether PyTorch's flash attention for CPUs takes tokens like ``k``."""
     return k.device.type == "cpu" and k.dtype in (torch.float32, torch.float64)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """softmax(s q k^T) v [B, H, Q, D] and the logarithm of the softmax's sums [B, H, Q]."""
+    """Compute softmax(s q k^T) v [B, H, Q, D] and the logarithm of the softmax's sums [B, H, Q]."""
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return flash(q, k, v, 0.0, False, scale=scale)

@@ -2,11 +2,11 @@
 
 Formulas and names follow ``reference.py``. Arrays are contiguous: k, v, y [T, H, D]; lse_decode
 [T, H]; z [B, H, M, D]; lse_encode [B, H, M]; q and second (the queries of decoding) [1, H, M, D],
-or [B, H, M, D] if BATCHED. ``items`` [items, 3] holds mesh, first token and end of pieces of work:
-chunks of tokens for the kernels that own a tile of latents (``encode``, ``latent_gradient``,
-``query_gradients``) and leave a part of a sum for each item, single tiles of tokens for those that
-walk over the latents (``decode``, ``token_gradients``). No number has two writers and every sum
-has one order.
+or [B, H, M, D] if BATCHED. ``items`` [items, 3] holds mesh, first token and end of pieces of work.
+These are chunks of tokens for the kernels that own a tile of latents and write a part of a sum for
+each item (``encode``, ``latent_gradient``, ``query_gradients``), and single tiles of tokens for
+those that walk over the latents (``decode``, ``token_gradients``). Every number has one writer and
+every sum one order.
 
 A tile has TOKENS tokens and LATENTS latents; DIM is D padded to a power of two. Logits and their
 sums are in units of log 2 inside a kernel. Everything is computed in ACC, but for the factors of
@@ -23,7 +23,7 @@ HALF_RANGE = tl.constexpr(57.0)  # 40 in natural logarithms; float32 begins at 2
 
 @triton.jit
 def _work(items, H: tl.constexpr, TILES: tl.constexpr):
-    """This program's item, mesh, first token and end, head and tile; heads lie next to another."""
+    """Return this program's item, mesh, first token, end, head and tile; heads are adjacent."""
     program = tl.program_id(0).to(tl.int64)
     item = program // (H * TILES)
     head = program // TILES % H
@@ -35,7 +35,7 @@ def _work(items, H: tl.constexpr, TILES: tl.constexpr):
 
 @triton.jit
 def _load(array, row, present, D: tl.constexpr, DIM: tl.constexpr):
-    """Rows [ROWS, DIM] of D numbers each, 0 where nothing is."""
+    """Load rows [ROWS, DIM] of D numbers each, 0 where nothing is."""
     column = tl.arange(0, DIM)
     mask = present[:, None] & (column < D)
     return tl.load(array + row[:, None] * D + column, mask=mask, other=0)
@@ -43,19 +43,21 @@ def _load(array, row, present, D: tl.constexpr, DIM: tl.constexpr):
 
 @triton.jit
 def _store(array, row, present, values, D: tl.constexpr, DIM: tl.constexpr):
+    """Store rows [ROWS, DIM] of D numbers each."""
     column = tl.arange(0, DIM)
     tl.store(array + row[:, None] * D + column, values, mask=present[:, None] & (column < D))
 
 
 @triton.jit
 def _logits(left, right, SCALE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
+    """Compute the logits of two tiles, in units of log 2."""
     s = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=ACC)
     return s * (SCALE * LOG2E)
 
 
 @triton.jit
 def _add_product(total, left, right, FACTOR: tl.constexpr, PRECISION: tl.constexpr):
-    """total + left @ right, with factors rounded to FACTOR."""
+    """Return total + left @ right, with factors rounded to FACTOR."""
     return tl.dot(
         left.to(FACTOR), right.to(FACTOR), total, input_precision=PRECISION, out_dtype=total.dtype
     )
@@ -63,7 +65,7 @@ def _add_product(total, left, right, FACTOR: tl.constexpr, PRECISION: tl.constex
 
 @triton.jit
 def _attend(s, values, largest, total, mean, FACTOR: tl.constexpr, PRECISION: tl.constexpr):
-    """One step of the online softmax over the columns of s: largest logit, sum, sum of values."""
+    """Make a step of the online softmax over the columns of s: largest logit, sum, weighted sum."""
     larger = tl.maximum(largest, tl.max(s, 1))
     p = tl.exp2(s - larger[:, None])
     shrink = tl.exp2(largest - larger)
@@ -79,7 +81,7 @@ def encode(
     LATENTS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr,
     ACC: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """z and lse of an item's tokens alone: part_z [items, H, M, D] and part_lse [items, H, M]."""
+    """Write z and lse of an item's tokens: part_z [items, H, M, D] and part_lse [items, H, M]."""
     item, mesh, begin, end, head, tile = _work(items, H, TILES)
     m = tile * LATENTS + tl.arange(0, LATENTS)
     query = _load(q, (mesh * BATCHED * H + head) * M + m, m < M, D, DIM)
@@ -105,7 +107,7 @@ def merge(
     HM: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """z and lse of meshes from those of their items, ``item_ptr[b]:item_ptr[b + 1]`` for mesh b."""
+    """Merge z and lse of the items ``item_ptr[b]:item_ptr[b + 1]`` into those of mesh b."""
     blocks: tl.constexpr = (HM + ROWS - 1) // ROWS
     mesh = tl.program_id(0).to(tl.int64) // blocks
     row = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
@@ -128,10 +130,10 @@ def merge(
         largest = larger
         total = total * shrink + tl.sum(weight, 0)
         mean = mean * shrink[:, None] + tl.sum(weight[:, :, None] * part, 0)
-    place = mesh * HM + row
+    own = mesh * HM + row
     total = tl.where(total > 0, total, 1)  # an empty mesh has no item: z = 0 and lse = -inf
-    _store(z, place, row < HM, mean / total[:, None], D, DIM)
-    tl.store(lse + place, (largest + tl.log2(total)) / LOG2E, mask=row < HM)
+    _store(z, own, row < HM, mean / total[:, None], D, DIM)
+    tl.store(lse + own, (largest + tl.log2(total)) / LOG2E, mask=row < HM)
 
 
 @triton.jit
@@ -142,7 +144,7 @@ def decode(
     LATENTS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr,
     ACC: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y and lse of a tile of tokens."""
+    """Write y and lse of a tile of tokens."""
     _, mesh, begin, end, head, _ = _work(items, H, 1)
     n = begin + tl.arange(0, TOKENS)
     row = n * H + head
@@ -169,7 +171,7 @@ def latent_gradient(
     LATENTS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr,
     ACC: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """An item's part of the gradient for z: part_z [items, H, M, D]."""
+    """Write an item's part of the gradient for z: part_z [items, H, M, D]."""
     item, mesh, begin, end, head, tile = _work(items, H, TILES)
     m = tile * LATENTS + tl.arange(0, LATENTS)
     query = _load(q, (mesh * BATCHED * H + head) * M + m, m < M, D, DIM)
@@ -187,7 +189,7 @@ def latent_gradient(
 
 @triton.jit
 def _apart(s_encode, s_decode, level_m, level_n, m_there, n_there):
-    """E and P by an exponential for each."""
+    """Compute E and P with an exponential for each."""
     e = tl.exp2(s_encode - tl.where(n_there, level_m, float("inf")))
     p = tl.exp2(s_decode - tl.where(m_there, level_n, float("inf")))
     return e, p
@@ -195,11 +197,11 @@ def _apart(s_encode, s_decode, level_m, level_n, m_there, n_there):
 
 @triton.jit
 def _weights(s_encode, s_decode, level_m, level_n, m_there, n_there, SEPARATE: tl.constexpr):
-    """E and P; level_m, level_n are lse_encode and lse_decode, inf where nothing is.
+    """Compute E and P; level_m, level_n are lse_encode and lse_decode, inf where nothing is.
 
     Unless SEPARATE, both logits are the same s. Then, with G = exp(s - (level_m + level_n) / 2),
     E = G a b and P = G / (a b), where a depends on the token and b on the latent: one exponential
-    for both. G, a and b are in the range of numbers as long as levels do not differ by too much.
+    for both. G, a and b neither overflow nor underflow as long as levels do not differ by too much.
     """
     if SEPARATE:
         e, p = _apart(s_encode, s_decode, level_m, level_n, m_there, n_there)
@@ -228,9 +230,9 @@ def query_gradients(
     LATENTS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr,
     ACC: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """An item's parts of grad_q and of the gradient for second, without SCALE: [items, H, M, D].
+    """Write an item's parts of the gradients for q and second, without SCALE: [items, H, M, D].
 
-    If WHOLE, one tile holds all latents, and grad_k and grad_v of the item's tokens follow too.
+    If WHOLE, one tile holds all latents; grad_k and grad_v of the item's tokens are written too.
     """
     item, mesh, begin, end, head, tile = _work(items, H, TILES)
     m = tile * LATENTS + tl.arange(0, LATENTS)
@@ -298,7 +300,7 @@ def token_gradients(
     LATENTS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr,
     ACC: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad_k and grad_v of a tile of tokens, where ``query_gradients`` does not give them."""
+    """Write grad_k and grad_v of a tile of tokens if ``query_gradients`` does not."""
     _, mesh, begin, end, head, _ = _work(items, H, 1)
     n = begin + tl.arange(0, TOKENS)
     n_there = n < end
@@ -347,14 +349,14 @@ def add(
     FACTOR: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """FACTOR times the sums of parts [items, SIZE]: row g sums ``item_ptr[g]:item_ptr[g + 1]``."""
+    """Sum parts [items, SIZE], times FACTOR: row g is that of ``item_ptr[g]:item_ptr[g + 1]``."""
     blocks: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
     group = tl.program_id(0).to(tl.int64) // blocks
-    place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     result = tl.zeros([BLOCK], ACC)
     end = tl.load(item_ptr + group + 1)
     for start in range(tl.load(item_ptr + group), end, ITEMS):
         item = start + tl.arange(0, ITEMS)
-        mask = (item < end)[:, None] & (place < SIZE)
-        result += tl.sum(tl.load(parts + item[:, None] * SIZE + place, mask=mask, other=0), 0)
-    tl.store(total + group * SIZE + place, result * FACTOR, mask=place < SIZE)
+        mask = (item < end)[:, None] & (column < SIZE)
+        result += tl.sum(tl.load(parts + item[:, None] * SIZE + column, mask=mask, other=0), 0)
+    tl.store(total + group * SIZE + column, result * FACTOR, mask=column < SIZE)

@@ -16,21 +16,21 @@ from ..precision import accumulator
 from ..triton_support import in_triton, power_of_two
 
 PROGRAMS = 2048  # of a kernel that owns latents: some 16 for each multiprocessor
-LARGEST_DIM = 64  # more does not fit into the registers
+LARGEST_DIM = 64  # larger heads do not fit into the registers
 
 
 def launch_options(
     kernel: str, dtype: torch.dtype, latents: int, dim: int, separate: bool = False
 ) -> dict[str, Any]:
-    """Compile-time constants of a kernel (see ``triton_kernels``) and how it is launched.
+    """Return compile-time constants of a kernel (see ``triton_kernels``) and its launch options.
 
     Sizes were chosen from the compiler's report (no spilled registers, several programs at a time
     on a multiprocessor; benchmarks/triton_compile_report.py), not from timings. Of two tiles that
-    are multiplied, the one that a program keeps is spread over its warps, the one it walks over is
-    held by all of them, and so has to be small.
+    are multiplied, the one that a program keeps is spread over its warps. All warps hold the one
+    that it walks over, so this has to be small.
     """
     gradients = kernel in ("query_gradients", "token_gradients")
-    # E may be less, and the gradient of z more, than float16 holds.
+    # E may be too small, and the gradient of z too large, for float16.
     factor = torch.float32 if gradients and dtype == torch.float16 else dtype
     padded = max(16, power_of_two(dim))  # tensor cores multiply 16 numbers at least
     row = padded * factor.itemsize
@@ -40,7 +40,7 @@ def launch_options(
     walked = min(32 if gradients else 64, max(16, budget // row))
     precision = {torch.float64: "ieee", torch.float32: "tf32x3"}.get(dtype, "tf32")
     if dtype == torch.float32 and (large or kernel == "token_gradients" and separate and row > 64):
-        precision = "ieee"  # three products with TF32 take more registers than there are
+        precision = "ieee"  # three products with TF32 need too many registers
     options = {
         "M": latents, "D": dim, "DIM": padded,
         "ACC": in_triton(accumulator(dtype)), "FACTOR": in_triton(factor), "PRECISION": precision,
@@ -56,10 +56,10 @@ def launch_options(
 
 @lru_cache(maxsize=64)
 def _items(ends: tuple[int, ...], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pieces of meshes of ``size`` tokens or less: mesh, first token and end [items, 3].
+    """Return pieces of meshes of ``size`` tokens or less: mesh, first token and end [items, 3].
 
-    Those of mesh b are ``item_ptr[b]:item_ptr[b + 1]``, the second result. All layers of a network
-    ask for the same ones, forward and backward.
+    Those of mesh b are ``item_ptr[b]:item_ptr[b + 1]``; item_ptr is the second result. All layers
+    of a network need the same ones, forward and backward.
     """
     ptr = torch.tensor(ends)
     counts = -(-ptr.diff() // size)
@@ -71,7 +71,7 @@ def _items(ends: tuple[int, ...], size: int, device: torch.device) -> tuple[Tens
 
 
 def _options(kernel: str, q: Tensor, k: Tensor, scale: float, separate: bool) -> dict[str, Any]:
-    """All compile-time constants of a kernel."""
+    """Return all compile-time constants of a kernel; raise BackendError for too large heads."""
     _, heads, latents, dim = q.shape
     if dim > LARGEST_DIM:
         raise BackendError(
@@ -83,7 +83,7 @@ def _options(kernel: str, q: Tensor, k: Tensor, scale: float, separate: bool) ->
 
 
 def _chunks(ptr: Tensor, options: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Items for a kernel that owns latents: whole tiles, for some PROGRAMS programs in all."""
+    """Return the items of a kernel that owns latents: whole tiles, for some PROGRAMS programs."""
     ends = tuple(ptr.tolist())
     tile, programs = options["TOKENS"], options["H"] * options["TILES"]
     tiles = -(-ends[-1] * programs // (PROGRAMS * tile))
@@ -102,7 +102,7 @@ def _run(kernel: str, programs: int, options: dict[str, Any], *arguments: Tensor
 
 
 def _add(parts: Tensor, item_ptr: Tensor, factor: float, result: Tensor) -> Tensor:
-    """``factor`` times the sums of parts [items, ...] of the items of every row of ``result``."""
+    """Sum parts [items, ...] over the items of every row of ``result``, times ``factor``."""
     size = result[0].numel()
     options = {"FACTOR": factor, "SIZE": size, "BLOCK": 256, "ITEMS": 16, "num_warps": 4}
     options["ACC"] = in_triton(parts.dtype)
@@ -111,6 +111,7 @@ def _add(parts: Tensor, item_ptr: Tensor, factor: float, result: Tensor) -> Tens
 
 
 def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute z and the log-sums over tokens."""
     exact: dict[str, Any] = {"dtype": accumulator(k.dtype), "device": k.device}
     options = _options("encode", q, k, scale, False)
     items, item_ptr = _chunks(ptr, options, k.device)
@@ -129,6 +130,7 @@ def encode(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, scale: float) -> tuple[
 
 
 def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute y and the log-sums over latents."""
     options = _options("decode", q, k, scale, False)
     items, _ = _items(tuple(ptr.tolist()), options["TOKENS"], k.device)
     y = torch.empty(k.shape, dtype=k.dtype, device=k.device)
@@ -140,6 +142,7 @@ def decode(q: Tensor, k: Tensor, z: Tensor, ptr: Tensor, scale: float) -> tuple[
 def latent_gradient(
     grad_y: Tensor, q: Tensor, k: Tensor, lse_decode: Tensor, ptr: Tensor, scale: float
 ) -> Tensor:
+    """Compute the gradient for z."""
     exact: dict[str, Any] = {"dtype": accumulator(k.dtype), "device": k.device}
     options = _options("latent_gradient", q, k, scale, False)
     items, item_ptr = _chunks(ptr, options, k.device)
@@ -163,6 +166,7 @@ def token_gradients(
     ptr: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradients for q, decode_q, k and v."""
     separate = decode_q is not None
     tensors = (grad_y, q, decode_q, k, v, y, z, grad_z, lse_encode, lse_decode)
     grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (k, v))

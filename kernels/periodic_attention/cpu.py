@@ -1,4 +1,4 @@
-"""The ``cpu`` backend: calls the library that ``cpu.c`` becomes when matattn is installed."""
+"""The ``cpu`` backend: calls of the library that installing matattn compiles from ``cpu.c``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REALS = {torch.float64: ctypes.c_double, torch.float32: ctypes.c_float}
 
 
 def _structure(pointers: str, sizes: str = "", lengths: str = "", real: type | None = None) -> type:
-    """A C structure with the named fields, in this order."""
+    """Make a C structure with the named fields, in this order."""
     fields = [(name, ctypes.c_void_p) for name in pointers.split()]
     fields += [(name, ctypes.c_int64) for name in sizes.split()]  # type: ignore[misc]
     fields += [(name, real) for name in lengths.split()]  # type: ignore[misc]
@@ -37,9 +37,9 @@ _GRADIENTS = _structure("grad_y grad_lse y grad_q grad_k grad_v grad_a grad_dist
 
 
 _ABI = 2  # as in cpu.c
-_ERRORS = {  # what the C functions return: the enum in cpu.c
+_ERRORS = {  # by return value of the C functions, the enum in cpu.c
     1: (MemoryError, "out of memory"),
-    2: (ValueError, "an atom has no neighbour, not even its own image"),
+    2: (ValueError, "an atom has no neighbour; add its own image at d = 0"),
     3: (ValueError, "source must lie in 0..N - 1 for N atoms"),
     4: (ValueError, "row_ptr must run from 0 to the number of neighbours"),
 }
@@ -47,11 +47,12 @@ _ERRORS = {  # what the C functions return: the enum in cpu.c
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    """Load the library once."""
     return compiled.library(Path(__file__).parent)
 
 
 def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take a call, or None."""
+    """Return why this backend cannot take a call, or None."""
     return compiled.refusal(_library(), _ABI, device, dtype)
 
 
@@ -68,7 +69,7 @@ def _problem(
     spacing: float,
     width: float,
 ) -> tuple[ctypes.Structure, list[Tensor]]:
-    """The C structure of a call, and the tensors that it points into."""
+    """Return the C structure of a call, and the tensors that it points into."""
     atoms, heads, dim = q.shape
     reals = [t.to(q.dtype).contiguous() for t in (q, k, v, a, weight, distance)]
     reals.append(q.new_empty(0) if bias is None else bias.to(q.dtype).contiguous())
@@ -82,6 +83,7 @@ def _problem(
 
 
 def _run(name: str, dtype: torch.dtype, *arguments: object) -> None:
+    """Call a function of the library; raise the error that it returns."""
     function = getattr(_library(), f"{name}_{compiled.PRECISIONS[dtype]}")
     if state := function(*arguments):
         kind, reason = _ERRORS[state]
@@ -101,7 +103,7 @@ def forward(
     spacing: float,
     width: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [N, H, D], lse [N, H] and mean basis c [N, H, K] (see ``__init__`` for the arguments)."""
+    """Compute y [N, H, D], lse [N, H], mean basis c [N, H, K] (arguments as in ``__init__``)."""
     problem, kept = _problem(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
     y, lse = torch.empty_like(kept[0]), torch.empty_like(kept[3])
     mean_basis = q.new_empty(*q.shape[:2], weight.shape[-1])
@@ -130,16 +132,16 @@ def backward(
     width: float,
     distance_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients for q, k, v, a, weight and (if ``distance_grad``) distance; README.md section 3."""
+    """Compute gradients for q, k, v, a, weight and, on demand, distance (README.md section 3)."""
     problem, kept = _problem(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
-    given = [t.contiguous() for t in (grad_y, grad_lse, y)]
+    inputs = [t.contiguous() for t in (grad_y, grad_lse, y)]
     grads = [torch.empty_like(t) for t in kept[:4]]
     grad_distance = torch.empty_like(kept[5]) if distance_grad else distance.new_empty(0)
-    pointers = [t.data_ptr() or None for t in (*given, *grads, grad_distance)]
+    pointers = [t.data_ptr() or None for t in (*inputs, *grads, grad_distance)]
     threads = ctypes.c_int(torch.get_num_threads())
     gradients = ctypes.byref(_GRADIENTS(*pointers))
     _run("backward", q.dtype, ctypes.byref(problem), gradients, threads)
     grad_weight = torch.empty_like(weight)
     for head in range(q.shape[1]):  # one by one: einsum would copy the mean basis
-        torch.mm(given[0][:, head].t(), mean_basis[:, head], out=grad_weight[head])
+        torch.mm(inputs[0][:, head].t(), mean_basis[:, head], out=grad_weight[head])
     return *grads, grad_weight, grad_distance

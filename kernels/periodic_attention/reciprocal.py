@@ -13,7 +13,7 @@ learned width :math:`\bar\sigma_i` of atom i and a head, wave vectors :math:`\om
     y_i = \sum_j \mathrm{softmax}_j (q_i \cdot k_j / \sqrt{D} + \alpha_{ij})\, v_j
 
 ``BoxSums`` is the published truncation, ``LatticeSums`` the converged sum; README.md derives both.
-Autograd differentiates them to any order, by the widths, positions and cells.
+Autograd differentiates them by the widths, positions and cells, to any order.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SUMS = ("published", "converged")
 
 
 def integer_box(half_widths: Iterable[float]) -> Tensor:
-    """All integer vectors with |n_t| <= half_widths[t], in lexicographic order: [M, T]."""
+    """Return all integer vectors with |n_t| <= half_widths[t], in lexicographic order: [M, T]."""
     ranges = (range(-int(half), int(half) + 1) for half in half_widths)
     return torch.tensor(list(product(*ranges)))
 
 
 def half_box(half_widths: Iterable[float]) -> Tensor:
-    """One of each pair (m, -m) of ``integer_box``; the first is 0."""
+    """Return one of each pair (m, -m) of ``integer_box``; the first is 0."""
     box = integer_box(half_widths)
     return box[len(box) // 2 :]
 
@@ -45,8 +45,8 @@ def half_box(half_widths: Iterable[float]) -> Tensor:
 class BoxSums:
     r"""The published sum over the wave vectors |m_t| <= 2, for G crystals of n atoms each.
 
-    The sum is clamped at 1e-6 before its logarithm, with zero gradient where it is. Far from
-    converged unless the lattice vectors are short: it depends on how the unit cell was chosen.
+    The sum is clamped at 1e-6 before its logarithm, which makes its gradient zero there. It is far
+    from converged unless the lattice vectors are short, and depends on the choice of the unit cell.
     V is the absolute value of the determinant (the published code fails in left-handed cells).
 
     pos [G, n, 3] and cell [G, 3, 3] in Å.
@@ -66,7 +66,7 @@ class BoxSums:
         self.log_volume = torch.linalg.det(cell).abs().log()
 
     def __call__(self, variance: Tensor) -> Tensor:
-        r""":math:`\alpha_{ij}` [G, n (i), H, n (j)] of :math:`\bar\sigma_i^2` [G, n, H] Å^2."""
+        r"""Compute :math:`\alpha_{ij}` [G, n, H, n (j)] of :math:`\bar\sigma_i^2` [G, n, H] Å^2."""
         weights = self.copies * torch.exp(-0.5 * variance[..., None] * self.squared[:, None, None])
         query = torch.cat([weights, weights], -1) * self.factors[:, :, None]
         total = query.flatten(1, 2) @ self.factors.mT
@@ -79,13 +79,13 @@ class BoxSums:
 class MixedTerms:
     """Terms of ``LatticeSums`` when the first r lattice vectors are summed by wave vectors.
 
-    N images n of the other lattice vectors, every pair's own in the order of their distance h from
-    the span of the first r; M wave vectors of these, half of them.
+    Every pair has its own N images n of the other lattice vectors, in the order of their distance h
+    from the span of the first r. The latter have M wave vectors, one of each pair (m, -m).
     """
 
     least: Tensor  # [n (i), n (j)] Å^2, smallest h^2
     height: Tensor  # [n (i), n (j), N] Å^2, h^2 above the smallest
-    excess: Tensor  # [N] Å^2, the same for the pair that has least of it
+    excess: Tensor  # [N] Å^2, the smallest height of all pairs
     cosine: Tensor  # [n (i), n (j), N, M], twice where the wave vector stands for m and -m
     squared_wave: Tensor  # [M] 1/Å^2, ascending
     log_volume: Tensor  # of the r vectors' parallelepiped
@@ -96,7 +96,7 @@ class LatticeSums:
 
     In the reduced basis :math:`b_1, b_2, b_3` (ascending lengths), Poisson summation turns the sum
     over those r lattice vectors that are shorter than :math:`\sqrt{2 \pi} \bar\sigma_i` into one
-    over their wave vectors; images along the others are summed as they are:
+    over their wave vectors; images along the other lattice vectors are summed directly:
 
     .. math::
         \sum_n e^{-d_{ijn}^2 / 2 \sigma^2} = \frac{(2 \pi \sigma^2)^{r/2}}{V_r} \sum_{n_{r+1}..n_3}
@@ -117,12 +117,12 @@ class LatticeSums:
         images = (delta.detach() @ torch.linalg.inv(self.basis.detach())).round()
         self.delta = delta - images @ self.basis  # [n (i), n (j), 3]
         self.crossover = self.basis.detach().norm(dim=1) / math.sqrt(2 * math.pi)  # Å
-        # A Gaussian of width 1 falls below the tolerance at the root of this.
+        # A Gaussian of width 1 falls below the tolerance at the square root of this.
         self.range = -2 * math.log(0.1 * torch.finfo(pos.dtype).eps)
         self.tables: dict[tuple[int, int], MixedTerms] = {}
 
     def __call__(self, variance: Tensor) -> Tensor:
-        r""":math:`\alpha_{ij}` [n (i), H, n (j)] of :math:`\bar\sigma_i^2` [n, H] Å^2."""
+        r"""Compute :math:`\alpha_{ij}` [n (i), H, n (j)] of :math:`\bar\sigma_i^2` [n, H] Å^2."""
         waves = (variance.detach().sqrt()[..., None] > self.crossover).sum(-1)  # r of each row
         alpha = variance.new_zeros(*variance.shape, len(variance))
         for r in waves.unique().tolist():
@@ -131,7 +131,7 @@ class LatticeSums:
         return alpha
 
     def terms(self, r: int, octave: int) -> MixedTerms:
-        """What widths between the crossovers of r need if their square is at most 2^octave Å^2."""
+        """Return the terms for widths between the crossovers of r, up to 2^(octave / 2) Å."""
         short, long = self.basis[:r], self.basis[r:]
         dual = torch.linalg.inv(short @ short.T) @ short
         across = torch.eye(3).to(short) - dual.T @ short  # projects out the span of the short ones
@@ -169,7 +169,7 @@ class LatticeSums:
         )
 
     def rows(self, r: int, atom: Tensor, variance: Tensor) -> Tensor:
-        """Alpha [R, n (j)] of R pairs of an atom i and a variance, which share one r."""
+        """Compute alpha [R, n (j)] of R pairs of an atom i and a variance, which share one r."""
         low, high = (bound.item() for bound in variance.detach().aminmax())
         key = r, math.ceil(math.log2(high)) if r < 3 and math.isfinite(high) else 0
         if key not in self.tables:
@@ -187,7 +187,7 @@ class LatticeSums:
 
 
 def reduction(cell: np.ndarray) -> np.ndarray:
-    """Integer matrix U: the rows of ``U @ cell`` are a short basis of the lattice, shortest first.
+    """Return the integer matrix U for which ``U @ cell`` is a short basis, shortest row first.
 
     Lenstra, Lenstra, Lovász, Math. Ann. 261, 515 (1982).
     """
@@ -210,12 +210,12 @@ def reduction(cell: np.ndarray) -> np.ndarray:
 class EqualCrystals:
     """G crystals of n atoms each, and the sums of their pairs."""
 
-    atoms: Tensor  # [G, n] places in the batch
+    atoms: Tensor  # [G, n] indices in the batch
     alpha: Callable[[Tensor], Tensor]  # variance [G, n, H] Å^2 -> [G, n (i), H, n (j)]
 
 
 def periodic_sums(pos: Tensor, cell: Tensor, batch: Tensor, sums: str) -> list[EqualCrystals]:
-    """What ``reciprocal_attention`` needs to know of the geometry, once for all layers.
+    """Return the geometry that ``reciprocal_attention`` needs, once for all layers.
 
     pos [N, 3] Å, cell [B, 3, 3] Å, batch [N] ascending; sums is "published" or "converged".
     """
@@ -225,15 +225,16 @@ def periodic_sums(pos: Tensor, cell: Tensor, batch: Tensor, sums: str) -> list[E
     for size in sizes.unique().tolist():
         crystals = (sizes == size).nonzero()
         atoms = starts[crystals] + torch.arange(size, device=batch.device)
-        places, cells = pos[atoms], cell[crystals[:, 0]]
+        positions, cells = pos[atoms], cell[crystals[:, 0]]
         if sums == "published":
-            groups.append(EqualCrystals(atoms, BoxSums(places, cells)))
+            groups.append(EqualCrystals(atoms, BoxSums(positions, cells)))
         else:
-            groups.append(EqualCrystals(atoms, _each(map(LatticeSums, places, cells))))
+            groups.append(EqualCrystals(atoms, _each(map(LatticeSums, positions, cells))))
     return groups
 
 
 def _each(crystals: Iterable[LatticeSums]) -> Callable[[Tensor], Tensor]:
+    """Return a function that computes the sums of all crystals, one by one."""
     sums = list(crystals)
     return lambda variance: torch.stack([s(v) for s, v in zip(sums, variance, strict=True)])
 
@@ -241,7 +242,7 @@ def _each(crystals: Iterable[LatticeSums]) -> Callable[[Tensor], Tensor]:
 def reciprocal_attention(
     q: Tensor, k: Tensor, v: Tensor, variance: Tensor, groups: list[EqualCrystals]
 ) -> Tensor:
-    r"""y [N, H, D] of the reciprocal-space heads.
+    r"""Compute y [N, H, D] of the reciprocal-space heads.
 
     q, k, v [N, H, D] of all atoms of a batch (q unscaled), variance :math:`\bar\sigma_i^2` [N, H]
     Å^2, groups from ``periodic_sums``.

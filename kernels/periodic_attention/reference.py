@@ -1,4 +1,4 @@
-r"""The formulas of infinitely connected attention in plain sight: slow, dense, the oracle.
+r"""The plain formulas of infinitely connected attention: slow, dense, the reference for tests.
 
 Taniai et al., "Crystalformer", ICLR 2024 (arXiv 2403.11686), section 3. Atom j of the unit cell has
 an image at :math:`p_j + n L` for every integer triple n, at distance
@@ -15,9 +15,9 @@ an image at :math:`p_j + n L` for every integer triple n, at distance
     \alpha_{ij} = \log \sum_n e^{\phi_{ijn}}, \qquad
     \beta_{ij} = \frac{\sum_n e^{\phi_{ijn}} b(d_{ijn})}{\sum_n e^{\phi_{ijn}}}
 
-Two independent routes are given. ``image_sums`` + ``pair_attention`` sum over images first, as the
-paper writes it; ``neighbor_attention`` is one softmax over a flat list of (j, n), as every fast
-backend does it. Autograd differentiates both, to any order.
+There are two independent implementations. ``image_sums`` + ``pair_attention`` sum over images
+first, as in the paper; ``neighbor_attention`` is one softmax over a flat list of (j, n), as in
+every fast backend. Autograd differentiates both, to any order.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from torch import Tensor
 
 
 def radial_basis(distance: Tensor, spacing: float, width: float, count: int) -> Tensor:
-    r"""Gaussians :math:`b_k(d) = \exp(-(d - \mu_k)^2 / 2 s^2)` of the distance, k = 1..count.
+    r"""Compute Gaussians :math:`b_k(d) = \exp(-(d - \mu_k)^2 / 2 s^2)`, k = 1..count.
 
-    They stand at :math:`\mu_k = k \cdot` spacing, the first one spacing away from zero, as in the
-    published code. distance [...] Å, spacing and width s in Å; returns [..., count].
+    Their centres are :math:`\mu_k = k \cdot` spacing; the first is one spacing away from zero, as
+    in the published code. distance [...] Å, spacing and width s in Å; returns [..., count].
     """
     centers = torch.arange(1, count + 1, dtype=distance.dtype, device=distance.device) * spacing
     return torch.exp(-0.5 * ((distance[..., None] - centers) / width) ** 2)
 
 
 def safe_distance(vector: Tensor) -> Tensor:
-    """Length of ``vector`` [..., 3] Å, with gradient 0 (not NaN) at length 0: the self pair."""
+    """Return lengths of ``vector`` [..., 3] Å, with gradient 0 (not NaN) for self pairs, at 0 Å."""
     squared = vector.square().sum(-1)
     zero = squared == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
 
 def adaptive_range(sigma: Tensor, cell: Tensor, margin: float = 0.01) -> Tensor:
-    r"""Half-widths :math:`R_t` of the published box of images |n_t| <= R_t.
+    r"""Return half-widths :math:`R_t` of the published box of images |n_t| <= R_t.
 
     :math:`R_t = \max(\lceil (3.5 \sigma + margin) |b_t| / 2\pi \rceil, 2)` with sigma [..., H] Å of
     each atom and head, and cell [..., 3, 3] Å (rows are lattice vectors) of the same leading shape;
@@ -59,13 +59,13 @@ def adaptive_range(sigma: Tensor, cell: Tensor, margin: float = 0.01) -> Tensor:
 
 
 def box_images(half_widths: Tensor) -> Tensor:
-    """All integer triples with |n_t| <= half_widths[t]: [M, 3]."""
+    """Return all integer triples with |n_t| <= half_widths[t]: [M, 3]."""
     ranges = [torch.arange(-int(r), int(r) + 1) for r in half_widths]
     return torch.cartesian_prod(*ranges)
 
 
 def sphere_images(pos: Tensor, cell: Tensor, cutoff: float) -> Tensor:
-    """The images [M, 3] that bring some atom within ``cutoff`` Å of another one."""
+    """Return the images [M, 3] that bring some atom within ``cutoff`` Å of another one."""
     inverse = torch.linalg.inv(cell)
     frac = pos @ inverse
     spread = frac.amax(0) - frac.amin(0)
@@ -85,7 +85,7 @@ def image_sums(
     count: int,
     half_widths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The sums over images, alpha [N, N, H] and beta [N, N, H, K], of one crystal.
+    """Compute the sums over images, alpha [N, N, H] and beta [N, N, H, K], of one crystal.
 
     pos [N, 3] Å, cell [3, 3] Å, a [N, H] 1/Å^2, images [M, 3]; half_widths [N, H, 3] limits each
     atom and head i to its own box |n_t| <= half_widths (the published rule). Index order is
@@ -106,7 +106,7 @@ def image_sums(
 def pair_attention(
     q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """y [N, H, D] and the log-sum-exp [N, H] of the logits from the image sums of one crystal.
+    """Compute y [N, H, D] and the logits' log-sum-exp [N, H] from the image sums of one crystal.
 
     q, k, v [N, H, D]; alpha [N, N, H], beta [N, N, H, K] from ``image_sums``; weight W [H, D, K].
     """
@@ -125,7 +125,7 @@ def neighbor_weights(
     row_ptr: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Target atom [E], softmax weights [E, H] over each atom's (j, n), their log-sum-exp [N, H]."""
+    """Return target atoms [E], softmax weights [E, H] over each atom's (j, n) and lse [N, H]."""
     atoms, heads, dim = q.shape
     target = torch.repeat_interleave(torch.arange(atoms, device=q.device), row_ptr.diff())
     logits = (q[target] * k[source]).sum(-1) / math.sqrt(dim)
@@ -153,7 +153,7 @@ def neighbor_attention(
     spacing: float,
     width: float,
 ) -> tuple[Tensor, Tensor]:
-    """y and log-sum-exp from a flat neighbour list: the operator as ``__init__`` documents it."""
+    """Compute y and log-sum-exp from a flat neighbour list (arguments as in ``__init__``)."""
     target, weights, lse = neighbor_weights(q, k, a, distance, source, row_ptr, bias)
     basis = radial_basis(distance, spacing, width, weight.shape[-1])
     values = v[source] + torch.einsum("ek,hdk->ehd", basis, weight)
@@ -173,7 +173,7 @@ def forward(
     spacing: float,
     width: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``reference`` backend: y, lse and the mean basis c [N, H, K], summed in float64."""
+    """Compute y, lse and the mean basis c [N, H, K], with sums in float64."""
     dtype = q.dtype
     q, k, v, a, weight, distance = (t.double() for t in (q, k, v, a, weight, distance))
     bias = None if bias is None else bias.double()
@@ -204,7 +204,7 @@ def backward(
     width: float,
     distance_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """Closed-form gradients for q, k, v, a, weight, distance (README.md section 3) in float64."""
+    """Compute closed-form gradients for q, k, v, a, weight, distance (README.md section 3)."""
     dtype = q.dtype
     grad_y, grad_lse, q, k, v, a, weight, distance = (
         t.double() for t in (grad_y, grad_lse, q, k, v, a, weight, distance)

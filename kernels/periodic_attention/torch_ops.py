@@ -1,13 +1,13 @@
-"""The ``torch`` backend: vectorised PyTorch on any device, no compiler needed.
+r"""The ``torch`` backend: vectorised PyTorch on any device, no compiler needed.
 
 The pair tensor [E, H, D] is never formed (deferred projection, README.md section 2): with
-:math:`c_i = \\sum P_{ijn} b(d_{ijn})` the output is :math:`y_i = \\sum_j A_{ij} v_j + W c_i`, where
-:math:`A_{ij} = \\sum_n P_{ijn}`. Work on images (E of them) is two batched matrix products with the
-table of radial functions per head group; work with q, k and v happens once per pair of atoms
+:math:`c_i = \sum P_{ijn} b(d_{ijn})` the output is :math:`y_i = \sum_j A_{ij} v_j + W c_i`, where
+:math:`A_{ij} = \sum_n P_{ijn}`. For the E images there are two batched matrix products with the
+table of radial functions per head group; products of q, k and v are computed once per pair of atoms
 (i, j).
 
-Everything that depends on geometry alone is the same for all layers and for the backward pass:
-the ``Plan``, of which the last one is kept. It puts atoms with similar numbers of neighbours into
+The ``Plan`` holds everything that depends on geometry alone, which is the same for all layers and
+for the backward pass; the last plan is kept. It puts atoms with similar numbers of neighbours into
 padded groups, sorts each atom's neighbours by distance, and cuts them into shells. In a shell only
 a window of the radial functions differs from zero, so the tables and products stay narrow.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 _NEGLIGIBLE = {torch.float64: 40.0}  # radial functions below e^-40 (float32: e^-20) are left out
-_UNDERFLOW = 80.0  # exponents far below take a slow path on CPUs
+_UNDERFLOW = 80.0  # the exponential of far smaller numbers is slow on CPUs
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the operator needs of the geometry of one batch."""
+    """All tables that depend on the geometry of one batch alone."""
 
-    made_from: tuple  # copies of the arguments, to see whether they are still the same
+    made_from: tuple  # copies of the arguments, to check whether they are still the same
     target: Tensor  # [P] atoms i of the distinct pairs (i, j) in the list
     source: Tensor  # [P] atoms j
     groups: list[Group]
@@ -67,9 +67,9 @@ _last_plan: Plan | None = None
 
 
 def _plan(*arguments: Any) -> Plan:
-    """The plan of this geometry; the last one serves as long as its arguments have equal content.
+    """Return the plan of this geometry, the last one if its arguments have equal content.
 
-    Comparing them costs little beside the work on them, and cannot be fooled by changes in place.
+    The comparison costs little beside the work on them, and notices changes in place.
     """
     global _last_plan
     plan = _last_plan
@@ -80,6 +80,7 @@ def _plan(*arguments: Any) -> Plan:
 
 
 def _same(old: tuple, new: tuple) -> bool:
+    """Return whether all arguments have equal content."""
     for a, b in zip(old, new, strict=True):
         if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
             if a is not b and (isinstance(a, Tensor) or isinstance(b, Tensor) or a != b):
@@ -99,6 +100,7 @@ def _make_plan(
     width: float,
     count: int,
 ) -> Plan:
+    """Make the plan of a geometry."""
     counts = row_ptr.diff()
     atoms = counts.numel()
     target = torch.repeat_interleave(torch.arange(atoms, device=distance.device), counts)
@@ -162,7 +164,7 @@ def _shells(distance: Tensor, spacing: float, width: float, count: int) -> list[
 
 
 def _basis(distance: Tensor, spacing: float, width: float, functions: slice) -> Tensor:
-    """Radial functions first..last of ``reference.radial_basis``: [..., functions]."""
+    """Compute some of the functions of ``reference.radial_basis``: [..., functions]."""
     scale = math.sqrt(0.5) / width
     centers = _centers(functions, spacing, distance) * scale
     table = (distance[..., None] * scale - centers).square_().neg_()
@@ -170,12 +172,13 @@ def _basis(distance: Tensor, spacing: float, width: float, functions: slice) -> 
 
 
 def _centers(functions: slice, spacing: float, like: Tensor) -> Tensor:
+    """Return the centres of radial functions, Å."""
     numbers = torch.arange(functions.start, functions.stop, dtype=like.dtype, device=like.device)
     return (numbers + 1) * spacing
 
 
 def _mean_basis(p: Tensor, group: Group, count: int) -> Tensor:
-    """sum_m p[h, n, m] b(d[n, m]): [n, H, K]."""
+    """Compute sum_m p[h, n, m] b(d[n, m]): [n, H, K]."""
     mean = p.new_zeros(p.shape[1], p.shape[0], count)
     for shell in group.shells:
         part = p[..., shell.neighbors].transpose(0, 1)
@@ -184,7 +187,7 @@ def _mean_basis(p: Tensor, group: Group, count: int) -> Tensor:
 
 
 def _project(g: Tensor, group: Group) -> Tensor:
-    """g[n, h] . b(d[n, m]) for every image: [H, n, M]."""
+    """Compute g[n, h] . b(d[n, m]) for every image: [H, n, M]."""
     parts = [
         torch.bmm(g[..., shell.functions], shell.basis.transpose(1, 2)) for shell in group.shells
     ]
@@ -192,13 +195,13 @@ def _project(g: Tensor, group: Group) -> Tensor:
 
 
 def _similar_sizes(sizes: list[int]) -> list[tuple[int, int]]:
-    """Ranges of a descending list that are padded together.
+    """Return ranges of a descending list that are padded together.
 
-    A range ends where its padding would exceed both 2,000 neighbours (what another range costs in
-    calls) and a tenth of its area.
+    A range ends where its padding would exceed both 2,000 neighbours (the cost of the calls for
+    another range) and a tenth of its area.
     """
     if sizes and sizes[-1] == 0:
-        raise ValueError("periodic_attention: an atom has no neighbour, not even its own image")
+        raise ValueError("periodic_attention: an atom has no neighbour; add its own image at d = 0")
     ranges = []
     start = padding = 0
     for i, size in enumerate(sizes):
@@ -210,23 +213,23 @@ def _similar_sizes(sizes: list[int]) -> list[tuple[int, int]]:
 
 
 def _pair_dot(x: Tensor, i: Tensor, y: Tensor, j: Tensor) -> Tensor:
-    """sum_d x[i] y[j] for every pair: [H, P]."""
+    """Compute sum_d x[i] y[j] for every pair: [H, P]."""
     return (x.index_select(0, i) * y.index_select(0, j)).sum(-1).t().contiguous()
 
 
 def _spread(per_pair: Tensor, group: Group) -> Tensor:
-    """Values of pairs [H, P] at their images: [H, n, M]."""
+    """Copy values of pairs [H, P] to their images: [H, n, M]."""
     return per_pair[:, group.pairs].index_select(1, group.pair).view(-1, *group.distance.shape)
 
 
 def _gather(per_image: Tensor, group: Group) -> Tensor:
-    """Sums over the images [H, n, M] of each pair of the group: [pairs, H]."""
+    """Sum over the images [H, n, M] of each pair of the group: [pairs, H]."""
     rows = per_image.flatten(1).index_select(1, group.by_pair).t().contiguous()
     return torch.segment_reduce(rows, "sum", offsets=group.runs, axis=0, unsafe=True)
 
 
 def _logits(scores: Tensor, a: Tensor, group: Group) -> Tensor:
-    """Logits [H, n, M] of a group from the pair scores q.k / sqrt(D) [H, P]."""
+    """Compute the logits [H, n, M] of a group from the pair scores q.k / sqrt(D) [H, P]."""
     logits = _spread(scores, group)
     logits.addcmul_(a[group.atoms].t()[..., None], group.squared[None])
     return logits.add_(group.bias)
@@ -245,7 +248,7 @@ def forward(
     spacing: float,
     width: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [N, H, D], lse [N, H] and mean basis c [N, H, K] (see ``__init__`` for the arguments)."""
+    """Compute y [N, H, D], lse [N, H], mean basis c [N, H, K] (arguments as in ``__init__``)."""
     plan = _plan(distance, source, row_ptr, bias, spacing, width, weight.shape[-1])
     atoms, heads, dim = q.shape
     scores = _pair_dot(q, plan.target, k, plan.source).div_(math.sqrt(dim))
@@ -283,7 +286,7 @@ def backward(
     width: float,
     distance_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients for q, k, v, a, weight and (if ``distance_grad``) distance; README.md section 3."""
+    """Compute gradients for q, k, v, a, weight and, on demand, distance (README.md section 3)."""
     count = weight.shape[-1]
     plan = _plan(distance, source, row_ptr, bias, spacing, width, count)
     heads, dim = q.shape[1:]

@@ -3,7 +3,7 @@
 Formulas and names follow README.md. Arrays are contiguous: q, k, v, y [N, H, D]; a, lse [N, H];
 mean_basis (c) and projected (G = W^T grad_y) [N, H, K]; distance, source [E]; bias [E, BIAS_HEADS],
 none if that is 0. A program owns one atom and HEADS heads, and walks over its neighbours in blocks
-of BLOCK. No number has two writers and every sum has one order.
+of BLOCK. Every number has one writer and every sum one order.
 
 HEADS, DIM and COUNT are H, D and K padded to powers of two; many heads are split into groups of
 HEADS. Everything is computed in ACC, but for the factors of the products with the radial functions,
@@ -16,14 +16,14 @@ import triton.language as tl
 
 @triton.jit
 def _radial(d, number, SPACING: tl.constexpr, WIDTH: tl.constexpr):
-    """b_k(d) and x = (k spacing - d) / width; d and number = k - 1 broadcast to the result."""
+    """Compute b_k(d) and x = (k spacing - d) / width; d and number = k - 1 broadcast."""
     x = ((number + 1).to(d.dtype) * SPACING - d) * (1 / WIDTH)
     return tl.exp(-0.5 * x * x), x
 
 
 @triton.jit
 def _gather(array, atom, head, present, H: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr):
-    """Rows of array [N, H, D] for the atoms [BLOCK]: [BLOCK, HEADS, DIM], 0 where nothing is."""
+    """Load rows of array [N, H, D] of atoms [BLOCK]: [BLOCK, HEADS, DIM], 0 where nothing is."""
     column = tl.arange(0, DIM)
     offset = (atom * (H * D))[:, None, None] + (head[:, None] * D + column)
     mask = present[:, None, None] & (head < H)[:, None] & (column < D)
@@ -35,7 +35,7 @@ def _logits(
     query, decay, key, d, bias, edge, head, present,
     H: tl.constexpr, D: tl.constexpr, BIAS_HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Logits [BLOCK, HEADS] of a block of neighbours, -inf for those that are not present."""
+    """Compute logits [BLOCK, HEADS] of a block of neighbours, -inf for those not present."""
     logit = tl.sum(query * key, 2) * (D**-0.5) + decay * (d * d)[:, None]
     if BIAS_HEADS == 1:
         logit += tl.load(bias + edge, mask=present, other=0).to(d.dtype)[:, None]
@@ -53,10 +53,10 @@ def forward(
     HEADS: tl.constexpr, DIM: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """attended = sum P v [N, H, D], mean_basis = sum P b and lse, in one pass (online softmax).
+    """Write attended = sum P v [N, H, D], mean_basis = sum P b and lse by an online softmax.
 
-    The product is c^T = B^T P^T: the narrow side of a tensor core's tile, 8, is on the right, and
-    there are fewer heads than radial functions.
+    The product is c^T = B^T P^T, since there are fewer heads than radial functions and the narrow
+    side of a tensor core's tile, 8, is on the right.
     """
     atom = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -113,9 +113,9 @@ def backward_target(
     HEADS: tl.constexpr, DIM: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad_q, grad_a, and p, delta [E, H] of every neighbour, for ``backward_source``.
+    """Write grad_q, grad_a, and p, delta [E, H] of every neighbour, for ``backward_source``.
 
-    grad_distance is [E, groups of heads], to be summed over groups. The products are computed as
+    grad_distance [E, groups of heads] is to be summed over groups. The products are computed as
     G B^T, with few rows, which takes fewer registers than B G^T.
     """
     atom = tl.program_id(0).to(tl.int64)
@@ -164,8 +164,8 @@ def backward_target(
             along = 2 * decay * d[:, None] * change
             if K > 0:
                 along += weight * tl.trans(slope) * (1 / WIDTH)
-            place = edge * tl.num_programs(1) + tl.program_id(1)
-            tl.store(grad_distance + place, tl.sum(along, 1), mask=present)
+            part = edge * tl.num_programs(1) + tl.program_id(1)
+            tl.store(grad_distance + part, tl.sum(along, 1), mask=present)
 
     tl.store(grad_q + own, sum_q * (D**-0.5), mask=own_mask)
     tl.store(grad_a + row, sum_a, mask=head < H)
@@ -177,7 +177,7 @@ def backward_source(
     H: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """grad_k and grad_v of an atom, from the neighbours ``by_source`` [E] whose source it is."""
+    """Write grad_k and grad_v of an atom, from the edges ``by_source`` [E] whose source it is."""
     atom = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     column = tl.arange(0, DIM)
@@ -185,9 +185,9 @@ def backward_source(
     sum_v = tl.zeros([HEADS, DIM], ACC)
     end = tl.load(source_ptr + atom + 1)
     for start in range(tl.load(source_ptr + atom), end, BLOCK):
-        place = start + tl.arange(0, BLOCK).to(tl.int64)
-        present = place < end
-        edge = tl.load(by_source + place, mask=present, other=0)
+        index = start + tl.arange(0, BLOCK).to(tl.int64)
+        present = index < end
+        edge = tl.load(by_source + index, mask=present, other=0)
         i = tl.load(target + edge, mask=present, other=0)
         there = edge[:, None] * H + head
         there_mask = present[:, None] & (head < H)

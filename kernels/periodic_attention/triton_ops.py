@@ -22,11 +22,11 @@ def launch_options(
     bias_heads: int,
     distance_grad: bool = False,
 ) -> dict[str, Any]:
-    """Compile-time constants of a kernel (see ``triton_kernels``) and how it is launched.
+    """Return compile-time constants of a kernel (see ``triton_kernels``) and its launch options.
 
     Sizes were chosen from the compiler's report (Triton 3.6 and 3.9: no spilled registers, several
     programs at a time on a multiprocessor; benchmarks/triton_compile_report.py), not from timings.
-    It gave no reason to tell compute capabilities 8.0 and 9.0 apart.
+    The same sizes suit compute capabilities 8.0 and 9.0.
     """
     exact = accumulator(dtype)
     padded_dim, padded_count = power_of_two(dim), max(16, power_of_two(count))
@@ -58,6 +58,7 @@ def launch_options(
 
 
 def _bias_heads(bias: Tensor | None) -> int:
+    """Return the number of columns of the bias, 0 without one."""
     return 0 if bias is None else 1 if bias.dim() == 1 else bias.shape[1]
 
 
@@ -75,13 +76,13 @@ def _run(kernel: str, options: dict[str, Any], q: Tensor, *others: Tensor | None
 
 
 def _check(source: Tensor, row_ptr: Tensor) -> None:
-    """The only time that the host waits for the GPU."""
+    """Raise ValueError for a wrong list; nowhere else does the host wait for the GPU."""
     if len(row_ptr) == 1:
         return
-    facts = [row_ptr.diff().min(), row_ptr[0], row_ptr[-1], source.min(), source.max()]
-    shortest, begin, end, least, most = torch.stack(facts).tolist()
+    bounds = [row_ptr.diff().min(), row_ptr[0], row_ptr[-1], source.min(), source.max()]
+    shortest, begin, end, least, most = torch.stack(bounds).tolist()
     if shortest < 1:
-        raise ValueError("periodic_attention: an atom has no neighbour, not even its own image")
+        raise ValueError("periodic_attention: an atom has no neighbour; add its own image at d = 0")
     if begin != 0 or end != len(source):
         raise ValueError("periodic_attention: row_ptr must run from 0 to the number of neighbours")
     if least < 0 or most >= len(row_ptr) - 1:
@@ -101,7 +102,7 @@ def forward(
     spacing: float,
     width: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [N, H, D], lse [N, H] and mean basis c [N, H, K] (see ``__init__`` for the arguments)."""
+    """Compute y [N, H, D], lse [N, H], mean basis c [N, H, K] (arguments as in ``__init__``)."""
     _check(source, row_ptr)
     exact: dict[str, Any] = {"dtype": accumulator(q.dtype), "device": q.device}
     heads, dim, count = weight.shape
@@ -136,7 +137,7 @@ def backward(
     width: float,
     distance_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients for q, k, v, a, weight and (if ``distance_grad``) distance; README.md section 3."""
+    """Compute gradients for q, k, v, a, weight and, on demand, distance (README.md section 3)."""
     atoms, edges = len(q), len(source)
     exact: dict[str, Any] = {"dtype": accumulator(q.dtype), "device": q.device}
     heads, dim, count = weight.shape
@@ -154,7 +155,7 @@ def backward(
         p, delta, grad_q, grad_a, parts,
     )  # fmt: skip
 
-    # The same list by source: the sort is stable, so that sums have one order. Nothing here waits.
+    # The same list by source: the sort is stable, so that sums have one order. No step waits.
     atom = torch.arange(atoms + 1, device=q.device)
     target = torch.repeat_interleave(atom[:-1], row_ptr.diff(), output_size=edges)
     sources, by_source = source.sort(stable=True)

@@ -16,7 +16,8 @@ from torch_geometric.explain import (
 )
 
 from matattn.errors import StructureError
-from matattn.models.coulgat import CoulGAT, CoulombGATConv, OnNodeFeatures, ScreenedCoulomb
+from matattn.models.coulgat import CoulGAT, OnNodeFeatures
+from matattn.models.coulomb_attention import CoulombGATConv, ScreenedCoulomb
 from matattn.structures.batch import collate
 from matattn.structures.image_rule import ImageRule
 from matattn.testing import (

@@ -194,7 +194,7 @@ def test_log_cosh_is_stable():
         (
             (4, 4),
             {"attention": "t5", "translation_invariant": False},
-            "for attention='factored'",
+            "expected attention='factored'",
         ),
     ],
 )

@@ -24,7 +24,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
-from matattn.models.coulgat import CoulGAT, CoulombGATConv, ScreenedCoulomb
+from matattn.models.coulgat import CoulGAT
+from matattn.models.coulomb_attention import CoulombGATConv, ScreenedCoulomb
 from matattn.workflows.structures.explained import ExplainedBatch
 
 CONSTANTS = {"c": "", "p": "", "range": "Å", "self term": ""}
