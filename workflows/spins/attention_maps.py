@@ -6,10 +6,8 @@ over samples, what happens when each map is frozen to its mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,27 +22,37 @@ from matattn.models.factored_attention import (
 )
 from matattn.models.factored_attention_torch import TorchWaveFunction
 from matattn.spins import SpinSystem, displacements
-from matattn.workflows.reporting import save_figure
 from matattn.workflows.spins.observables import LEAST_CHAIN, LONG_CHAIN, draw, energy
+
+
+class Samples(Protocol):
+    """How many configurations are drawn: settings of the task."""
+
+    @property
+    def attention_samples(self) -> int: ...
+    @property
+    def final_samples(self) -> int: ...
+    @property
+    def chunk_size(self) -> int: ...
 
 
 def examine(
     system: SpinSystem,
     model: TransformerWaveFunction,
     variables: Any,
-    task: Mapping[str, Any],
+    task: Samples,
     seed: int,
-    path: Path,
-) -> dict[str, Any]:
-    """Attention maps over fresh samples, plotted by displacement; for each layer and head
-    ``mean`` |a|, ``std`` over samples and their ``ratio``; and for weights that see the spins the
-    energy and the fidelity of the network whose maps are frozen to their mean.
+) -> tuple[dict[str, Any], Figure]:
+    """Return what attention maps over fresh samples say, and their plot by displacement.
+
+    For each layer and head ``mean`` |a|, ``std`` over samples and their ``ratio``; and for weights
+    that see the spins the energy and the fidelity of the network whose maps are frozen to their
+    mean.
     """
-    count, chunk = task["attention_samples"], task["chunk_size"]
+    count, chunk = task.attention_samples, task.chunk_size
     spins = draw(system, model, variables, count, LEAST_CHAIN, chunk, 20_000 + seed)
     maps = attention_maps(model, variables, spins.reshape(-1, system.sites))
     mean, std = maps.mean(1), maps.std(1)  # [layers, heads, n, n]
-    plot(path, model, mean, std)
     size = np.abs(mean).mean((2, 3))
     spread = std.mean((2, 3))
     result: dict[str, Any] = {
@@ -55,7 +63,7 @@ def examine(
     }
     if model.attention not in BLIND:
         result |= freeze_test(system, model, variables, mean, spins, task, seed)
-    return result
+    return result, plot(model, mean, std)
 
 
 def attention_maps(model: TransformerWaveFunction, variables: Any, spins: np.ndarray) -> np.ndarray:
@@ -72,14 +80,14 @@ def freeze_test(
     variables: Any,
     mean: np.ndarray,
     spins: np.ndarray,
-    task: Mapping[str, Any],
+    task: Samples,
     seed: int,
 ) -> dict[str, Any]:
     """Energy of the network with its mean maps ``mean`` in place of queries and keys, and its
     fidelity |<frozen|psi>|^2 / (<frozen|frozen> <psi|psi>), estimated on ``spins`` of |psi|^2.
     """
     frozen, weights = freeze(model, variables, mean)
-    chunk, count = task["chunk_size"], task["final_samples"]
+    chunk, count = task.chunk_size, task.final_samples
     drawn = draw(system, frozen, weights, count, LONG_CHAIN, chunk, 30_000 + seed)
     found = energy(system, frozen, weights, drawn, chunk)
     flat = spins.reshape(-1, system.sites)
@@ -109,8 +117,8 @@ def folded(model: TransformerWaveFunction, maps: np.ndarray) -> np.ndarray:
     return np.stack([maps[..., number == k].mean(-1) for k in range(len(number))], axis=-1)
 
 
-def plot(path: Path, model: TransformerWaveFunction, mean: np.ndarray, std: np.ndarray) -> None:
-    """Mean weight of each displacement, with its spread over samples as bars."""
+def plot(model: TransformerWaveFunction, mean: np.ndarray, std: np.ndarray) -> Figure:
+    """Draw the mean weight of each displacement, with its spread over samples as bars."""
     layers, heads = mean.shape[:2]
     figure = Figure(figsize=(6, 2.4 * layers + 0.6), layout="constrained")
     places = np.arange(mean.shape[-1])
@@ -127,4 +135,4 @@ def plot(path: Path, model: TransformerWaveFunction, mean: np.ndarray, std: np.n
         axes.axhline(0, color="0.7", linewidth=0.8)
     axes.set_xlabel("displacement in patches (bars: spread over samples)")
     figure.axes[0].legend(fontsize=7, ncols=heads)
-    save_figure(figure, path)
+    return figure
