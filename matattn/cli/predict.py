@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from matattn.cli.arguments import Model
+
+if TYPE_CHECKING:
+    from matattn.tables import Row
 
 
 def predict(
@@ -51,7 +54,7 @@ def predict(
     from matattn.errors import MatattnError
 
     inputs = inputs or []
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     earlier = signal.signal(signal.SIGTERM, _stop)
     try:
         folder = pretrained.find(model)
@@ -82,7 +85,7 @@ def _stop(number: int, _: object) -> None:
 
 
 def _observe(
-    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
+    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[Row]
 ) -> str:
     """Fill ``rows`` with the observables of a wave function; return a line about the samples."""
     from matattn.errors import DataError
@@ -96,7 +99,7 @@ def _observe(
 
 
 def _predict_fields(
-    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
+    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[Row]
 ) -> str:
     """Fill ``rows`` and the folder ``output`` from meshes; return a summary."""
     from matattn.errors import DataError
@@ -119,7 +122,7 @@ def _predict_fields(
 
 
 def _screen(
-    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
+    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[Row]
 ) -> str:
     """Fill ``rows`` from structures; return a summary.
 
@@ -157,7 +160,7 @@ def _screen(
 
 
 def _refuse_text(
-    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[dict[str, Any]]
+    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[Row]
 ) -> str:
     """Raise BundleError."""
     from matattn.errors import BundleError
@@ -173,7 +176,7 @@ _PREDICT = {
 }
 
 
-def _write(rows: list[dict[str, Any]], output: Path | None) -> bool:
+def _write(rows: list[Row], output: Path | None) -> bool:
     """Write the table, to the terminal where the file fails; return whether all is well."""
     from matattn.errors import WriteError
     from matattn.tables import csv_text, write_table

@@ -1,4 +1,4 @@
-"""Meshes of different sizes, packed one behind the other."""
+"""Batches of meshes of different sizes, packed one after the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MeshBatch:
 
     ``inputs`` [T, d + F] are scaled coordinates and input fields, the d coordinates first; ``y``
     [T, targets] is in physical units; ``ptr`` [B + 1] int64 stays on the CPU. ``row`` holds the
-    meshes' places in their data set.
+    indices of the meshes in their data set.
     """
 
     inputs: Tensor
@@ -30,19 +30,20 @@ class MeshBatch:
         return len(self.ptr) - 1
 
     def to(self, device: torch.device | str) -> MeshBatch:
+        """Return a copy with its fields on a device."""
         return MeshBatch(self.inputs.to(device), self.ptr, self.y.to(device), self.row)
 
 
 @dataclass(frozen=True)
 class InputScaling:
-    """(input - shift) / scale for every coordinate and input field [d + F], as lists of numbers."""
+    """The map (input - shift) / scale of every coordinate and input field [d + F]."""
 
     shift: list[float]
     scale: list[float]
 
     @classmethod
     def fit(cls, dataset: FieldDataset) -> InputScaling:
-        """As ``Field.scaling`` asks, from the training meshes."""
+        """Fit to the training meshes, as ``Field.scaling`` asks."""
         train = dataset.samples("train")
         columns = np.concatenate([sample.inputs for sample in train]).astype(np.float64)
         shift, scale = [], []
@@ -62,7 +63,7 @@ class InputScaling:
         return cls(shift, scale)
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        """Scaled inputs, float32."""
+        """Return the scaled inputs, float32."""
         return ((inputs - np.array(self.shift)) / np.array(self.scale)).astype(np.float32)
 
 
@@ -72,11 +73,11 @@ def collate_meshes(
     rows: Sequence[int] = (),
     share: tuple[int, int] = (0, 1),
 ) -> MeshBatch:
-    """A batch of meshes, in float32; with ``share`` (k, n) only the k-th of n parts of each."""
+    """Return a batch of meshes, float32; with ``share`` (k, n) the k-th of n parts of each."""
     part, parts = share
-    here = [slice(len(s.pos) * part // parts, len(s.pos) * (part + 1) // parts) for s in samples]
-    ends = np.cumsum([0, *(nodes.stop - nodes.start for nodes in here)])
-    pairs = list(zip(samples, here, strict=True))
+    slices = [slice(len(s.pos) * part // parts, len(s.pos) * (part + 1) // parts) for s in samples]
+    ends = np.cumsum([0, *(nodes.stop - nodes.start for nodes in slices)])
+    pairs = list(zip(samples, slices, strict=True))
     inputs = scaling(np.concatenate([sample.inputs[nodes] for sample, nodes in pairs]))
     y = np.concatenate([sample.y[nodes] for sample, nodes in pairs]).astype(np.float32)
     as_tensor = torch.from_numpy

@@ -1,4 +1,4 @@
-"""Fields on meshes: what every PDE data set gives to training and prediction."""
+"""Data sets of fields on meshes, for training and prediction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MeshSample:
     """Fields at the N nodes of one mesh (or the N points of a cloud), in physical units.
 
     ``pos`` [N, d] holds coordinates, ``x`` [N, F] input fields and ``y`` [N, T] the fields to
-    predict, all float32; NaN in none of them. ``cells`` maps meshio's names of cell types
+    predict, all float32 and without NaN. ``cells`` maps meshio's names of cell types
     (``"triangle"``, ``"quad"``, ``"hexahedron"``, ...) to their nodes [E, nodes], int64; it may be
     empty.
     """
@@ -46,7 +46,7 @@ class MeshSample:
 
     @property
     def inputs(self) -> np.ndarray:
-        """Coordinates and input fields [N, d + F]."""
+        """Return coordinates and input fields [N, d + F]."""
         return np.concatenate([self.pos, self.x], axis=1)
 
 
@@ -55,7 +55,7 @@ class FieldDataset:
     """Meshes with fields, and their split.
 
     ``coordinates``, ``inputs`` and ``targets`` describe the columns of ``pos``, ``x`` and ``y``.
-    ``aligned`` says that node n means the same place of the body in every sample. ``grid`` is the
+    ``aligned`` says that node n is the same point of the body in every sample. ``grid`` is the
     shape of a structured grid whose nodes are numbered row by row. ``note`` says what errors may be
     compared with; ``skipped`` holds one message per sample that could not be used.
 
@@ -84,15 +84,15 @@ class FieldDataset:
             raise DataError(f"{self.name}: no training sample")
 
     def rows(self, split: str) -> np.ndarray:
-        """Indices of the items of ``split``."""
+        """Return the indices of the items of ``split``."""
         return np.flatnonzero(self.split == split)
 
     def samples(self, split: str) -> list[MeshSample]:
-        """The items of ``split``."""
+        """Return the items of ``split``."""
         return [self.items[row] for row in self.rows(split)]
 
     def fingerprint(self) -> str:
-        """SHA-256 of ids, coordinates, fields, cells and split, to tell data sets apart."""
+        """Return the SHA-256 of ids, coordinates, fields, cells and split."""
         digest = hashlib.sha256()
         for item, split in zip(self.items, self.split, strict=True):
             digest.update(f"{item.id}:{split}".encode())
@@ -107,7 +107,7 @@ def check_sample(
     inputs: Sequence[Field],
     targets: Sequence[Field],
 ) -> None:
-    """Raise DataError naming the sample and the field when a network could not use it."""
+    """Raise DataError, naming sample and field, for a sample that a network cannot use."""
     nodes = len(sample.pos)
     if not nodes:
         raise DataError(f"{sample.id}: the mesh has no nodes")

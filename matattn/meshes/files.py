@@ -35,17 +35,17 @@ _AXES = "xyz"
 
 @dataclass
 class _Content:
-    """What a file holds, before anything in it was checked."""
+    """The content of a file, not yet checked."""
 
     points: np.ndarray
     cells: list[tuple[str, np.ndarray]]
-    fields: list[str]  # names of those at the nodes
-    field: Callable[[str], np.ndarray]  # one of them
-    cell_fields: Collection[str]  # names of those at the cells
+    fields: list[str]  # names of the fields at the nodes
+    field: Callable[[str], np.ndarray]  # the field of a name
+    cell_fields: Collection[str]  # names of the fields at the cells
 
 
 def is_mesh_file(path: Path) -> bool:
-    """Whether the name of a file is one that ``read_mesh`` knows."""
+    """Return whether the name of a file is one that ``read_mesh`` knows."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
@@ -55,16 +55,15 @@ def read_mesh(
     inputs: Sequence[str] = (),
     targets: Sequence[str] = (),
 ) -> MeshSample:
-    """One mesh with the named fields at its nodes, called by the name of its file.
+    """Return one mesh with the named fields at its nodes; its id is the name of the file.
 
     A component of a vector field is named ``displacement_x`` (y, z) or ``displacement:0``. Without
-    ``dimension``, a mesh whose third coordinate is the same everywhere counts as plane, because
-    most formats know no plane meshes. Polyhedra are left out of ``cells``, and so are single
-    vertices.
+    ``dimension``, a mesh with a constant third coordinate counts as plane, because most formats
+    have no plane meshes. ``cells`` leaves out polyhedra and single vertices.
 
     Raises DataError, naming the file, when it cannot be read, has no nodes or another dimension,
-    when a field is missing, is no number at every node, or is not finite, and when a cell names a
-    node that does not exist.
+    when a field is missing, is not a finite number at every node, and when a cell names a node that
+    does not exist.
     """
     path = Path(path)
     if not path.is_file():
@@ -88,7 +87,7 @@ def read_mesh(
     except ModuleNotFoundError as error:
         hint = "'matattn[mesh]'" if error.name in ("meshio", "h5py") else error.name
         raise DataError(f"{path}: needs the package {error.name}: pip install {hint}") from error
-    except Exception as error:  # parsers raise whatever they like on damaged files
+    except Exception as error:  # parsers raise anything on damaged files
         reason = " ".join((str(error) or type(error).__name__).split())
         raise DataError(f"{path}: cannot be read: {reason}") from error
 
@@ -107,7 +106,7 @@ def write_vtu(path: str | Path, sample: MeshSample, fields: Mapping[str, np.ndar
     for name, values in fields.items():
         if values.ndim not in (1, 2) or len(values) != nodes:
             raise DataError(f"{path}: {name} has shape {values.shape}, the mesh {nodes} nodes")
-    # Programs show nothing of points without cells.
+    # Viewers do not show points without cells.
     cells = sample.cells or {"vertex": np.arange(nodes)[:, None]}
     try:
         mesh = meshio.Mesh(
@@ -125,7 +124,7 @@ def write_vtu(path: str | Path, sample: MeshSample, fields: Mapping[str, np.ndar
 
 
 def _in_space(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [N, d] with zeros up to the three components that VTU wants."""
+    """Return vectors [N, d] with zeros up to the three components of VTU."""
     return np.pad(vectors, ((0, 0), (0, 3 - vectors.shape[1])))
 
 
@@ -162,7 +161,7 @@ def _from_npz(arrays: Mapping[str, np.ndarray], path: Path) -> _Content:
 def _from_meshio(path: Path) -> _Content:
     import meshio
 
-    # On an error it prints the reason, and ends the program.
+    # On an error meshio prints the reason and exits.
     reasons = io.StringIO()
     with (
         warnings.catch_warnings(),
@@ -198,7 +197,7 @@ def _positions(points: np.ndarray, dimension: int | None, path: Path) -> np.ndar
 
 
 def _column(content: _Content, name: str, nodes: int, path: Path) -> np.ndarray:
-    """A field [N] by its name, or a component of one."""
+    """Return a field [N], or a component of one, by its name."""
     field, component = _find(content, name, path)
     values = np.asarray(content.field(field))
     if values.ndim not in (1, 2) or len(values) != nodes:
@@ -218,7 +217,7 @@ def _column(content: _Content, name: str, nodes: int, path: Path) -> np.ndarray:
 
 
 def _find(content: _Content, name: str, path: Path) -> tuple[str, int | None]:
-    """The field that a name means, and which component of it (None: it has only one)."""
+    """Return the field and the component that a name means (None: a field with one only)."""
     if name in content.fields:
         return name, None
     field, _, axis = name.rpartition("_")
@@ -246,10 +245,10 @@ def _parts(field: str, width: int) -> list[str]:
 
 
 def _numbers(values: np.ndarray, name: str, path: Path) -> np.ndarray:
-    """Values [N] as finite float32."""
+    """Return values [N] as float32; raise DataError unless they are finite numbers."""
     if values.dtype.kind not in "fiub":
         raise DataError(f"{path}: {name} holds {values.dtype}, not real numbers")
-    with np.errstate(over="ignore"):  # too large for float32: infinite, and refused
+    with np.errstate(over="ignore"):  # too large for float32: infinite, and refused below
         numbers = values.astype(np.float32)
     if (bad := np.flatnonzero(~np.isfinite(numbers))).size:
         raise DataError(
@@ -262,8 +261,8 @@ def _numbers(values: np.ndarray, name: str, path: Path) -> np.ndarray:
 def _cells(
     blocks: Sequence[tuple[str, np.ndarray]], nodes: int, path: Path
 ) -> dict[str, np.ndarray]:
-    """Cells by their type, which may stand in several blocks of a file."""
-    found: dict[str, list[np.ndarray]] = {}
+    """Return the cells by their type; a file may have several blocks of one type."""
+    blocks_by_kind: dict[str, list[np.ndarray]] = {}
     for kind, cells in blocks:
         if cells.dtype.kind not in "iu":
             raise DataError(f"{path}: {kind} cells are {cells.dtype}, not numbers of nodes")
@@ -272,5 +271,5 @@ def _cells(
             raise DataError(
                 f"{path}: a {kind} cell names node {wrong}; there are nodes 0 to {nodes - 1}"
             )
-        found.setdefault(kind, []).append(cells.astype(np.int64))
-    return {kind: np.concatenate(parts) for kind, parts in found.items()}
+        blocks_by_kind.setdefault(kind, []).append(cells.astype(np.int64))
+    return {kind: np.concatenate(parts) for kind, parts in blocks_by_kind.items()}

@@ -1,4 +1,4 @@
-"""Batches of crystals and molecules: atoms of all of them in one list, no padding.
+"""Batches of crystals and molecules: one list of all atoms, without padding.
 
 A molecule is a structure without a cell: its cell is zero, and its images are its atoms.
 """
@@ -20,7 +20,7 @@ from matattn.structures.neighbors import Neighbors
 
 @runtime_checkable
 class Structures(Protocol):
-    """What networks need of a batch: ``CrystalBatch``, or a PyG ``Batch`` with these keys.
+    """The keys that networks need of a batch: a ``CrystalBatch``, or a PyG ``Batch`` with them.
 
     A batch with symmetry also has ``orbit_size``, ``multiplicity`` and ``distance``; one with
     values of pairs has ``pair_index``.
@@ -36,24 +36,24 @@ class Structures(Protocol):
 
 
 def edge_length(batch: Structures) -> Tensor:
-    """Length [E] of every edge, Å; without symmetry differentiable by pos and cell."""
+    """Return the length [E] of every edge, Å; without symmetry differentiable by pos and cell."""
     if getattr(batch, "multiplicity", None) is not None:
         return cast(Any, batch).distance
     source, target = batch.edge_index
-    place = batch.pos[source]
+    source_pos = batch.pos[source]
     if batch.image is not None:
         cell = batch.cell[batch.batch[target]]
-        place = place + torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)
-    return safe_distance(place - batch.pos[target])
+        source_pos = source_pos + torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)
+    return safe_distance(source_pos - batch.pos[target])
 
 
 @dataclass(frozen=True)
 class CrystalBatch:
     """B crystals with N rows and E neighbours in all; keys as in PyTorch Geometric.
 
-    A row is an atom, and source j of a neighbour sits at pos[j] + image @ cell. With symmetry a
-    row stands for ``orbit_size`` equivalent atoms and an entry of the list for ``multiplicity``
-    images; then ``distance`` is given, since it does not follow from the positions.
+    A row is an atom, and source j of a neighbour is at pos[j] + image @ cell. With symmetry, a row
+    stands for ``orbit_size`` equivalent atoms and a neighbour for ``multiplicity`` images; then the
+    batch has a ``distance``, which does not follow from the positions.
     """
 
     z: Tensor  # [N] atomic numbers
@@ -71,6 +71,7 @@ class CrystalBatch:
 
     @property
     def num_graphs(self) -> int:
+        """Return the number of crystals B."""
         return self.cell.shape[0]
 
     def to(
@@ -79,7 +80,7 @@ class CrystalBatch:
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> CrystalBatch:
-        """Move to a device; ``dtype`` applies to the floating-point tensors."""
+        """Return a copy on a device; ``dtype`` applies to the floating-point tensors."""
         moved = {}
         for field in fields(self):
             tensor = getattr(self, field.name)
@@ -92,7 +93,7 @@ class CrystalBatch:
 
 @dataclass(frozen=True)
 class CrystalGraph:
-    """One crystal with its neighbour list, ready to be put into batches."""
+    """One crystal with its neighbour list, ready for batches."""
 
     z: Tensor  # [R] of the atoms that stand for the rows
     pos: Tensor  # [R, 3] Å
@@ -104,9 +105,9 @@ class CrystalGraph:
 
 
 def to_graph(item: Mapping[str, Any] | Any, neighbors: Neighbors) -> CrystalGraph:
-    """From keys z, pos, cell and optionally y, row and pair_index (a dict or PyG ``Data``).
+    """Return a graph from a dict or PyG ``Data``: z, pos, cell, optionally y, row, pair_index.
 
-    With symmetry, atoms and pairs have no values of their own.
+    With symmetry, atoms and pairs cannot have values of their own.
     """
     atoms = torch.from_numpy(neighbors.atoms)
     y = item["y"] if "y" in item else torch.empty(1, 0)
@@ -118,17 +119,17 @@ def to_graph(item: Mapping[str, Any] | Any, neighbors: Neighbors) -> CrystalGrap
 
 
 def geometry(item: Mapping[str, Any] | Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z [N], pos [N, 3] Å and cell [3, 3] Å of a crystal: what an ``ImageRule`` is called with."""
+    """Return z [N], pos [N, 3] Å and cell [3, 3] Å, the arguments of an ``ImageRule``."""
     return item["z"].numpy(), item["pos"].numpy(), item["cell"][0].numpy()
 
 
 def collate(items: Sequence[Mapping[str, Any] | Any], images: ImageRule) -> CrystalBatch:
-    """A batch of crystals with keys z, pos, cell and optionally y and row."""
+    """Return a batch of crystals with keys z, pos, cell and optionally y and row."""
     return join([to_graph(item, images(*geometry(item))) for item in items])
 
 
 def join(graphs: Sequence[CrystalGraph]) -> CrystalBatch:
-    """A batch of crystals whose neighbour lists are made. All of them with symmetry, or none."""
+    """Return a batch of crystals with neighbour lists, all of them with symmetry or none."""
     lists = [graph.neighbors for graph in graphs]
     rows = np.array([len(n.counts) for n in lists])
     edges = np.array([len(n.source) for n in lists])
@@ -165,7 +166,7 @@ def _joined(arrays: Sequence[Any], dtype: torch.dtype) -> Tensor:
 
 
 def by_atom_budget(sizes: Iterable[int], budget: int) -> Iterator[list[int]]:
-    """Consecutive index lists with at most ``budget`` atoms each (always at least one crystal)."""
+    """Yield consecutive indices of at most ``budget`` atoms, and of at least one crystal."""
     chosen: list[int] = []
     atoms = 0
     for index, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""Crystals written as text: the representations of MatText, and their tokens.
+"""Texts of crystals: the representations of MatText, and their tokens.
 
 Alampara, Miret, Jablonka: "MatText: Do Language Models Need More than Text & Scale for Materials
 Modeling?", arXiv:2406.17295. The texts equal those of the authors' library (xtal2txt 0.1.0, two
@@ -19,37 +19,37 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from matattn.errors import ConfigError, StructureError
 
-SYMMETRY = 0.1  # Å, in which the symmetrised forms look for symmetry
-_NEIGHBOR = 1.15  # an atom is bonded to those nearer than so many times the nearest one
+SYMMETRY = 0.1  # Å, the tolerance of the symmetrised forms
+_NEIGHBOR = 1.15  # bonded atoms are nearer than so many times the distance of the nearest one
 _DECIMALS = re.compile(r"\d+\.\d+")
 
 
 def composition(structure: Structure) -> str:
-    """The atoms of the cell in Hill's order: ``Cl4Na4`` of rock salt's cubic cell."""
+    """Return the atoms of the cell in Hill's order: ``Cl4Na4`` of rock salt's cubic cell."""
     return structure.composition.hill_formula.replace(" ", "")
 
 
 def cif_p1(structure: Structure) -> str:
-    """A CIF of all atoms without symmetry, numbers with at most two decimals."""
+    """Return a CIF of all atoms without symmetry, numbers with at most two decimals."""
     return _cif(CifWriter(structure))
 
 
 def cif_symmetrized(structure: Structure) -> str:
-    """A CIF of the inequivalent atoms with the operations of the space group."""
+    """Return a CIF of the inequivalent atoms with the operations of the space group."""
     return _cif(CifWriter(structure, symprec=SYMMETRY, significant_figures=2))
 
 
 def _cif(writer: CifWriter) -> str:
     text = str(writer).split("\n", 1)[1]  # the first line names pymatgen
-    return _DECIMALS.sub(lambda found: str(round(float(found.group()), 2)), text)
+    return _DECIMALS.sub(lambda number: str(round(float(number.group()), 2)), text)
 
 
 def crystal_text_llm(structure: Structure) -> str:
-    """Lengths, angles, then an element and its fractional coordinates, a line each.
+    """Return lengths, angles, then elements and fractional coordinates, each on its own line.
 
     The form of Gruver et al., "Fine-Tuned Language Models Generate Stable Inorganic Materials as
-    Text", arXiv:2402.04379. Angles are truncated as there, but rounded to 0.001 degrees before: a
-    hexagonal cell says 120, where the original says 119 or 120 as the last bits of its numbers are.
+    Text", arXiv:2402.04379. Angles are truncated as there, but rounded to 0.001 degrees before: an
+    angle of 120 is written as 120 even if its last bits are below, where the original writes 119.
     """
     lattice = structure.lattice
     lines = [
@@ -62,19 +62,19 @@ def crystal_text_llm(structure: Structure) -> str:
 
 
 def atom_sequences(structure: Structure) -> str:
-    """The element of every site."""
+    """Return the element of every site."""
     return " ".join(site.species_string for site in structure)
 
 
 def atom_sequences_plusplus(structure: Structure) -> str:
-    """The element of every site, lattice lengths (Å) and angles (degrees)."""
+    """Return the element of every site, lattice lengths (Å) and angles (degrees)."""
     lengths = (str(round(length, 2)) for length in structure.lattice.abc)
     angles = (str(round(angle)) for angle in structure.lattice.angles)
     return " ".join([atom_sequences(structure), *lengths, *angles])
 
 
 def zmatrix(structure: Structure) -> str:
-    """Internal coordinates of the atoms of the cell, as of a molecule: it knows no periodicity."""
+    """Return internal coordinates of the atoms of the cell, without its periodicity."""
     from pymatgen.io.gaussian import GaussianInput
 
     molecule = Molecule([site.species_string for site in structure], structure.cart_coords)
@@ -89,15 +89,15 @@ def zmatrix(structure: Structure) -> str:
 
 
 def local_env(structure: Structure) -> str:
-    """Space group, then of every inequivalent site its element, Wyckoff letter and neighbours.
+    """Return the space group, and element, Wyckoff letter and neighbours of inequivalent sites.
 
     Neighbours are the atoms at most 15 % farther than the nearest one. MatText writes them as
-    SMILES, with OpenBabel; here they stand as ``Ti 2a O6``.
+    SMILES, with OpenBabel; here they are written as ``Ti 2a O6``.
     """
     symmetric = SpacegroupAnalyzer(structure, symprec=SYMMETRY).get_symmetrized_structure()
     lines = [symmetric.get_space_group_info()[0]]
-    places = zip(symmetric.equivalent_indices, symmetric.wyckoff_symbols, strict=True)
-    for sites, letter in places:
+    orbits = zip(symmetric.equivalent_indices, symmetric.wyckoff_symbols, strict=True)
+    for sites, letter in orbits:
         near = _nearest(structure, sites[0])
         counts = {symbol: near.count(symbol) for symbol in sorted(set(near))}
         bonded = "".join(f"{symbol}{count}" for symbol, count in counts.items())
@@ -107,16 +107,16 @@ def local_env(structure: Structure) -> str:
 
 def _nearest(structure: Structure, site: int) -> list[str]:
     radius = 4.0
-    while not (found := structure.get_neighbors(structure[site], radius)):
+    while not (atoms := structure.get_neighbors(structure[site], radius)):
         radius *= 2
-    reach = _NEIGHBOR * min(neighbor.nn_distance for neighbor in found)
+    reach = _NEIGHBOR * min(atom.nn_distance for atom in atoms)
     if reach > radius:
-        found = structure.get_neighbors(structure[site], reach)
-    return [neighbor.species_string for neighbor in found if neighbor.nn_distance <= reach]
+        atoms = structure.get_neighbors(structure[site], reach)
+    return [atom.species_string for atom in atoms if atom.nn_distance <= reach]
 
 
 def robocrys_rep(structure: Structure) -> str:
-    """Robocrystallographer's prose (its package takes seconds for each crystal)."""
+    """Return Robocrystallographer's prose (its package takes seconds for each crystal)."""
     try:
         from robocrys import StructureCondenser, StructureDescriber
     except ModuleNotFoundError:
@@ -143,14 +143,14 @@ REPRESENTATIONS: Mapping[str, Callable[[Structure], str]] = {
 
 
 def represent(structure: Structure, representation: str, where: str = "structure") -> str:
-    """The text of a crystal in one of ``REPRESENTATIONS``.
+    """Return the text of a crystal in one of ``REPRESENTATIONS``.
 
     Raises ConfigError for an unknown representation, StructureError (beginning with ``where``) for
-    a crystal with partly occupied sites or one that the representation cannot tell.
+    a crystal with partly occupied sites or one that the representation cannot express.
     """
     if representation not in REPRESENTATIONS:
-        known = ", ".join(REPRESENTATIONS)
-        raise ConfigError(f"representation {representation!r}: expected one of {known}")
+        names = ", ".join(REPRESENTATIONS)
+        raise ConfigError(f"representation {representation!r}: expected one of {names}")
     if not structure.is_ordered:
         raise StructureError(
             f"{where}: has sites with partial occupancy, which no representation can write; order "
@@ -159,31 +159,31 @@ def represent(structure: Structure, representation: str, where: str = "structure
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No Pauling electronegativity")
-            warnings.filterwarnings("ignore", message="Set OLD_ERROR_HANDLING")  # spglib, of itself
+            warnings.filterwarnings("ignore", message="Set OLD_ERROR_HANDLING")  # of spglib
             return REPRESENTATIONS[representation](structure)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise StructureError(f"{where}: cannot be written as {representation}: {reason}") from error
 
 
-# Changes of a crystal that leave its energy as it is (but the last one): a text changes with them.
+# Changes of a crystal that change its text, and, but for the last one, not its energy.
 
 
 def permute(structure: Structure, generator: np.random.Generator) -> Structure:
-    """The same crystal with its sites in a random order."""
+    """Return the same crystal with its sites in a random order."""
     order = generator.permutation(len(structure))
     return Structure.from_sites([structure[int(site)] for site in order])
 
 
 def translate(structure: Structure, generator: np.random.Generator) -> Structure:
-    """The same crystal, all its atoms shifted by one random vector of the cell."""
+    """Return the same crystal, all its atoms shifted by one random vector of the cell."""
     moved = structure.copy()
     moved.translate_sites(list(range(len(structure))), generator.random(3))
     return moved
 
 
 def perturb(structure: Structure, generator: np.random.Generator, distance: float) -> Structure:
-    """Every atom moved by up to ``distance`` Å into a random direction: another crystal."""
+    """Return another crystal: every atom moves by up to ``distance`` Å, in any direction."""
     direction = generator.standard_normal((len(structure), 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     moves = direction * distance * generator.random((len(structure), 1))
@@ -220,7 +220,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def place_values(number: str) -> list[str]:
-    """A number as digits with their powers of ten: 0.93 is ``_0_0_ _._ _9_-1_ _3_-2_``.
+    """Return a number as digits with powers of ten: 0.93 is ``_0_0_ _._ _9_-1_ _3_-2_``.
 
     Born and Manica, "Regression Transformer", Nature Machine Intelligence 5, 432 (2023).
     """
@@ -232,21 +232,21 @@ def place_values(number: str) -> list[str]:
 
 
 def tokens(text: str, numbers: str = "digits") -> list[str]:
-    """Tokens of a representation: CIF keys, elements, line ends, and single characters.
+    """Return the tokens of a representation: CIF keys, elements, line ends, characters.
 
     ``numbers``: "digits", or "place_values" for digits that carry their power of ten.
     """
     if numbers == "digits":
         return _TOKEN.findall(text)
-    found, end = [], 0
+    parts, end = [], 0
     for number in _NUMBER.finditer(text):
-        found += _TOKEN.findall(text[end : number.start()])
-        found += place_values(number.group())
+        parts += _TOKEN.findall(text[end : number.start()])
+        parts += place_values(number.group())
         end = number.end()
-    return found + _TOKEN.findall(text[end:])
+    return parts + _TOKEN.findall(text[end:])
 
 
 def token_ids(text: str, numbers: str = "digits") -> list[int]:
-    """Places in ``VOCABULARY`` of [CLS] and the tokens of a text."""
+    """Return the indices in ``VOCABULARY`` of [CLS] and the tokens of a text."""
     unknown = _TOKEN_IDS[UNKNOWN]
     return [_TOKEN_IDS["[CLS]"], *(_TOKEN_IDS.get(t, unknown) for t in tokens(text, numbers))]

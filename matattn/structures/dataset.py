@@ -1,5 +1,4 @@
-"""Crystals and molecules with properties: what every data set of atoms gives to training and
-evaluation."""
+"""Data sets of crystals and molecules with properties, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -18,20 +17,21 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 LEVELS = ("structure", "atom", "pair")  # what has a value
-CALIBRATION = "calibration"  # training rows kept apart, for the width of intervals and for tuning
+CALIBRATION = "calibration"  # training rows held out for the width of intervals and for tuning
 EVALUATED = ("train", CALIBRATION, "val", "test")
 
 
 @dataclass(frozen=True)
 class PropertyDataset:
-    """Structures as PyG ``Data`` (z, pos Å, cell Å, y [1, T] with NaN = no label, id), and the
-    split.
+    """Structures as PyG ``Data`` (z, pos Å, cell Å, y [1, T], id), and their split.
 
-    A molecule has a cell of zeros. Where atoms have values (``level``), y has a row for each of
-    them; where pairs do, for each of ``pair_index`` [2, P]. Labels are in the units of ``targets``.
-    ``floors`` are predictions, as ``labels()``, of cheap methods that came with the data.
-    ``note`` says what errors on these rows may be compared
-    with; ``skipped`` holds one message per row of the source that could not be used.
+    A molecule has a cell of zeros. Labels y are in the units of ``targets``; NaN is a missing one.
+    Where atoms have values (``level``), y has a row for each atom; where pairs do, for each of
+    ``pair_index`` [2, P].
+
+    ``floors`` are predictions, as ``labels()``, of cheap methods that came with the data. ``note``
+    says what errors on these rows may be compared with; ``skipped`` holds one message per row of
+    the source that could not be used.
     """
 
     name: str
@@ -49,36 +49,36 @@ class PropertyDataset:
             raise DataError(f"{self.name}: no usable structure{reason}")
         labels = self.labels()
         for column, target in enumerate(self.targets):
-            known = ~np.isnan(labels[:, column])
-            if not known.any():
+            labelled = ~np.isnan(labels[:, column])
+            if not labelled.any():
                 raise DataError(f"{self.name}: every label of {target.name} is missing (NaN)")
-            if not known[self.label_rows("train")].any():
+            if not labelled[self.label_rows("train")].any():
                 raise DataError(f"{self.name}: no training row has a label of {target.name}")
 
     def rows(self, split: str) -> np.ndarray:
-        """Indices of the items of ``split``."""
+        """Return the indices of the items of ``split``."""
         return np.flatnonzero(self.split == split)
 
     def labels(self) -> np.ndarray:
-        """All labels [n, T] in physical units: of structures, or of all their atoms or pairs."""
+        """Return all labels [n, T] in physical units: of structures, or of their atoms or pairs."""
         return np.concatenate([item.y.numpy() for item in self.items])
 
     def owners(self) -> np.ndarray:
-        """The item [n] that each row of ``labels`` belongs to."""
+        """Return the item [n] that each row of ``labels`` belongs to."""
         return np.repeat(np.arange(len(self.items)), [len(item.y) for item in self.items])
 
     def label_rows(self, split: str) -> np.ndarray:
-        """Rows of ``labels`` that belong to ``split``."""
+        """Return the rows of ``labels`` that belong to ``split``."""
         return np.flatnonzero(self.split[self.owners()] == split)
 
     @property
     def has_molecules(self) -> bool:
-        """Whether any structure has no cell."""
+        """Return whether any structure has no cell."""
         return any(not item.cell.any() for item in self.items)
 
     @property
     def extensive(self) -> bool:
-        """Whether the targets grow with the structure; DataError if only some of them do."""
+        """Return whether the targets grow with the structure; DataError if only some do."""
         kinds = {target.extensive for target in self.targets}
         if len(kinds) > 1:
             names = ", ".join(t.name for t in self.targets if t.extensive)
@@ -89,13 +89,14 @@ class PropertyDataset:
         return kinds.pop()
 
     def formulas(self) -> list[str]:
-        """A key of the reduced formula of every structure."""
+        """Return a key of the reduced formula of every structure."""
         return [formula_key(item.z.numpy()) for item in self.items]
 
     def limit(self, rows: int, seed: int) -> PropertyDataset:
-        """The same data with only so many training rows, drawn with ``seed``; the rest is unused.
+        """Return these data with only so many training rows, drawn with ``seed``.
 
-        Fewer rows with one seed are a part of more. Raises DataError when there are not so many.
+        With one seed, the rows of a smaller number are among those of a larger one. Raises
+        DataError when there are not so many.
         """
         train = self.rows(SPLITS[0])
         if rows > len(train):
@@ -105,10 +106,10 @@ class PropertyDataset:
         return replace(self, split=split)
 
     def hold_out(self, fraction: float) -> PropertyDataset:
-        """The same data with about ``fraction`` of the training formulas as the calibration split.
+        """Return these data with about ``fraction`` of the training formulas for calibration.
 
-        All training rows of a formula move together. Which ones depends on a hash of the formula
-        alone, so that every run on these data keeps the same rows apart.
+        All training rows of a formula move together. The choice depends on a hash of the formula
+        alone, so that every run on these data holds out the same rows.
         """
         kept = group_split(self.formulas(), CALIBRATION, (1 - fraction, fraction, 0.0)) == SPLITS[0]
         split = self.split.astype("<U11")
@@ -116,13 +117,12 @@ class PropertyDataset:
         return replace(self, split=split)
 
     def elements(self, split: str | None = "train") -> list[int]:
-        """Atomic numbers that occur in ``split`` (None: in any), sorted."""
+        """Return the atomic numbers that occur in ``split`` (None: in any), sorted."""
         items = self.items if split is None else [self.items[row] for row in self.rows(split)]
-        found = {int(z) for item in items for z in item.z}
-        return sorted(found)
+        return sorted({int(z) for item in items for z in item.z})
 
     def fingerprint(self) -> str:
-        """SHA-256 of ids, atoms, geometry, labels and split, to tell data sets apart."""
+        """Return the SHA-256 of ids, atoms, geometry, labels and split."""
         digest = hashlib.sha256()
         for item, split in zip(self.items, self.split, strict=True):
             digest.update(f"{item.id}:{split}".encode())
@@ -132,14 +132,14 @@ class PropertyDataset:
 
 
 def formula_key(z: Sequence[int] | np.ndarray) -> str:
-    """A key of the reduced formula: atomic numbers with their smallest whole-number ratio."""
+    """Return a key of the reduced formula: atomic numbers in their smallest ratio."""
     numbers, counts = np.unique(z, return_counts=True)
     counts = counts // np.gcd.reduce(counts)
     return " ".join(f"{number}:{count}" for number, count in zip(numbers, counts, strict=True))
 
 
 def random_split(count: int, seed: int, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> np.ndarray:
-    """A seeded split of ``count`` rows into exact fractions of train, val and test."""
+    """Return a seeded split of ``count`` rows into exact fractions of train, val and test."""
     order = np.random.default_rng(seed).permutation(count)
     bounds = np.round(np.cumsum(fractions) * count).astype(int)
     split = np.full(count, SPLITS[-1], dtype="<U5")
@@ -151,25 +151,25 @@ def random_split(count: int, seed: int, fractions: Sequence[float] = (0.8, 0.1, 
 def group_split(
     groups: Sequence[str], seed: int | str = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)
 ) -> np.ndarray:
-    """A split that keeps rows of one group together, by a hash of seed and group.
+    """Return a split that keeps rows of one group together, by a hash of seed and group.
 
-    With the reduced formula as group, no composition stands in two splits. The hash keeps a row's
-    place when other rows are added.
+    With the reduced formula as group, no composition is in two splits. A row keeps its split when
+    other rows are added.
     """
     edges = np.cumsum(fractions)[:2]
     names = []
     for group in groups:
         digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        names.append(SPLITS[int(np.searchsorted(edges, place, side="right"))])
+        position = int.from_bytes(digest[:8], "big") / 2**64
+        names.append(SPLITS[int(np.searchsorted(edges, position, side="right"))])
     return np.array(names, dtype="<U5")
 
 
 def check_sizes(source: str, split: np.ndarray, sizes: Sequence[int] | None) -> None:
-    """Raise DataError unless train, val and test have the given numbers of rows."""
-    found = [int((split == name).sum()) for name in SPLITS]
-    if sizes is not None and found != list(sizes):
+    """Raise DataError unless train, val and test have the ``sizes`` of a benchmark."""
+    rows = [int((split == name).sum()) for name in SPLITS]
+    if sizes is not None and rows != list(sizes):
         raise DataError(
-            f"{source}: train/val/test have {found} rows, the benchmark has {list(sizes)}: another "
+            f"{source}: train/val/test have {rows} rows, the benchmark has {list(sizes)}: another "
             "version of the data, or rows that could not be used"
         )

@@ -35,15 +35,14 @@ class EnergyDerivatives:
 def energy_forces_stress(
     energy: Callable[[CrystalBatch], Tensor], batch: CrystalBatch, create_graph: bool = False
 ) -> EnergyDerivatives:
-    """Energy, forces and stress from ``energy(batch)``: the energy of every cell [B], eV.
+    """Compute energy, forces and stress from ``energy(batch)``, the energy of every cell [B], eV.
 
-    For a saved model this is ``model.energy``; a network's raw output is normalised and per atom.
-    With ``create_graph`` the results can be
-    differentiated again, to train on forces and stress.
+    For a saved model that is ``model.energy``; a network's raw output is normalised and per atom.
+    With ``create_graph`` the results can be differentiated again, to train on forces and stress.
 
-    A molecule has no volume: its stress is NaN. Works on a batch of all atoms; raises ValueError
-    for one that is reduced by symmetry, where distances do not follow from the positions.
-    Images that enter or leave the range of the sum make the energy jump by the list's tolerance.
+    The stress of a molecule is NaN: it has no volume. Images that enter or leave the range of the
+    sum make the energy jump by the list's tolerance. Raises ValueError for a batch that is reduced
+    by symmetry, where distances do not follow from the positions.
     """
     if batch.distance is not None:
         raise ValueError(

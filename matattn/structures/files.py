@@ -31,24 +31,25 @@ CIF_OPERATIONS = (
 )  # fmt: skip
 LONGEST_LINE = 2**26  # characters: a structure with a million atoms has about as many
 AnyStructure = Structure | Molecule
-# What a parser gives of each structure: its own name or "", its place, and itself or its error.
-Found = Iterator[tuple[str, str, AnyStructure | StructureError]]
+# What a parser yields: the id of a structure or "", its place, and itself or its error.
+Record = tuple[str, str, AnyStructure | StructureError]
+Parser = Callable[[Path], Iterator[Record]]
 
 
 class Entry(NamedTuple):
-    """A structure with what a table and its messages call it, or the error in its place."""
+    """A structure, or the error in its place, with its names for tables and messages."""
 
     id: str
     path: str
-    place: str
+    place: str  # path, and line or number within the file
     structure: AnyStructure | StructureError
 
 
 def read(path: str | Path) -> list[AnyStructure | StructureError]:
-    """All structures of a file (see ``KINDS``).
+    """Return all structures of a file (see ``KINDS``).
 
-    An entry of a file of several that cannot be read stands as a StructureError in its place.
-    Raises StructureError, naming the file, when nothing of it can be read.
+    Of several structures, one that cannot be read is replaced by its StructureError. Raises
+    StructureError, naming the file, when nothing of it can be read.
     """
     structures = [entry.structure for entry in entries(path)]
     if len(structures) == 1 and isinstance(structures[0], StructureError):
@@ -57,32 +58,32 @@ def read(path: str | Path) -> list[AnyStructure | StructureError]:
 
 
 def entries(source: str | Path | Iterable[str]) -> Iterator[Entry]:
-    """The structures of a file, or of JSON lines that were read elsewhere, one after the other.
+    """Yield the structures of a file, or of JSON lines that were read elsewhere.
 
-    Never raises: what cannot be read is a StructureError, and the structures before it stay. A
-    structure is called by its own id, else by the name of the file (``name:2`` if of several).
+    Never raises: what cannot be read is a StructureError, and the structures before it are kept. A
+    structure has its own id, else the name of the file (``name:2`` if there are several).
     """
     if isinstance(source, str | Path):
         path, stem = str(source), Path(source).stem
-        found = _parse(Path(source))
+        records = _parse(Path(source))
     else:
         path = stem = "-"  # standard input
-        found = _json_lines(source, path)
-    first, second = next(found, None), next(found, None)
+        records = _json_lines(source, path)
+    first, second = next(records, None), next(records, None)
     if first is None:
         first = "", path, StructureError(f"{path}: holds no structure")
-    known = [entry for entry in (first, second) if entry is not None]
-    for number, (name, place, structure) in enumerate(chain(known, found), start=1):
+    start = [record for record in (first, second) if record is not None]
+    for number, (name, place, structure) in enumerate(chain(start, records), start=1):
         yield Entry(name or (f"{stem}:{number}" if second else stem), path, place, structure)
 
 
 def is_structure_file(path: Path) -> bool:
-    """Whether the name of a file is one that ``read`` knows."""
+    """Return whether the name of a file is one that ``read`` knows."""
     return not os.path.isdir(path) and _kind(path) is not None
 
 
 def holds_one(path: Path) -> bool:
-    """Whether a file is of a kind with one structure, or few: worth reading in a process."""
+    """Return whether files of this kind hold one structure, or few: a process can read them."""
     return _kind(path) in ("CIF", "POSCAR", "pymatgen JSON")
 
 
@@ -94,7 +95,7 @@ def _kind(path: Path) -> str | None:
     return None
 
 
-def _parse(path: Path) -> Found:
+def _parse(path: Path) -> Iterator[Record]:
     kind = _kind(path)
     try:
         if os.path.isdir(path):  # path.is_dir() raises an error when a name is too long
@@ -116,7 +117,7 @@ def _parse(path: Path) -> Found:
         yield "", str(path), error
     except ModuleNotFoundError as error:
         yield "", str(path), _missing(error, str(path))
-    except Exception as error:  # parsers raise whatever they like on damaged files
+    except Exception as error:  # parsers raise anything on damaged files
         reason = " ".join((str(error) or type(error).__name__).split())
         yield "", str(path), StructureError(f"{path}: cannot be read as {kind}: {reason}")
 
@@ -125,10 +126,10 @@ def _missing(error: ModuleNotFoundError, where: str) -> StructureError:
     return StructureError(f"{where}: needs the package {error.name}: pip install 'matattn[data]'")
 
 
-def _whole_file(parse: Callable[[Path], Iterable[Structure]]) -> Callable[[Path], Found]:
-    """A parser of a whole file, with what pymatgen only warns of put into its error."""
+def _whole_file(parse: Callable[[Path], Iterable[Structure]]) -> Parser:
+    """Return a parser of whole files, whose errors also hold pymatgen's warnings."""
 
-    def found(path: Path) -> Found:
+    def parse_whole(path: Path) -> Iterator[Record]:
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always")
             try:
@@ -143,18 +144,18 @@ def _whole_file(parse: Callable[[Path], Iterable[Structure]]) -> Callable[[Path]
         for structure in structures:
             yield "", str(path), structure
 
-    return found
+    return parse_whole
 
 
 def _cif(path: Path) -> Iterable[Structure]:
     from pymatgen.io.cif import CifParser
 
-    # An occupancy a little over 1 is rounding; one below 1 is kept, for validate().
+    # An occupancy slightly above 1 is rounding; one below 1 is kept, for validate().
     parser = CifParser(path, occupancy_tolerance=1.01)
     for block in cast(Any, parser)._cif.data.values():
         sites = len(block.data.get("_atom_site_fract_x", ()))
         operations = max(len(block.data.get(key, ())) for key in CIF_OPERATIONS)
-        if not operations and sites * MOST_OPERATIONS > MOST_PLACES:  # the group has a name only
+        if not operations and sites * MOST_OPERATIONS > MOST_PLACES:  # the group is only named
             operations = len(parser.get_symops(block))
         if (places := sites * max(1, operations)) > MOST_PLACES:
             raise ValueError(
@@ -174,50 +175,50 @@ def _poscar(path: Path) -> Iterable[Structure]:
 
 
 def _check_count(atoms: int, lines: int) -> None:
-    """Parsers make room for as many atoms as a file says."""
+    """Raise ValueError if a file declares more atoms than it has lines: parsers allocate them."""
     if atoms > lines:
         raise ValueError(f"declares {atoms} atoms, and has {lines} lines")
 
 
-def _json(path: Path) -> Found:
+def _json(path: Path) -> Iterator[Record]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, list):
-        yield _found(_from_json, content, str(path))
+        yield _record(_from_json, content, str(path))
         return
     for number, entry in enumerate(content, start=1):
-        yield _found(_from_json, entry, f"{path}, entry {number}")
+        yield _record(_from_json, entry, f"{path}, entry {number}")
 
 
-def _json_lines_file(path: Path) -> Found:
+def _json_lines_file(path: Path) -> Iterator[Record]:
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig") as file:
         yield from _json_lines(_bounded(cast(TextIO, file)), str(path))
 
 
 def _bounded(file: TextIO) -> Iterator[str]:
-    """Lines of a file, which may be compressed a thousandfold; ValueError at one too long."""
+    """Yield the lines of a file; raise ValueError at one that is too long, as of a zip bomb."""
     while line := file.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE:
             raise ValueError(f"a line has more than {LONGEST_LINE} characters")
         yield line
 
 
-def _json_lines(lines: Iterable[str], where: str) -> Found:
+def _json_lines(lines: Iterable[str], where: str) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         place = f"{where}:{number}"
         try:
-            yield _found(_from_json, json.loads(line), place)
+            yield _record(_from_json, json.loads(line), place)
         except ValueError as error:
             yield "", place, StructureError(f"{place}: is not JSON: {error}")
 
 
 def _from_json(entry: Any) -> AnyStructure:
-    """A structure from pymatgen's dictionary, or from a row of data (a molecule's has ``pos``).
+    """Return a structure from pymatgen's dictionary, or from a row of data (``pos``: a molecule).
 
-    Takes lattice, species and coordinates, nothing else: ``Structure.from_dict`` also decodes
-    properties, and imports the modules that they name.
+    Takes lattice, species and coordinates only: ``Structure.from_dict`` also decodes properties,
+    and imports the modules that they name.
     """
     content = entry.get("structure", entry) if isinstance(entry, dict) else {}
     if {"lattice", "Z", "frac"} <= content.keys():
@@ -237,43 +238,43 @@ def _from_json(entry: Any) -> AnyStructure:
 
 
 def parse_extxyz(text: str, where: str) -> Iterator[Any]:
-    """The frames of an extended XYZ file as ASE ``Atoms``."""
+    """Return the frames of an extended XYZ file as ASE ``Atoms``."""
     try:
         from ase.io import iread
     except ModuleNotFoundError as error:
         raise _missing(error, where) from None
     lines = text.split("\n")
-    place = 0
-    while place < len(lines) and lines[place].strip().isdecimal():
-        atoms = int(lines[place])
-        _check_count(atoms, len(lines) - place)
-        place += atoms + 2
+    index = 0
+    while index < len(lines) and lines[index].strip().isdecimal():
+        atoms = int(lines[index])
+        _check_count(atoms, len(lines) - index)
+        index += atoms + 2
     return iread(io.StringIO(text), index=":", format="extxyz")
 
 
-def _extended_xyz(path: Path) -> Found:
+def _extended_xyz(path: Path) -> Iterator[Record]:
     frames = parse_extxyz(path.read_text(encoding="utf-8"), str(path))
     for number, atoms in enumerate(frames, start=1):
-        yield _found(_from_ase, atoms, f"{path}, frame {number}")
+        yield _record(_from_ase, atoms, f"{path}, frame {number}")
 
 
-def _ase_database(path: Path) -> Found:
+def _ase_database(path: Path) -> Iterator[Record]:
     import sqlite3
 
     from ase.db.sqlite import SQLite3Database
 
-    # ASE would write its tables into a database that has none.
+    # ASE would create its tables in a database that has none.
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         tables = database.execute("SELECT name FROM sqlite_master").fetchall()
     if ("systems",) not in tables:
         raise StructureError(f"{path}: is not a database of ASE (it has no table 'systems')")
     rows = SQLite3Database(str(path), create_indices=False, use_lock_file=False)
     for row in rows.select(include_data=False):
-        _, place, structure = _found(_from_ase, row, f"{path}, row {row.id}")
+        _, place, structure = _record(_from_ase, row, f"{path}, row {row.id}")
         yield f"{path.stem}:{row.id}", place, structure
 
 
-def _ase_trajectory(path: Path) -> Found:
+def _ase_trajectory(path: Path) -> Iterator[Record]:
     from ase.io import ulm  # JSON and arrays; older trajectories are pickles, which it refuses
 
     with open(path, "rb") as file:
@@ -282,13 +283,13 @@ def _ase_trajectory(path: Path) -> Found:
             raise StructureError(f"{path}: is not a trajectory of ASE")
         for number in range(len(header)):
             frame = ulm.Reader(file, number)
-            known = {key: frame.get(key, header.get(key)) for key in ("numbers", "pbc")}
-            atoms = SimpleNamespace(positions=frame.positions, cell=frame.cell, **known)
-            yield _found(_from_ase, atoms, f"{path}, frame {number + 1}")
+            shared = {key: frame.get(key, header.get(key)) for key in ("numbers", "pbc")}
+            atoms = SimpleNamespace(positions=frame.positions, cell=frame.cell, **shared)
+            yield _record(_from_ase, atoms, f"{path}, frame {number + 1}")
 
 
 def _from_ase(atoms: Any) -> AnyStructure:
-    """From whatever has ASE's numbers, positions (Å), cell (Å) and pbc."""
+    """Return the structure of an object with ASE's numbers, positions (Å), cell (Å) and pbc."""
     cell, positions = np.asarray(atoms.cell), np.asarray(atoms.positions)
     if is_molecule(atoms):
         return Molecule(atoms.numbers, positions)
@@ -296,14 +297,14 @@ def _from_ase(atoms: Any) -> AnyStructure:
 
 
 def is_molecule(atoms: Any) -> bool:
-    """Whether an ASE ``Atoms`` is periodic nowhere; ValueError if it is in some directions only."""
+    """Return whether ASE ``Atoms`` are periodic nowhere; ValueError if only in some directions."""
     if np.any(atoms.pbc) and not np.all(atoms.pbc):
         raise ValueError('not periodic in all directions (give Lattice="...")')
     return not np.any(atoms.pbc)
 
 
-# Kinds of files: how a name (in lower case) looks in full, and the parser.
-KINDS: dict[str, tuple[str, Callable[[Path], Found]]] = {
+# Kinds of files: a pattern of the whole name (in lower case), and the parser.
+KINDS: dict[str, tuple[str, Parser]] = {
     "CIF": (r".*\.m?cif", _whole_file(_cif)),
     "POSCAR": (r"(poscar|contcar).*|.*\.(vasp|poscar)", _whole_file(_poscar)),
     "extended XYZ": (r".*\.(ext)?xyz", _extended_xyz),
@@ -314,14 +315,12 @@ KINDS: dict[str, tuple[str, Callable[[Path], Found]]] = {
 }
 
 
-def _found(
-    convert: Callable[[Any], AnyStructure], entry: Any, place: str
-) -> tuple[str, str, AnyStructure | StructureError]:
-    """The id of an entry ("" if it has none), its place, and its structure or what is wrong."""
+def _record(convert: Callable[[Any], AnyStructure], entry: Any, place: str) -> Record:
+    """Return the id of an entry ("" if it has none), its place, and its structure or its error."""
     name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
     try:
         return name, place, convert(entry)
-    except Exception as error:  # whatever damage makes pymatgen raise
+    except Exception as error:  # pymatgen raises anything on damaged data
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         return name, place, StructureError(f"{place}: {kind}{' '.join(str(error).split())}")
 
@@ -341,7 +340,7 @@ def _from_materials_project(identifier: str) -> Structure:
     try:
         with MPRester(key, mute_progress_bars=True) as project:
             structure = project.get_structure_by_material_id(identifier)
-    except Exception as error:  # whatever the client and the network raise
+    except Exception as error:  # the client and the network raise anything
         reason = " ".join(str(error).replace(key, "MP_API_KEY").split())
         raise StructureError(f"{identifier}: cannot be fetched: {reason}") from None
     if not isinstance(structure, Structure):

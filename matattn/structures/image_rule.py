@@ -1,4 +1,4 @@
-"""Which periodic images an atom attends to: one rule for a network, and the list it makes."""
+"""The rule of a network for the periodic images that an atom attends to."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 from matattn.structures.neighbors import Neighbors, boxed_neighbors, periodic_neighbors
 from matattn.structures.symmetry import reduced_neighbors
 
-LARGEST_SYMMETRY = 0.01  # Å: beyond it, shells of one crystal would run into each other
+LARGEST_SYMMETRY = 0.01  # Å: beyond it, neighbouring shells of a crystal would merge
 
 
 @dataclass(frozen=True)
 class ImageRule:
-    """Which images are summed.
+    """A rule for the images that are summed.
 
     ``box=False``: all images within ``cutoff`` Å of the atom. ``box=True``: all images
-    |n_t| <= max(ceil(cutoff |b_t| / 2 pi), 2) of positions as they stand in the cell, the rule of
-    the published code (``cutoff=0`` is its fixed range of 2).
+    |n_t| <= max(ceil(cutoff |b_t| / 2 pi), 2) of the positions in the cell, the rule of the
+    published code (``cutoff=0`` is its fixed range of 2).
 
-    ``symmetry`` > 0 lets symmetry-equivalent atoms stand as one row, and images of one row at one
-    distance as one neighbour, where distances agree within so many Å
-    (``matattn.structures.symmetry``). That changes nothing that a network of distances sees, but
-    positions have no part in it: forces need ``symmetry=0``.
+    ``symmetry`` > 0 merges symmetry-equivalent atoms into one row, and images of one row at one
+    distance into one neighbour, where distances agree within so many Å
+    (``matattn.structures.symmetry``). A network of distances gives the same output, but not as a
+    function of the positions: forces need ``symmetry=0``.
     """
 
     cutoff: float
@@ -37,9 +37,9 @@ class ImageRule:
             raise ValueError("boxes of images do not have the symmetry of the crystal")
 
     def __call__(self, z: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> Neighbors:
-        """Neighbour list of atoms ``z`` [N] at ``pos`` [N, 3] Å in ``cell`` [3, 3] Å.
+        """Return the neighbour list of atoms ``z`` [N] at ``pos`` [N, 3] Å in ``cell`` [3, 3] Å.
 
-        A molecule has a cell of zeros. Symmetry is not looked for in it.
+        A molecule has a cell of zeros; its symmetry is not used.
         """
         pos, cell = np.asarray(pos, dtype=np.float64), np.asarray(cell, dtype=np.float64)
         if self.box and not cell.any():

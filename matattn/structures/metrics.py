@@ -1,9 +1,10 @@
-"""Errors in physical units, and the baselines that stand beside them."""
+"""Errors in physical units, and those of baselines."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -11,27 +12,35 @@ from matattn.structures.dataset import EVALUATED, PropertyDataset
 from matattn.structures.structure import MAX_ATOMIC_NUMBER
 
 
+class TargetErrors(TypedDict, total=False):
+    """Errors of one target on some rows, as in ``metrics.json``."""
+
+    mae: float
+    n: int  # rows with a label
+    baselines: dict[str, float]  # mean absolute errors
+    rmse: float
+    unit: str
+    interval: dict[str, float]  # coverage and mean_width
+    new_formulas: TargetErrors  # on formulas of no labelled training row: mae, n, baselines
+
+
 def mean_absolute_error(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean absolute error over the rows that have a label (NaN = no label)."""
-    known = ~np.isnan(true)
-    return float(np.abs(predicted[known] - true[known]).mean()) if known.any() else float("nan")
+    """Return the mean absolute error over the rows that have a label (NaN = no label)."""
+    error = (predicted - true)[~np.isnan(true)]
+    return float(np.abs(error).mean()) if len(error) else math.nan
 
 
 def root_mean_square_error(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Root mean square error over the rows that have a label."""
-    known = ~np.isnan(true)
-    return (
-        float(np.sqrt(np.square(predicted[known] - true[known]).mean()))
-        if known.any()
-        else float("nan")
-    )
+    """Return the root mean square error over the rows that have a label."""
+    error = (predicted - true)[~np.isnan(true)]
+    return float(np.sqrt(np.square(error).mean())) if len(error) else math.nan
 
 
 def composition(dataset: PropertyDataset) -> np.ndarray:
-    """Elements behind every row of the labels [n, 98].
+    """Return the elements of every row of the labels [n, 98].
 
-    Of a structure the fraction of each element, or how many atoms for extensive targets; of an
-    atom or pair which element it is, or elements.
+    A structure has the fraction of each element, or the number of atoms for extensive targets; an
+    atom has a 1 at its element, and a pair has the sum of its atoms.
     """
     rows = []
     for item in dataset.items:
@@ -47,7 +56,7 @@ def composition(dataset: PropertyDataset) -> np.ndarray:
 
 
 def linear_fit(x: np.ndarray, y: np.ndarray, ridge: float = 1.0) -> tuple[float, np.ndarray]:
-    """Unpenalised intercept and coefficients [F] of a ridge regression of y [n] on x [n, F]."""
+    """Return intercept (not penalised) and coefficients [F] of a ridge regression on x [n, F]."""
     center_x, center_y = x.mean(0), y.mean()
     normal = (x - center_x).T @ (x - center_x) + ridge * np.eye(x.shape[1])
     coefficients = np.linalg.solve(normal, (x - center_x).T @ (y - center_y))
@@ -55,8 +64,10 @@ def linear_fit(x: np.ndarray, y: np.ndarray, ridge: float = 1.0) -> tuple[float,
 
 
 def element_constants(dataset: PropertyDataset) -> tuple[np.ndarray, np.ndarray]:
-    """What each element adds to every target [98, T], from the labelled training rows; and what
-    the labels [n, T] are without it."""
+    """Return the per-element contributions [98, T] and the residual labels [n, T].
+
+    The contributions are fitted to the labelled training rows.
+    """
     labels, x, train = dataset.labels(), composition(dataset), dataset.label_rows("train")
     columns = []
     for column in labels.T:
@@ -67,10 +78,10 @@ def element_constants(dataset: PropertyDataset) -> tuple[np.ndarray, np.ndarray]
 
 
 def baselines(dataset: PropertyDataset, ridge: float = 1.0) -> dict[str, np.ndarray]:
-    """Predictions [n, T] of models that see no structure, fitted on the labelled training rows.
+    """Return predictions [n, T] of models without structure, fitted to the training labels.
 
-    ``mean``: the mean label. ``linear_composition``: ridge regression on the ``composition`` with
-    an unpenalised intercept; of pairs, on which two elements they are. And ``dataset.floors``.
+    ``mean`` is the mean label. ``linear_composition`` is a ridge regression on the
+    ``composition``; for pairs, on an indicator of their two elements. ``dataset.floors`` are added.
     """
     labels, x = dataset.labels(), composition(dataset)
     if dataset.level == "pair":
@@ -91,26 +102,24 @@ def evaluate(
     predicted: np.ndarray,
     intervals: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Errors and baseline errors of every split and target.
+    """Compute errors and baseline errors of every split and target.
 
     Returns {split: ``errors`` of its rows}; a split without labelled rows is left out.
-    ``new_formulas`` of a target holds mae, n and baselines of the rows whose reduced formula is not
-    among the training rows with a label.
     """
     labels, formulas = dataset.labels(), np.array(dataset.formulas())[dataset.owners()]
     floors, train = baselines(dataset), dataset.label_rows("train")
     result: dict[str, Any] = {}
     for split in EVALUATED:
         rows = dataset.label_rows(split)
-        found = errors(dataset, predicted, floors, rows, intervals)
+        by_target = errors(dataset, predicted, floors, rows, intervals)
         for column, target in enumerate(dataset.targets):
-            known = formulas[train[~np.isnan(labels[train, column])]]
-            new = rows[~np.isnan(labels[rows, column]) & ~np.isin(formulas[rows], known)]
+            trained = formulas[train[~np.isnan(labels[train, column])]]
+            new = rows[~np.isnan(labels[rows, column]) & ~np.isin(formulas[rows], trained)]
             if len(new):
                 new_errors = _errors(labels, predicted, floors, new, column)
-                found[target.name]["new_formulas"] = new_errors
-        if found:
-            result[split] = found
+                by_target[target.name]["new_formulas"] = new_errors
+        if by_target:
+            result[split] = by_target
     return result
 
 
@@ -120,31 +129,28 @@ def errors(
     floors: Mapping[str, np.ndarray],
     rows: np.ndarray,
     intervals: tuple[np.ndarray, np.ndarray] | None = None,
-) -> dict[str, Any]:
-    """Errors of predictions [n, T], and of baselines as ``floors``, on some rows of the data.
+) -> dict[str, TargetErrors]:
+    """Compute the errors of predictions [n, T] and of baselines, ``floors``, on some rows.
 
-    Returns {target: {mae, rmse, unit, n, baselines: {name: mae}}}; a target without a label in
-    these rows is left out. With the lower and upper ends [n, T] of ``intervals``, also
-    ``interval``: {coverage, mean_width}.
+    A target without a label in these rows is left out. ``intervals`` are lower and upper ends
+    [n, T].
     """
-    labels, result = dataset.labels(), {}
+    labels = dataset.labels()
+    result: dict[str, TargetErrors] = {}
     for column, target in enumerate(dataset.targets):
-        known = rows[~np.isnan(labels[rows, column])]
-        if not len(known):
+        labelled = rows[~np.isnan(labels[rows, column])]
+        if not len(labelled):
             continue
-        true = labels[known, column]
-        found = _errors(labels, predicted, floors, known, column)
-        found |= {
-            "rmse": root_mean_square_error(true, predicted[known, column]),
-            "unit": target.unit,
-        }
-        if intervals is not None and not np.isnan(intervals[0][known, column]).any():
-            lower, upper = (ends[known, column] for ends in intervals)
-            found["interval"] = {
+        true = labels[labelled, column]
+        result[target.name] = target_errors = _errors(labels, predicted, floors, labelled, column)
+        target_errors["rmse"] = root_mean_square_error(true, predicted[labelled, column])
+        target_errors["unit"] = target.unit
+        if intervals is not None and not np.isnan(intervals[0][labelled, column]).any():
+            lower, upper = (ends[labelled, column] for ends in intervals)
+            target_errors["interval"] = {
                 "coverage": float(((lower <= true) & (true <= upper)).mean()),
                 "mean_width": float((upper - lower).mean()),
             }
-        result[target.name] = found
     return result
 
 
@@ -154,7 +160,7 @@ def _errors(
     floors: Mapping[str, np.ndarray],
     rows: np.ndarray,
     column: int,
-) -> dict[str, Any]:
+) -> TargetErrors:
     true = labels[rows, column]
     return {
         "mae": mean_absolute_error(true, predicted[rows, column]),

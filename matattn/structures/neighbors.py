@@ -1,7 +1,7 @@
-"""Which periodic images an atom attends to: neighbour lists of crystals, and of molecules.
+"""Neighbour lists of crystals and molecules: the periodic images that an atom attends to.
 
 A list is sorted by target row i, then by source row j. A row is an atom, or an orbit of
-symmetry-equivalent atoms. The atom's own place (j = i, image 0, distance 0) is in the list.
+symmetry-equivalent atoms. The atom itself (j = i, image 0, distance 0) is in the list.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pymatgen.optimization.neighbors import find_points_in_spheres
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Neighbour list of one crystal, in arrays small enough to keep for a whole data set.
+    """The neighbour list of one crystal, in arrays small enough to keep for a whole data set.
 
-    ``source`` j and ``distance`` of a row's neighbours follow each other, ``counts`` of them for
-    each row. Without symmetry, row i is atom i and source j sits at ``pos[j] + image @ cell``;
-    with symmetry, ``atoms`` names one atom of each orbit and ``image`` is None.
+    ``source`` j and ``distance`` hold the ``counts`` neighbours of the first row, then those of the
+    next. Without symmetry, row i is atom i and source j is at ``pos[j] + image @ cell``; with
+    symmetry, ``atoms`` names one atom of each orbit and ``image`` is None.
     """
 
     atoms: np.ndarray  # [R] int32, the atom that stands for each row
@@ -32,16 +32,16 @@ class Neighbors:
 
 
 # Product of a cell's sides over its volume: 1.2 of hexagonal cells, 1.4 of face-centred ones.
-# pymatgen's search goes through all cells between the atoms, and the corners of a more sheared one.
+# pymatgen's search visits all cells between the atoms, and too many around a more sheared one.
 MOST_SHEARED = 1.5
 MOST_BINS = 1e6  # pymatgen takes about 240 bytes for each
-SELF = 1e-3  # Å: a neighbour nearer than that is the atom's own place, with whatever rounding
+SELF = 1e-3  # Å: a neighbour nearer than that is the atom itself, whatever the rounding
 
 
 def periodic_neighbors(
     pos: np.ndarray, cell: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Target i, source j, image and distance of all images within ``cutoff`` Å.
+    """Return target i, source j, image and distance of all images within ``cutoff`` Å.
 
     A cell of zeros has no images but the atoms themselves. Shapes [E], [E], [E, 3] and [E] (Å).
     """
@@ -51,7 +51,7 @@ def periodic_neighbors(
     if np.prod(np.linalg.norm(cell, axis=1)) > MOST_SHEARED * volume:
         basis = np.rint(Lattice(cell).lll_mapping)  # whole numbers
     compact = basis @ cell
-    moved = -np.rint(pos @ np.linalg.inv(compact) - 0.5)  # cells, to be in the compact one
+    moved = -np.rint(pos @ np.linalg.inv(compact) - 0.5)  # lattice vectors into the compact cell
     target, source, image, distance = _search(pos + moved @ compact, compact, cutoff)
     image = (image + moved[source] - moved[target]) @ basis
     return target, source, image.astype(np.int64), distance
@@ -62,9 +62,9 @@ def _search(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     width = _bin_width(pos, cell, cutoff)
     if width > cutoff:  # pymatgen's bins are as wide as the cutoff, and empty ones cost as others
-        found = _search(pos, cell, width)
-        near = found[3] <= cutoff
-        return found[0][near], found[1][near], found[2][near], found[3][near]
+        target, source, image, distance = _search(pos, cell, width)
+        near = distance <= cutoff
+        return target[near], source[near], image[near], distance[near]
     pos, cell = np.ascontiguousarray(pos), np.ascontiguousarray(cell)
     periodic = np.full(3, cell.any(), dtype=np.int64)
     if not cell.any():
@@ -76,7 +76,7 @@ def _search(
 
 
 def _bin_width(pos: np.ndarray, cell: np.ndarray, cutoff: float) -> float:
-    """``cutoff``, Å, doubled until bins of this width are at most ``MOST_BINS``."""
+    """Return ``cutoff``, Å, doubled until there are at most ``MOST_BINS`` bins of this width."""
     sides = np.linalg.norm(cell, axis=1) if cell.any() else np.ptp(pos, axis=0)
     width = max(cutoff, 0.1)  # pymatgen's smallest
     while np.prod(sides / width + 2) > MOST_BINS:  # with a layer around, also of a flat molecule

@@ -1,4 +1,4 @@
-"""The structures of many files, read in processes while something else goes on."""
+"""A stream of the structures of many files, read in processes in the background."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from matattn.runtime import cores
 from matattn.structures.files import Entry, entries, holds_one, is_structure_file
 
 Source = Path | Iterable[str]  # a file, or lines of JSON
-WORTH_A_PROCESS = 100  # files that take as long to read as a process to start where it is slow
+WORTH_A_PROCESS = 100  # files that take as long to read as a process takes to start
 _FILES_PER_TASK = 16
 _TASKS_AHEAD = 4  # of each process; they bound the structures that wait in memory
 
 
 def find_sources(inputs: Iterable[str]) -> list[Source]:
-    """Files named by paths, folders (all structure files in them), globs and "-", in order.
+    """Return the files that paths, folders (all structure files in them), globs and "-" name.
 
-    "-" is the standard input: one name a line, or JSON lines. What names no file stays in the list,
-    and becomes an entry with an error.
+    "-" is the standard input: one name a line, or JSON lines. A name without a file stays in the
+    list, and becomes an entry with an error.
     """
     sources: list[Source] = []
-    for given in inputs:
-        if given == "-":
+    for name in inputs:
+        if name == "-":
             first = next((line for line in sys.stdin if line.strip()), "")
             if first.lstrip().startswith("{"):
                 sources.append(_joined(first, sys.stdin))
             else:
-                names = (line.strip() for line in _joined(first, sys.stdin))
-                sources += find_sources(name for name in names if name not in ("", "-"))
+                lines = (line.strip() for line in _joined(first, sys.stdin))
+                sources += find_sources(line for line in lines if line not in ("", "-"))
             continue
-        is_glob = any(mark in given for mark in "*?[") and not os.path.exists(given)
-        matches = sorted(glob(given, recursive=True)) if is_glob else []
-        for path in map(Path, matches or [given or "(no name)"]):
+        is_glob = any(mark in name for mark in "*?[") and not os.path.exists(name)
+        matches = sorted(glob(name, recursive=True)) if is_glob else []
+        for path in map(Path, matches or [name or "(no name)"]):
             inside = sorted(path.iterdir()) if os.path.isdir(path) else []
             sources += [entry for entry in inside if is_structure_file(entry)] or [path]
     return sources
@@ -55,16 +55,16 @@ def _joined(first: str, rest: Iterable[str]) -> Iterator[str]:
 
 
 class StructureStream:
-    """Iterates once over the entries of all sources, in order. Use it in a ``with`` block.
+    """An iterator over the entries of all sources, in order, for one ``with`` block.
 
-    Files with one structure are read in processes where there are many of them, from the ``with``
-    on; files of many structures are read here, one structure after the other. Iterating raises
-    MatattnError when a process was killed.
+    Many files with one structure are read in processes, which start with the block; files of many
+    structures are read in this process, one structure at a time. Iterating raises MatattnError when
+    a process was killed.
 
     Attributes:
-        total: number of structures, as far as the number of files tells; else None.
+        total: number of structures, if the number of files tells it; else None.
         processes: how many processes read; 0 if none.
-        seconds: time that reading took so far, on one core.
+        seconds: time spent on reading so far, on one core.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
@@ -92,14 +92,14 @@ class StructureStream:
             first = self._waiting.popleft()
             if isinstance(first, Future):
                 try:
-                    found, seconds = first.result()
+                    group, seconds = first.result()
                 except BrokenProcessPool:
                     raise MatattnError(
                         "a process that reads structures was killed; is memory short?"
                     ) from None
                 self.seconds += seconds
                 self._fill()
-                yield from found
+                yield from group
             else:
                 self._fill()
                 yield from self._timed(first)
@@ -112,10 +112,10 @@ class StructureStream:
             else:
                 self._waiting.append(entry for source in group for entry in entries(source))
 
-    def _timed(self, found: Iterator[Entry]) -> Iterator[Entry]:
+    def _timed(self, group: Iterator[Entry]) -> Iterator[Entry]:
         while True:
             begin = time.perf_counter()
-            entry = next(found, None)
+            entry = next(group, None)
             self.seconds += time.perf_counter() - begin
             if entry is None:
                 return
@@ -134,11 +134,11 @@ def _groups(sources: Iterable[Source]) -> Iterator[list[Source]]:
 
 def _read(group: list[Source]) -> tuple[list[Entry], float]:
     begin = time.process_time()
-    found = [entry for source in group for entry in entries(source)]
-    return found, time.process_time() - begin
+    read = [entry for source in group for entry in entries(source)]
+    return read, time.process_time() - begin
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C reaches all processes of a terminal; the first of them ends the others."""
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the first, which ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -17,6 +17,7 @@ from matattn.structures.neighbors import periodic_neighbors
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from torch_geometric.data import Data
 
 MAX_ATOMIC_NUMBER = 98
@@ -182,7 +183,9 @@ def _wrapped(coords: np.ndarray, cell: np.ndarray | None) -> tuple[np.ndarray, n
     return (coords - np.floor(coords)) @ cell, cell
 
 
-def to_tensors(structure: Structure | Molecule, dtype: torch.dtype | None = None) -> dict[str, Any]:
+def to_tensors(
+    structure: Structure | Molecule, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """Return z [N], pos [N, 3] Å (wrapped) and cell [1, 3, 3] Å, which is 0 of a molecule."""
     z = [site.specie.Z for site in structure]
     return tensors_from_arrays(z, *_geometry(structure), dtype)
@@ -190,7 +193,7 @@ def to_tensors(structure: Structure | Molecule, dtype: torch.dtype | None = None
 
 def tensors_from_arrays(
     z: Sequence[int] | np.ndarray, coords: Any, cell: Any, dtype: torch.dtype | None = None
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     """Convert atomic numbers [N], fractional coordinates [N, 3] and cell [3, 3] Å to tensors.
 
     Without a cell (None), of a molecule, coordinates are Cartesian, Å.
@@ -207,7 +210,7 @@ def tensors_from_arrays(
     }
 
 
-def to_data(tensors: dict[str, Any], y: Sequence[float] = (), id: str = "") -> Data:
+def to_data(tensors: dict[str, Tensor], y: Sequence[float] = (), id: str = "") -> Data:
     """Return a torch_geometric ``Data`` with z, pos, cell, y [1, T] (NaN = no label) and id."""
     import torch
     from torch_geometric.data import Data

@@ -1,9 +1,9 @@
-"""Symmetry-equivalent atoms as one: exact for networks that see elements and distances only.
+"""Neighbour lists of symmetry-equivalent atoms, for networks of elements and distances only.
 
 Equivalent atoms have equal surroundings, so such a network gives them equal features in every
-layer. One row per orbit is enough, if pooling counts it as often as it stands for an atom, and if
-the images of an orbit at one distance enter the attention with the logarithm of their number. Work
-then grows with the asymmetric unit, and a supercell costs what its primitive cell costs.
+layer. One row per orbit is enough if pooling weights it with its number of atoms, and if the images
+of an orbit at one distance enter the attention with the logarithm of their number. This is exact.
+Work then grows with the asymmetric unit, and a supercell costs what its primitive cell costs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import spglib
 
 from matattn.structures.neighbors import Neighbors, periodic_neighbors
 
-# A search that fails means no symmetry here; spglib would also write about it to stderr.
+# A search that fails means no symmetry here; spglib would also report it on stderr.
 os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 
 def orbits(z: np.ndarray, pos: np.ndarray, cell: np.ndarray, tolerance: float) -> np.ndarray:
-    """Orbit [N] of each atom under the crystal's space group, numbered by their first atoms.
+    """Return the orbit [N] of each atom under the space group, numbered by their first atoms.
 
     z [N], pos [N, 3] Å, cell [3, 3] Å. ``tolerance`` is how far an atom may be from its symmetric
-    place, Å. Translations within a supercell count. Where spglib finds no symmetry, every atom is
-    an orbit of its own.
+    position, Å. Translations within a supercell count. Where spglib finds no symmetry, every atom
+    is an orbit of its own.
     """
     crystal: Any = (cell, pos @ np.linalg.inv(cell), z)
     with warnings.catch_warnings():  # spglib announces that None will become an exception
@@ -46,14 +46,13 @@ def orbits(z: np.ndarray, pos: np.ndarray, cell: np.ndarray, tolerance: float) -
 def reduced_neighbors(
     z: np.ndarray, pos: np.ndarray, cell: np.ndarray, cutoff: float, tolerance: float
 ) -> Neighbors:
-    """Neighbour list of one atom of each orbit; distances within ``tolerance`` Å count as equal.
+    """Return the neighbour list of one atom of each orbit; ``tolerance`` is in Å.
 
-    The space group only proposes. Its orbits are used where every atom has the distances of the
-    one that stands for it, to all orbits and within ``tolerance``; otherwise all atoms keep their
-    own row.
+    The orbits of the space group are a proposal. They are used if every atom has the same distances
+    to all orbits, within ``tolerance``, as the atom that represents it; otherwise every atom keeps
+    its own row.
     """
-    found = periodic_neighbors(pos, cell, cutoff)
-    target, source, distance = found[0], found[1], found[3]
+    target, source, _, distance = periodic_neighbors(pos, cell, cutoff)
     orbit = orbits(np.asarray(z), pos, cell, tolerance)
     shells = _sorted(target, orbit[source], distance)
     if not _agree(orbit, *shells, cutoff, tolerance):
@@ -90,7 +89,7 @@ def _agree(
     cutoff: float,
     tolerance: float,
 ) -> bool:
-    """Whether all atoms of an orbit have the same distances to every orbit.
+    """Return whether all atoms of an orbit have the same distances to every orbit.
 
     ``source`` are orbits, and the list is sorted. An image at the edge of the sphere may be missing
     in the list of one of two equivalent atoms.
@@ -98,23 +97,19 @@ def _agree(
     number = orbit.max() + 1
     if number == len(orbit):
         return True
-    pairs = np.arange(len(orbit) * number + 1)
-    start = np.searchsorted(
-        target * number + source, pairs
-    )  # of atom a and orbit c: a * number + c
-    twin = np.unique(orbit, return_index=True)[1][orbit]  # the atom that stands for each atom
-    rank = np.arange(len(target)) - start[target * number + source]
-    pair = twin[target] * number + source
-    place = start[pair] + rank
+    pair = target * number + source  # of atom a and orbit c: a * number + c
+    start = np.searchsorted(pair, np.arange(len(orbit) * number + 1))
+    twin = np.unique(orbit, return_index=True)[1][orbit]  # the atom that represents each atom
+    rank = np.arange(len(target)) - start[pair]
+    twin_pair = twin[target] * number + source
+    index = start[twin_pair] + rank
     inside = distance <= cutoff - tolerance
-    missing = place >= start[pair + 1]
+    missing = index >= start[twin_pair + 1]
     if (missing & inside).any():
         return False
-    place[missing] = np.flatnonzero(missing)
-    if (np.abs(distance[place] - distance) > tolerance).any():
+    index[missing] = np.flatnonzero(missing)
+    if (np.abs(distance[index] - distance) > tolerance).any():
         return False
     size = np.diff(start).reshape(-1, number)
-    needed = np.bincount((target * number + source)[inside], minlength=size.size).reshape(
-        size.shape
-    )
+    needed = np.bincount(pair[inside], minlength=size.size).reshape(size.shape)
     return bool((size >= needed[twin]).all())

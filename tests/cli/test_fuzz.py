@@ -1,5 +1,4 @@
-"""Folders, tables and configurations made at random: what is wrong is said in one line each time,
-and what is right beside it still works."""
+"""Random folders, tables and configurations: errors take one line, and the rest still works."""
 
 import csv
 import io
@@ -96,22 +95,22 @@ values = st.recursive(
 
 @st.composite
 def damaged_rows(draw):
-    """A row of JSON, or of pymatgen, with something else in one of its places."""
+    """Draw a row of JSON, or of pymatgen, with something else at one of its keys."""
     row = json.loads(json.dumps(draw(st.sampled_from([ROW, PYMATGEN, PYMATGEN["structure"]]))))
-    place = row
+    part = row
     for _ in range(draw(st.integers(0, 4))):
-        inner = place[draw(st.sampled_from(sorted(place)))] if isinstance(place, dict) else place[0]
+        inner = part[draw(st.sampled_from(sorted(part)))] if isinstance(part, dict) else part[0]
         if not isinstance(inner, dict | list):
             break
-        place = inner
-    key = draw(st.sampled_from(sorted(place))) if isinstance(place, dict) else len(place) - 1
-    place[key] = draw(values)
+        part = inner
+    key = draw(st.sampled_from(sorted(part))) if isinstance(part, dict) else len(part) - 1
+    part[key] = draw(values)
     return json.dumps(row).encode()
 
 
 @st.composite
 def mutated(draw):
-    """A good file with some bytes removed and others put in."""
+    """Draw a good file with some bytes removed and others inserted."""
     rows = json.dumps(ROW).encode()
     content = draw(st.sampled_from([GOOD, POSCAR, XYZ, rows, json.dumps([PYMATGEN] * 2).encode()]))
     for _ in range(draw(st.integers(0, 3))):
@@ -160,15 +159,15 @@ def predict(model, *arguments):
 
 
 def row_of(path):
-    """The path that a table shows for what it reads there."""
+    """Return the path that a table shows for a file."""
     return encodable(str(path / "inside.cif" if os.path.isdir(path) else path))
 
 
 @examples
 @given(entries=folders, how=st.sampled_from(["folder", "glob", "one by one", "to a file"]))
 def test_folders(model, entries, how):
-    with tempfile.TemporaryDirectory() as place:
-        folder, table = Path(place) / "in put", Path(place) / "table.jsonl"
+    with tempfile.TemporaryDirectory() as directory:
+        folder, table = Path(directory) / "in put", Path(directory) / "table.jsonl"
         folder.mkdir()
         fill(folder, entries)
         assume(how != "glob" or not os.path.lexists(folder / "*"))  # that file would be meant
@@ -198,7 +197,7 @@ def test_folders(model, entries, how):
 
 
 def loaded(path):
-    """The data set of a table, or the error in one line."""
+    """Return the data set of a table, or the error in one line."""
     try:
         return load("table", str(path), ["e_form"])
     except MatattnError as error:
@@ -226,8 +225,8 @@ lines = st.builds(
     coding=st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16"]),
 )
 def test_tables_beside_files(header, before, entries, content, coding):
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
         fill(folder, entries)
         (folder / "good.cif").write_bytes(GOOD)
         named = [f"{Path(name).stem},1.0" for name, _, _ in entries if name.isprintable()]
@@ -236,22 +235,22 @@ def test_tables_beside_files(header, before, entries, content, coding):
         if content is None:
             content = text.encode(coding)
         (folder / "table.csv").write_bytes(content)
-        found = loaded(folder / "table.csv")
+        dataset = loaded(folder / "table.csv")
     if header == "id,e_form" and content in (text.encode(), text.encode("utf-8-sig")):
-        assert "good" in [item.id for item in found.items]
+        assert "good" in [item.id for item in dataset.items]
 
 
 @examples
 @given(rows=st.lists(st.one_of(damaged_rows(), contents), max_size=4), good=st.booleans())
 def test_tables_of_json_lines(rows, good):
     rows = [row.replace(b"\n", b" ").replace(b'"salt"', b'"other"') for row in rows]
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "table.jsonl"
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "table.jsonl"
         path.write_bytes(b"\n".join([*rows, json.dumps(ROW).encode() if good else b""]))
-        found = loaded(path)
+        dataset = loaded(path)
     # Whole tables are refused for bytes that are no UTF-8, and for splits of other names.
-    if good and "utf-8" not in str(found) and ": split is " not in str(found):
-        (item,) = (item for item in found.items if item.id == "salt")
+    if good and "utf-8" not in str(dataset) and ": split is " not in str(dataset):
+        (item,) = (item for item in dataset.items if item.id == "salt")
         assert item.y.item() == -2.0
 
 
@@ -267,19 +266,19 @@ def test_tables_of_json_lines(rows, good):
 def test_rows_that_are_left_out(tmp_path, change, message):
     rows = [ROW | {"id": "good"}, ROW | change]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = loaded(tmp_path / "rows.jsonl")
-    assert [item.id for item in found.items] == ["good"]
-    (skipped,) = found.skipped
+    dataset = loaded(tmp_path / "rows.jsonl")
+    assert [item.id for item in dataset.items] == ["good"]
+    (skipped,) = dataset.skipped
     assert message in skipped
 
 
 def test_rows_with_half_characters_and_molecules_with_a_lattice(tmp_path):
     molecule = ROW | {"id": "a\ud800", "pos": [[0, 0, 0], [0, 0, 2]]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(molecule))
-    found = loaded(tmp_path / "rows.jsonl")
-    (item,) = found.items
+    dataset = loaded(tmp_path / "rows.jsonl")
+    (item,) = dataset.items
     assert item.id == "a\\ud800" and not item.cell.any() and item.pos[1].tolist() == [0, 0, 2]
-    assert found.fingerprint()
+    assert dataset.fingerprint()
 
 
 DATA = {
@@ -328,7 +327,7 @@ def until_training(monkeypatch, tmp_path):
 
 
 def start(overrides):
-    """A configuration, and what ``train.py`` prints of it before it trains: "" or one line."""
+    """Return a configuration, and the line that ``train.py`` prints before it trains, or ""."""
     config = {}
     try:
         cfg = compose("train", overrides)
@@ -345,7 +344,7 @@ def start(overrides):
 
 
 def begin(config, prepared):
-    """What Lightning is given when training begins."""
+    """Build what Lightning is given when training begins."""
     plugins = [LightningEnvironment()]
     build(config["trainer"], "trainer", plugins=plugins, logger=False, enable_checkpointing=False)
     if hasattr(prepared, "schedule"):
@@ -355,21 +354,21 @@ def begin(config, prepared):
         per_step(made, prepared.schedule, 100)
 
 
-def keys(config, place=""):
-    """All keys of a configuration, those of its sections too, but for files elsewhere."""
+def keys(config, prefix=""):
+    """Yield all keys of a configuration and its sections, without paths of other files."""
     for key, value in config.items():
-        name = f"{place}{key}"
+        name = f"{prefix}{key}"
         if name not in LEFT_ALONE:
-            if place:
+            if prefix:
                 yield name
             if isinstance(value, dict):
                 yield from keys(value, f"{name}.")
-            elif not place:
+            elif not prefix:
                 yield name
 
 
 @cache
-def known(model, data):
+def names(model, data):
     config, message = start([f"model={model}", *(item.format(data) for item in DATA[model])])
     assert message == ""
     return sorted(keys(config))
@@ -395,7 +394,7 @@ settings_of_all_kinds = st.one_of(
 def test_configurations(until_training, data, given):
     model = given.draw(st.sampled_from(list(DATA)))
     key = st.one_of(
-        st.sampled_from(known(model, data)), st.sampled_from(known(model, data)),
+        st.sampled_from(names(model, data)), st.sampled_from(names(model, data)),
         st.sampled_from(["model.nothing", "+model.nothing", "+nothing", "sede", "model.dim.x"]),
     )  # fmt: skip
     changes = given.draw(st.lists(st.tuples(key, settings_of_all_kinds), min_size=1, max_size=3))
@@ -427,5 +426,5 @@ def test_configurations(until_training, data, given):
     ],
 )
 def test_settings_that_no_training_can_have(until_training, data, model, change, message):
-    given = [f"model={model}", *(item.format(data) for item in DATA[model])]
-    assert message in start([*given, change])[1]
+    arguments = [f"model={model}", *(item.format(data) for item in DATA[model])]
+    assert message in start([*arguments, change])[1]

@@ -53,7 +53,7 @@ def random_sites(count):
 
 
 def structure(name, text):
-    """A case of ``matattn predict`` on one structure file."""
+    """Return a case of ``matattn predict`` on one structure file."""
 
     def make(folder):
         (folder / name).write_text(text() if callable(text) else text)
@@ -94,13 +94,13 @@ def huge_network(folder):
     from matattn import pretrained
     from matattn.files import sha256
 
-    place = folder / "model"
-    shutil.copytree(pretrained.find(MODEL), place)
-    config = json.loads((place / "config.json").read_text())
+    model = folder / "model"
+    shutil.copytree(pretrained.find(MODEL), model)
+    config = json.loads((model / "config.json").read_text())
     config["arguments"] |= {"dim": 80_000, "ffn_dim": 80_000}
-    (place / "config.json").write_text(json.dumps(config))
-    names = [line.split("  ")[1] for line in (place / "SHA256SUMS").read_text().splitlines()]
-    (place / "SHA256SUMS").write_text("".join(f"{sha256(place / n)}  {n}\n" for n in names))
+    (model / "config.json").write_text(json.dumps(config))
+    names = [line.split("  ")[1] for line in (model / "SHA256SUMS").read_text().splitlines()]
+    (model / "SHA256SUMS").write_text("".join(f"{sha256(model / n)}  {n}\n" for n in names))
     return ["predict", "model", str(ROOT / "docs/examples/NaCl.cif")]
 
 
@@ -113,7 +113,7 @@ TABLE = ["data=crystals", "data.path=rows.jsonl", "data.targets=[alpha]", "data.
 
 
 def training(*more):
-    """A case of ``matattn train`` on a small table."""
+    """Return a case of ``matattn train`` on a small table."""
 
     def make(folder):
         (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
@@ -123,7 +123,7 @@ def training(*more):
 
 
 def with_pickle(*more):
-    """A case of ``matattn train`` beside a pickle, which the command line names."""
+    """Return a case of ``matattn train`` beside a pickle, which the command line names."""
 
     def make(folder):
         import torch
@@ -135,7 +135,7 @@ def with_pickle(*more):
 
 
 def checkpoint(content):
-    """A case of a run folder that somebody else has filled."""
+    """Return a case of a run folder that somebody else has filled."""
 
     def make(folder):
         arguments = training()(folder)
@@ -195,7 +195,7 @@ def pickle_in_npz(folder):
 
 
 def declared_npz(folder):
-    """An archive whose array says that it is 80 GB large."""
+    """Return an archive whose array declares 80 GB."""
     header = "{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000, 1), }"
     header = header.ljust(117) + "\n"
     start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
@@ -309,20 +309,20 @@ def attempt(folder, make):
 
 @pytest.mark.parametrize("name", CASES)
 def test_refused_in_bounds(tmp_path, name):
-    found = attempt(tmp_path, CASES[name])
-    assert found["status"] in (1, 2) and not found["canary"], found
-    assert found["told"] and not found["told"].startswith("TRACEBACK"), found
-    assert found["memory"] < MOST_MEMORY and found["seconds"] < MOST_SECONDS, found
+    outcome = attempt(tmp_path, CASES[name])
+    assert outcome["status"] in (1, 2) and not outcome["canary"], outcome
+    assert outcome["told"] and not outcome["told"].startswith("TRACEBACK"), outcome
+    assert outcome["memory"] < MOST_MEMORY and outcome["seconds"] < MOST_SECONDS, outcome
 
 
 def main():
     import tempfile
 
     print("| file | exit | s | peak GB | canary | told |\n|---|---|---|---|---|---|")
-    wanted = [name for name in CASES if not sys.argv[1:] or sys.argv[1] in name]
-    for name in wanted:
-        with tempfile.TemporaryDirectory() as place:
-            row = attempt(Path(place), CASES[name])
+    names = [name for name in CASES if not sys.argv[1:] or sys.argv[1] in name]
+    for name in names:
+        with tempfile.TemporaryDirectory() as directory:
+            row = attempt(Path(directory), CASES[name])
             print(
                 f"| {name} | {row['status']} | {row['seconds']:.1f} | {row['memory']:.2f} | "
                 f"{'YES' if row['canary'] else 'no'} | {row['told'][:230]} |",

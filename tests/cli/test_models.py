@@ -37,7 +37,7 @@ def run(*arguments):
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
-    """A folder of shipped models with one that says all, and one that says the least."""
+    """Return a folder of two shipped models: one with all metadata, one with the least."""
     torch.manual_seed(0)
     network = Crystalformer(**ARGUMENTS)
     for block in network.blocks:
@@ -93,6 +93,16 @@ def test_citation_file_says_the_same():
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"version: {__version__}\n" in text and "title: matattn\n" in text
     assert "The matattn developers" in run("cite").stdout and "The matattn developers" in text
+
+
+def test_data_of_the_configuration_can_be_cited():
+    from matattn.citations import DATA, NETWORKS
+
+    names = {path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")}
+    names -= {"crystals", "table", "meshes", "text_files"}  # the user's own
+    assert names <= set(DATA) and set(NETWORKS) == set(bundle.NETWORKS)
+    for entry in (entry for entries in (*DATA.values(), *NETWORKS.values()) for entry in entries):
+        assert '{"' not in entry, "an accent has lost its backslash"
 
 
 def test_info(monkeypatch, tmp_path):

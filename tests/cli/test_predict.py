@@ -52,7 +52,7 @@ def model(tmp_path_factory):
 
 
 def with_config(model, folder, content):
-    """A copy of a bundle with another config.json and right checksums."""
+    """Return a copy of a bundle with another config.json and valid checksums."""
     shutil.copytree(model, folder)
     (folder / "config.json").write_text(content)
     names = ("model.safetensors", "config.json", "card.md")
@@ -96,7 +96,7 @@ def test_folder_with_a_bad_file(model, files):
 
 def test_values_are_those_of_the_network(model, files):
     _, rows = predict(model, files / "salt.cif")
-    network, _, _ = bundle.load(model)
+    (network,), _, _ = bundle.load(model)
     mean, std = (torch.tensor(DESCRIPTION["normaliser"][key]) for key in ("mean", "std"))
     batch = collate([to_tensors(crystal("Na", "Cl"))], network.image_rule(TOLERANCE))
     with torch.no_grad():
@@ -277,9 +277,9 @@ def test_inputs_without_structures_are_rows(model, files):
     assert rows[3]["status"] == "ok"
 
 
-@pytest.mark.parametrize("place", [".", "missing/table.csv"])
-def test_output_that_cannot_be_written_is_known_before(model, files, place):
-    result, _ = predict(model, files, "-o", files / place)
+@pytest.mark.parametrize("path", [".", "missing/table.csv"])
+def test_output_that_cannot_be_written_is_known_before(model, files, path):
+    result, _ = predict(model, files, "-o", files / path)
     assert result.exit_code == 2 and "cannot be written" in result.stderr
 
 

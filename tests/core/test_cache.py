@@ -26,8 +26,8 @@ def test_built_once_for_each_key(kept):
         return {"a": np.arange(3), "text": np.frombuffer(b"xyz", np.uint8)}
 
     for key in ("one", "one", "two", "two"):
-        found = cache.cached(key, build)
-        assert found["a"].tolist() == [0, 1, 2] and found["text"].tobytes() == b"xyz"
+        arrays = cache.cached(key, build)
+        assert arrays["a"].tolist() == [0, 1, 2] and arrays["text"].tobytes() == b"xyz"
     assert len(calls) == 2
 
 

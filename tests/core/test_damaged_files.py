@@ -42,8 +42,8 @@ change = st.tuples(
 
 
 def mutated(content, changes):
-    for place, removed, inserted in changes:
-        at = int(place * len(content))
+    for position, removed, inserted in changes:
+        at = int(position * len(content))
         content = content[:at] + inserted + content[at + removed :]
     return content
 

@@ -58,16 +58,16 @@ def test_forces_are_minus_the_slope_of_the_energy(backend):
     forces = energy_forces_stress(total_energy(made), batch_of(made, samples)).forces
     atom = 0
     for number, sample in enumerate(samples):
-        for place in range(len(sample["z"])):
+        for row in range(len(sample["z"])):
             for axis in range(3):
 
-                def energy(shift, sample=sample, place=place, axis=axis):
+                def energy(shift, sample=sample, row=row, axis=axis):
                     pos = sample["pos"].clone()
-                    pos[place, axis] += shift
+                    pos[row, axis] += shift
                     return total_energy(made)(batch_of(made, [sample | {"pos": pos}])).item()
 
                 slope = by_differences(energy)
-                assert abs(slope + forces[atom, axis].item()) <= 1e-6, (number, place, axis)
+                assert abs(slope + forces[atom, axis].item()) <= 1e-6, (number, row, axis)
             atom += 1
     assert forces.abs().max() > 1e-2
 

@@ -196,7 +196,7 @@ def test_two_processes_download_once(server, tmp_path):
 
 
 def _first_line(processes):
-    """The first line that any of the processes writes."""
+    """Return the first line that any of the processes writes."""
     lines = []
     threads = [threading.Thread(target=lambda p=p: lines.append(p.stderr.readline()), daemon=True)
                for p in processes]  # fmt: skip

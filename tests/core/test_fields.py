@@ -21,9 +21,9 @@ def sample(number, nodes=6, seed=None):
     return MeshSample(f"s{number}", pos, x, pos[:, :1] * (1 + number))
 
 
-def dataset(items, split=None, **given):
+def dataset(items, split=None, **keys):
     split = np.array(split or ["train"] * len(items))
-    return FieldDataset("test", (X, Y), (LOAD,), (STRESS,), items, split, "", **given)
+    return FieldDataset("test", (X, Y), (LOAD,), (STRESS,), items, split, "", **keys)
 
 
 def test_rows_and_samples():
@@ -111,7 +111,7 @@ def test_relative_l2():
 
 
 def aligned_samples(count, seed=0):
-    """A field that a number behind the positions decides: what kernel ridge can learn."""
+    """Return a field that depends on one number per sample, which kernel ridge can learn."""
     generator = np.random.default_rng(seed)
     grid = np.linspace(0, 1, 20)
     items = []

@@ -251,5 +251,5 @@ def test_names_of_mesh_files(tmp_path):
     for name in ("a.vtu", "B.VTK", "c.npz", ".d.vtu.3.partial", "._e.vtu", "f.csv"):
         (tmp_path / name).touch()
     (tmp_path / "g.vtu").mkdir()
-    found = sorted(p.name for p in tmp_path.iterdir() if is_mesh_file(p))
-    assert found == ["B.VTK", "a.vtu", "c.npz"]
+    names = sorted(p.name for p in tmp_path.iterdir() if is_mesh_file(p))
+    assert names == ["B.VTK", "a.vtu", "c.npz"]

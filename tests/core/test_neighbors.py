@@ -31,8 +31,8 @@ def test_sphere_equals_brute_force(seed, atoms, cutoff):
     pos, cell = crystal["pos"].numpy(), crystal["cell"][0].numpy()
     neighbors = ImageRule(cutoff)(crystal["z"].numpy(), pos, cell)
     target = np.repeat(np.arange(atoms), neighbors.counts)
-    found = zip(target, neighbors.source, map(tuple, neighbors.image), strict=True)
-    assert sorted(found) == brute_force(pos, cell, cutoff)
+    rows = zip(target, neighbors.source, map(tuple, neighbors.image), strict=True)
+    assert sorted(rows) == brute_force(pos, cell, cutoff)
 
 
 @pytest.mark.parametrize("shift", [0, 3])
@@ -103,22 +103,21 @@ COMPACT = np.array([[2.4, 0, 0], [-0.6, 2.4, 0], [-0.4, -0.4, 190]])
     [[1, 0, 0], [12000, 1, 0], [12000, 50, 1]],  # images of the first vector beyond 16 bits
 ])  # fmt: skip
 def test_sheared_cells_have_the_neighbours_of_compact_ones(cell, basis):
-    """And atoms far from the cell those of atoms in it, without all images between them: pymatgen
-    took 26 GB."""
+    """Atoms far from the cell count as those in it; pymatgen took 26 GB for the images between."""
     generator = np.random.default_rng(0)
     sheared, images = np.array(basis) @ cell, generator.integers(-5, 6, (9, 3))
-    place = generator.random((9, 3))
-    place, z = (place + images) @ sheared, np.arange(9)
-    expected = ImageRule(4.0)(z, place @ np.linalg.inv(cell) % 1 @ cell, cell)
-    found = ImageRule(4.0)(z, place, sheared)
-    assert found.counts.tolist() == expected.counts.tolist()
-    target = np.repeat(z, found.counts)
-    pair = (found.source, target)
+    pos = generator.random((9, 3))
+    pos, z = (pos + images) @ sheared, np.arange(9)
+    expected = ImageRule(4.0)(z, pos @ np.linalg.inv(cell) % 1 @ cell, cell)
+    neighbors = ImageRule(4.0)(z, pos, sheared)
+    assert neighbors.counts.tolist() == expected.counts.tolist()
+    target = np.repeat(z, neighbors.counts)
+    pair = (neighbors.source, target)
     order = np.lexsort((expected.distance, expected.source, target))
-    assert np.allclose(found.distance[np.lexsort((found.distance, *pair))],
+    assert np.allclose(neighbors.distance[np.lexsort((neighbors.distance, *pair))],
                        expected.distance[order], atol=1e-6)  # fmt: skip
-    vectors = place[found.source] + found.image @ sheared - place[target]
-    assert np.allclose(np.linalg.norm(vectors, axis=1), found.distance, atol=1e-6)
+    vectors = pos[neighbors.source] + neighbors.image @ sheared - pos[target]
+    assert np.allclose(np.linalg.norm(vectors, axis=1), neighbors.distance, atol=1e-6)
 
 
 def test_flat_and_empty_structures():

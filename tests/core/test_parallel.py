@@ -33,8 +33,8 @@ def fail(number):
 
 @pytest.mark.parametrize("worth", [1, 10, 1000])
 def test_results_keep_their_order(worth):
-    found = list(parallel_map(square, range(40), "squares", worth_a_process=worth, chunk=3))
-    assert found == [n * n for n in range(40)]
+    squares = list(parallel_map(square, range(40), "squares", worth_a_process=worth, chunk=3))
+    assert squares == [n * n for n in range(40)]
 
 
 def test_few_items_are_not_worth_a_process():
@@ -51,11 +51,11 @@ def test_an_error_comes_through():
 
 
 def test_in_another_thread():
-    found = []
-    thread = threading.Thread(target=lambda: found.extend(parallel_map(square, range(40), "")))
+    squares = []
+    thread = threading.Thread(target=lambda: squares.extend(parallel_map(square, range(40), "")))
     thread.start()
     thread.join()
-    assert found == [n * n for n in range(40)]
+    assert squares == [n * n for n in range(40)]
 
 
 SCRIPT = """

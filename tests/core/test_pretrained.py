@@ -11,7 +11,7 @@ from matattn.errors import BundleError
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
-    """A folder of shipped models with the names of two."""
+    """Return a folder with the names of two shipped models."""
     for name in ("mp-formation-energy", "mp-band-gap"):
         (tmp_path / "pretrained" / name).mkdir(parents=True)
         (tmp_path / "pretrained" / name / "config.json").write_text("{}")

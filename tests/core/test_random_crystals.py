@@ -110,11 +110,13 @@ CHANGES = [rotate, translate, permute, move_atoms_to_other_cells, change_basis]
 def surroundings(crystal):
     """Of all atoms, sorted: sums over their neighbours that fade out smoothly at ``RANGE``."""
     z, pos, cell = crystal["z"].numpy(), crystal["pos"].numpy(), crystal["cell"][0].numpy()
-    found = ImageRule(RANGE)(z, pos, cell)
-    target = np.repeat(np.arange(len(z)), found.counts)
-    assert np.isfinite(found.distance).all() and found.distance.max() <= RANGE
-    assert ((found.distance < 1e-3) == ((found.source == target) & ~found.image.any(1))).all()
-    weight = z[found.source] * np.maximum(1 - (found.distance / RANGE) ** 2, 0) ** 2
+    neighbors = ImageRule(RANGE)(z, pos, cell)
+    target = np.repeat(np.arange(len(z)), neighbors.counts)
+    assert np.isfinite(neighbors.distance).all() and neighbors.distance.max() <= RANGE
+    assert (
+        (neighbors.distance < 1e-3) == ((neighbors.source == target) & ~neighbors.image.any(1))
+    ).all()
+    weight = z[neighbors.source] * np.maximum(1 - (neighbors.distance / RANGE) ** 2, 0) ** 2
     return np.sort(np.bincount(target, weight, len(z)))
 
 
@@ -131,7 +133,7 @@ def test_the_same_crystal(change, crystal, seed):
 
 
 def overlapping(crystal, first, second, offset):
-    """The crystal with one atom moved onto another one, in some cell of the lattice."""
+    """Return the crystal with one atom moved onto another one, in some cell of the lattice."""
     z, frac, cell = crystal
     first, second = first % len(z), second % len(z)
     assume(first != second)
@@ -200,8 +202,7 @@ def test_flat_cells_are_refused(cell, message):
 
 @st.composite
 def symmetric_crystals(draw):
-    """Two elements on twelfths of cells of all systems but two, with axes of order three, centres
-    of inversion, or what chance brings."""
+    """Draw two elements on twelfths of cells of all systems but two, and some symmetry."""
     a, b, c = (draw(st.floats(4, 9)) for _ in range(3))
     cell = draw(
         st.sampled_from(
@@ -218,12 +219,12 @@ def symmetric_crystals(draw):
     twelfths = st.tuples(*3 * [st.sampled_from([0, 2, 3, 4, 6, 8, 9, 10])])
     turn, invert = draw(st.booleans()), draw(st.booleans())
     atoms = {}
-    for place in draw(st.lists(twelfths, min_size=1, max_size=4)):
+    for position in draw(st.lists(twelfths, min_size=1, max_size=4)):
         kind = draw(st.sampled_from([8, 22]))
-        turned = [np.roll(place, n) for n in range(3 if turn else 1)]
-        inverted = [-place for place in turned] if invert else []
-        for place in (*turned, *inverted):
-            atoms.setdefault(tuple(place % 12), kind)
+        turned = [np.roll(position, n) for n in range(3 if turn else 1)]
+        inverted = [-position for position in turned] if invert else []
+        for position in (*turned, *inverted):
+            atoms.setdefault(tuple(position % 12), kind)
     z, places = list(atoms.values()), list(atoms)
     return tensors_from_arrays(z, np.array(places) / 12, cell, torch.float64)
 

@@ -21,16 +21,16 @@ def system(lattice, extent, j2=0.5, **more):
 @pytest.mark.parametrize("key, row", ROWS, ids=[f"{key}-{row['J2']}" for key, row in ROWS])
 def test_exact_energies(key, row):
     lattice, extent, _ = key.split("_")
-    found = system(lattice, extent, row["J2"])
-    energies, states = found.exact
-    assert energies * found.sites == pytest.approx([row["E0"], row["E1"]], abs=1e-10)
+    spins = system(lattice, extent, row["J2"])
+    energies, states = spins.exact
+    assert energies * spins.sites == pytest.approx([row["E0"], row["E1"]], abs=1e-10)
     assert states.shape == (row["dim"], 2)
 
 
 def test_published_energy_is_the_exact_one():
     for j2 in (0.0, 0.5):
-        found = system("square", "4x4", j2)
-        assert found.exact[0][0] == pytest.approx(found.reference.energy_per_site, abs=1e-9)
+        spins = system("square", "4x4", j2)
+        assert spins.exact[0][0] == pytest.approx(spins.reference.energy_per_site, abs=1e-9)
 
 
 def test_marshall_makes_the_ground_state_positive_and_keeps_the_energy():
@@ -50,24 +50,24 @@ def test_marshall_makes_the_ground_state_positive_and_keeps_the_energy():
     ],
 )  # fmt: skip
 def test_symmetries_form_a_group_that_keeps_the_bonds(lattice, extent, count):
-    found = system(lattice, extent, marshall=False)
-    group = found.symmetries
+    spins = system(lattice, extent, marshall=False)
+    group = spins.symmetries
     assert len(group) == count
     rows = set(map(tuple, group))
-    assert len(rows) == count and tuple(range(found.sites)) in rows
+    assert len(rows) == count and tuple(range(spins.sites)) in rows
     assert all(tuple(one[other]) in rows for one in group[:7] for other in group[-7:])
-    pairs, strengths, _ = found.bonds
-    known = {(*sorted(pair), j) for pair, j in zip(pairs.tolist(), strengths, strict=True)}
+    pairs, strengths, _ = spins.bonds
+    bonds = {(*sorted(pair), j) for pair, j in zip(pairs.tolist(), strengths, strict=True)}
     moved = group[:, pairs]
     for images in moved:
         kept = {(*sorted(p), j) for p, j in zip(images.tolist(), strengths, strict=True)}
-        assert kept == known
+        assert kept == bonds
 
 
 def test_bounds_hold_the_spectrum():
-    found = system("chain", "6")
-    matrix = found.hamiltonian.to_dense() / (4 * found.sites)
-    low, high = found.energy_bounds
+    spins = system("chain", "6")
+    matrix = spins.hamiltonian.to_dense() / (4 * spins.sites)
+    low, high = spins.energy_bounds
     values = np.linalg.eigvalsh(matrix)
     assert low <= values[0] and values[-1] <= high
 

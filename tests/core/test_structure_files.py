@@ -58,7 +58,7 @@ def test_bad_entries_leave_the_others(tmp_path, salt):
 
 
 def test_json_imports_no_module(tmp_path, salt):
-    """pymatgen would import whatever a site property names."""
+    """A site property names a module, which pymatgen would import."""
     content = salt.as_dict()
     trap = {"@module": "module_that_must_not_be_imported", "@class": "X", "@version": "1"}
     content["properties"] = {"x": trap}
@@ -130,11 +130,11 @@ def test_a_file_is_called_by_its_name_and_its_entries_by_their_ids(tmp_path, sal
     path = tmp_path / "rows.jsonl"
     lines = [ROW, {"structure": salt.as_dict()}, salt.as_dict(), {"id": "x", "Z": [1]}]
     path.write_text("\n\n".join(map(json.dumps, lines)) + "\n{cut")
-    found = list(entries(path))
-    assert [e.id for e in found] == ["r1", "rows:2", "rows:3", "x", "rows:5"]
-    assert [e.structure.formula for e in found[:3]] == ["Na1 Cl1", "Na4 Cl4", "Na4 Cl4"]
-    assert str(found[3].structure).startswith(f"{path}:7: expected a structure of pymatgen")
-    assert str(found[4].structure).startswith(f"{path}:8: is not JSON")
+    read_entries = list(entries(path))
+    assert [e.id for e in read_entries] == ["r1", "rows:2", "rows:3", "x", "rows:5"]
+    assert [e.structure.formula for e in read_entries[:3]] == ["Na1 Cl1", "Na4 Cl4", "Na4 Cl4"]
+    assert str(read_entries[3].structure).startswith(f"{path}:7: expected a structure of pymatgen")
+    assert str(read_entries[4].structure).startswith(f"{path}:8: is not JSON")
 
 
 def test_gzipped_json_lines_keep_what_stands_before_the_damage(tmp_path):
@@ -237,9 +237,9 @@ def test_materials_project_ids(monkeypatch, tmp_path, salt):
 
 
 def test_names_that_are_known():
-    known = ["a.cif", "A.CIF", "POSCAR", "CONTCAR_1", "a.vasp", "a.extxyz", "a.json", "a.jsonl.gz",
+    names = ["a.cif", "A.CIF", "POSCAR", "CONTCAR_1", "a.vasp", "a.extxyz", "a.json", "a.jsonl.gz",
              "a.db", "a.traj"]  # fmt: skip
-    assert all(is_structure_file(Path(name)) for name in (*known, "two\nlines.cif"))
+    assert all(is_structure_file(Path(name)) for name in (*names, "two\nlines.cif"))
     assert not any(
         is_structure_file(Path(name)) for name in ("a.txt", "a.cif.gz", "a.pckl", "mp-1")
     )

@@ -84,7 +84,7 @@ def test_inputs(folder, monkeypatch):
     names = [str(source) for source in find_sources(["-", "06.vasp"])]
     assert names == ["03.vasp", "04.vasp", "05.vasp", "mp-1", "06.vasp"]
     monkeypatch.setattr("sys.stdin", io.StringIO(f"\n {json.dumps(ROW)}\n{json.dumps(ROW)}\n{{"))
-    found, _ = ids(find_sources(["-"]))
-    assert found == ["-:1", "-:2", "-:3"]
+    names, _ = ids(find_sources(["-"]))
+    assert names == ["-:1", "-:2", "-:3"]
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert find_sources(["-"]) == []

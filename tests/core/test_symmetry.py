@@ -30,23 +30,23 @@ def check_all_images_are_there(reduced, full, orbit=None):
     for row, atom in enumerate(reduced.atoms):
         mine = row_of == row
         size = reduced.multiplicity[mine].astype(int)
-        found = np.repeat(np.stack([reduced.source, reduced.distance], 1)[mine], size, axis=0)
+        actual = np.repeat(np.stack([reduced.source, reduced.distance], 1)[mine], size, axis=0)
         mine = atom_of == atom
         expected = np.stack([orbit[full.source[mine]], full.distance[mine]], 1)
-        for pairs in (found, expected):
+        for pairs in (actual, expected):
             pairs[:] = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-        assert np.allclose(found, expected, rtol=0, atol=1e-6)
+        assert np.allclose(actual, expected, rtol=0, atol=1e-6)
 
 
 def test_shells_of_caesium_chloride():
     z, cell = np.array([55, 17]), np.diag([4.0, 4.0, 4.0])
     pos = np.array([[0.0, 0, 0], [2, 2, 2]])
-    found = ImageRule(4.5, symmetry=1e-3)(z, pos, cell)
-    assert found.counts.tolist() == [3, 3]
-    assert found.source.tolist() == [0, 0, 1, 0, 1, 1]
+    neighbors = ImageRule(4.5, symmetry=1e-3)(z, pos, cell)
+    assert neighbors.counts.tolist() == [3, 3]
+    assert neighbors.source.tolist() == [0, 0, 1, 0, 1, 1]
     shells = [0, 4, np.sqrt(12), np.sqrt(12), 0, 4]
-    assert found.distance == pytest.approx(shells, abs=1e-12)
-    assert found.multiplicity.tolist() == [1, 6, 8, 8, 1, 6]
+    assert neighbors.distance == pytest.approx(shells, abs=1e-12)
+    assert neighbors.multiplicity.tolist() == [1, 6, 8, 8, 1, 6]
 
 
 def test_a_supercell_has_the_rows_of_its_primitive_cell():

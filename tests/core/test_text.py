@@ -103,10 +103,10 @@ def test_longer_spans_go_first():
 
 def test_long_sentences_in_parts():
     sentence = Sentence(tuple("abcdefgh"), ((2, 4, "MAT"), (5, 6, "MAT"), (5, 7, "FORM")), "train")
-    found = parts(sentence, 3, ["MAT"])
-    assert ["".join(part.words) for part in found] == ["ab", "cde", "fgh"]
-    assert [part.spans for part in found] == [(), ((0, 2, "MAT"),), ((0, 1, "MAT"),)]
-    assert all(part.split == "train" for part in found)
+    sentences = parts(sentence, 3, ["MAT"])
+    assert ["".join(part.words) for part in sentences] == ["ab", "cde", "fgh"]
+    assert [part.spans for part in sentences] == [(), ((0, 2, "MAT"),), ((0, 1, "MAT"),)]
+    assert all(part.split == "train" for part in sentences)
     whole = Sentence(tuple("abcdefgh"), ((0, 7, "MAT"),))
     assert [("".join(part.words), part.spans) for part in parts(whole, 3)] == [
         ("abc", ((0, 3, "MAT"),)), ("def", ((0, 3, "MAT"),)), ("gh", ((0, 1, "MAT"),)),
@@ -120,11 +120,11 @@ def test_spans_follow_words_that_are_split():
 
 
 def test_scores():
-    found, wanted = [[(0, 2, "A"), (3, 4, "A")]], [[(0, 2, "A"), (3, 5, "A"), (6, 7, "B")]]
-    score = span_score(found, wanted)
+    predicted, labelled = [[(0, 2, "A"), (3, 4, "A")]], [[(0, 2, "A"), (3, 5, "A"), (6, 7, "B")]]
+    score = span_score(predicted, labelled)
     assert (score.precision, score.recall) == (1 / 2, 1 / 3)
     assert score.f1 == pytest.approx(2 / 5)
-    assert word_score(found, wanted).recall == 3 / 5
+    assert word_score(predicted, labelled).recall == 3 / 5
     assert span_score([[]], [[]]).f1 == 0.0
 
 

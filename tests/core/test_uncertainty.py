@@ -93,8 +93,8 @@ def test_training_rows_have_narrower_intervals(smaller, narrower):
     train, held = rows(300, 1), rows(200, 1)
     errors = (torch.full((300, 2), smaller), torch.ones(200, 2))
     fitted = Uncertainty.fit("latent_distance", single, (train, errors[0]), (held, errors[1]))
-    known, new = (fitted.half_widths(single, part).median(0).values for part in (train, held))
-    assert torch.allclose(known / new, torch.tensor([narrower, narrower]), atol=0.02)
+    trained, new = (fitted.half_widths(single, part).median(0).values for part in (train, held))
+    assert torch.allclose(trained / new, torch.tensor([narrower, narrower]), atol=0.02)
 
 
 def test_novelty_flags_one_percent_of_such_rows_and_all_far_ones():
