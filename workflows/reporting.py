@@ -67,7 +67,7 @@ def text_table(
     """Return a table for the terminal; the first ``left`` columns are aligned to the left."""
     table = Table(title=title)
     for number, column in enumerate(header):
-        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
+        table.add_column(column, justify="left" if number < left else "right")
     for row in rows:
         table.add_row(*row)
     return table

@@ -49,6 +49,7 @@ def evaluate(
 
     from matattn.files import write_json
     from matattn.kernels.dispatch import BackendError
+    from matattn.tables import show
     from matattn.workflows.structures import evaluate as evaluation
     from matattn.workflows.structures.predict import Predictor
     from matattn.workflows.structures.report import results_table
@@ -69,11 +70,9 @@ def evaluate(
     ) as error:  # fmt: skip
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
+    show(results_table(result["splits"]))
+    show(evaluation.groups_table(result["held_out"]))
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a target's name is long
-    console.print(results_table(result["splits"]))
-    console.print(evaluation.groups_table(result["held_out"]))
     for message in dataset.skipped[:10]:
         console.print(f"left out: {message}", soft_wrap=True, markup=False)
     for name, message in list(result["failed"].items())[:10]:

@@ -95,16 +95,6 @@ def test_citation_file_says_the_same():
     assert "The matattn developers" in run("cite").stdout and "The matattn developers" in text
 
 
-def test_data_of_the_configuration_can_be_cited():
-    from matattn.citations import DATA, NETWORKS
-
-    names = {path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")}
-    names -= {"crystals", "table", "meshes", "text_files"}  # the user's own
-    assert names <= set(DATA) and set(NETWORKS) == set(bundle.NETWORKS)
-    for entry in (entry for entries in (*DATA.values(), *NETWORKS.values()) for entry in entries):
-        assert '{"' not in entry, "an accent has lost its backslash"
-
-
 def test_info(monkeypatch, tmp_path):
     monkeypatch.setenv("MATATTN_DATA", str(tmp_path / "missing"))
     monkeypatch.setenv("MP_API_KEY", "secret")
