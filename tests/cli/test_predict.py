@@ -96,7 +96,7 @@ def test_folder_with_a_bad_file(model, files):
 
 def test_values_are_those_of_the_network(model, files):
     _, rows = predict(model, files / "salt.cif")
-    network, _, _ = bundle.load(model)
+    (network,), _, _ = bundle.load(model)
     mean, std = (torch.tensor(DESCRIPTION["normaliser"][key]) for key in ("mean", "std"))
     batch = collate([to_tensors(crystal("Na", "Cl"))], network.image_rule(TOLERANCE))
     with torch.no_grad():
