@@ -251,6 +251,7 @@ class Crystalformer(StructureNetwork):
     """
 
     citations = ("crystalformer",)
+    operators = ("periodic_attention",)
     elements: Tensor
 
     def __init__(

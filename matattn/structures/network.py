@@ -20,11 +20,13 @@ class StructureNetwork(nn.Module):
         kind: what the network reads, one of ``matattn.kinds.KINDS``.
         citations: what to cite for it: keys of ``matattn/references.bib``, or BibTeX entries.
         reads_molecules: whether it reads structures without a cell.
+        operators: names of the kernel operators (folders of kernels/) that its forward pass calls.
     """
 
     kind: ClassVar[str] = "structures"
     citations: ClassVar[tuple[str, ...]] = ()
     reads_molecules: ClassVar[bool] = False
+    operators: ClassVar[tuple[str, ...]] = ()
 
     @property
     def level(self) -> str:

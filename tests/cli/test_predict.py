@@ -20,6 +20,7 @@ import matattn
 from matattn import bundle, pretrained
 from matattn.cli import app
 from matattn.models.crystalformer import Crystalformer
+from matattn.models.text_encoder import CrystalText
 from matattn.structures import stream
 from matattn.structures.batch import collate
 from matattn.structures.structure import to_tensors
@@ -166,6 +167,25 @@ def test_the_last_line_says_how_it_went(model, files):
     assert line.startswith("2 of 3 structures in ")
     for part in ("parsing ", "network ", "backend ", " on cpu", "peak memory "):
         assert part in line
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_last_line_names_no_backend_that_did_not_run(files, tmp_path, count):
+    """Neither for a network without kernel operators, nor for an ensemble of such networks."""
+    arguments = {"dim": 8, "num_heads": 1, "num_blocks": 1, "ffn_dim": 8, "num_targets": 2}
+    networks = [CrystalText(**arguments) for _ in range(count)]
+    bundle.save(tmp_path / "text", networks if count > 1 else networks[0], arguments, DESCRIPTION,
+                "# card")  # fmt: skip
+    result, _ = predict(tmp_path / "text", files / "salt.cif")
+    (line,) = result.stderr.strip().splitlines()
+    assert "backend" not in line and "/s; on cpu, " in line
+
+
+def test_the_last_line_names_the_backend_of_an_ensemble(files, tmp_path):
+    networks = [Crystalformer(**ARGUMENTS) for _ in range(2)]
+    bundle.save(tmp_path / "several", networks, ARGUMENTS, DESCRIPTION, "# card")
+    result, _ = predict(tmp_path / "several", files / "salt.cif")
+    assert "/s; backend " in result.stderr
 
 
 def test_processes_change_nothing(model, files, monkeypatch):

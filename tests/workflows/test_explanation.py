@@ -20,11 +20,14 @@ from matattn.cli import app
 from matattn.errors import ExplanationError
 from matattn.models.coulgat import CoulGAT
 from matattn.models.crystalformer import Crystalformer
+from matattn.models.text_encoder import CrystalText
 from matattn.structures.structure import to_tensors
 from matattn.workflows.explain import checks, faithfulness, heads
-from matattn.workflows.explain.sections import sections
-from matattn.workflows.structures import explain, standard_model
-from matattn.workflows.structures.explained import over, prepare
+from matattn.workflows.explain.report import write
+from matattn.workflows.explain.subjects import over
+from matattn.workflows.structures import explain, other_attention, standard_model
+from matattn.workflows.structures.explain_sections import sections
+from matattn.workflows.structures.explained import prepare
 from matattn.workflows.structures.predict import Predictor
 
 TARGETS = [{"name": "energy", "unit": "eV"}]
@@ -222,7 +225,7 @@ def test_gradient_is_what_leaving_out_a_little_does(subjects):
 
 
 def test_other_attention(subjects):
-    found = checks.attention_matters(subjects, 0, lambda n: None)
+    found = other_attention.attention_matters(subjects, 0, lambda n: None)
     assert 0 < found["permuted"]["jsd"] < found["max_jsd"] == pytest.approx(np.log(2))
     assert 0 < found["adversarial"]["change"] <= found["tolerance"] == pytest.approx(0.02)
     assert found["adversarial"]["jsd"] > 0
@@ -231,7 +234,7 @@ def test_other_attention(subjects):
 def test_permuted_weights_are_the_same_weights():
     (subject,) = prepare(predictor(coulgat(), "molecules"), molecules())
     weights = subject.observe()[0].seen
-    other = checks._permuted(subject, weights, seed=0)
+    other = other_attention._permuted(subject, weights, seed=0)
     for atom in range(len(subject.batch.z)):
         at = subject.batch.edge_index[1] == atom
         torch.testing.assert_close(other[at].sort(0).values, weights[at].sort(0).values)
@@ -366,7 +369,7 @@ def test_report_and_json_are_whole(case, tmp_path):
     assert sum(advanced) == explain.steps(trained)
     network = trained.network
     bundle.save(tmp_path / "model", network, {}, trained.config, "card")
-    explain.write(tmp_path, tmp_path / "model", result, sections(result), scenes)
+    write(tmp_path, tmp_path / "model", result, sections(result), scenes)
     stored = json.loads((tmp_path / "explanation.json").read_text(), parse_constant=pytest.fail)
     assert stored["unit"] == "eV" and len(stored["model_hash"]) == len(stored["data_hash"]) == 64
     graph = stored["structures"][0]["graph"]
@@ -382,10 +385,10 @@ def test_report_and_json_are_whole(case, tmp_path):
 def test_what_cannot_be_explained():
     with pytest.raises(ExplanationError, match="no structure"):
         explain.structures(predictor(coulgat(), "molecules"), [], "files")
-    with pytest.raises(ExplanationError, match="Linear has no attention"):
-        explain.steps(predictor(nn.Linear(1, 1), "molecules"))
-    with pytest.raises(ExplanationError, match="Linear has no attention"):
-        list(prepare(predictor(nn.Linear(1, 1), "molecules"), molecules()))
+    with pytest.raises(ExplanationError, match="CrystalText has no attention"):
+        explain.steps(predictor(CrystalText(dim=8, num_blocks=1), "molecules"))
+    with pytest.raises(ExplanationError, match="CrystalText has no attention"):
+        list(prepare(predictor(CrystalText(dim=8, num_blocks=1), "molecules"), molecules()))
     with pytest.raises(ExplanationError, match="predicts energy, not gap"):
         list(prepare(predictor(coulgat(), "molecules"), molecules(), "gap"))
     far = {"id": "far", **to_tensors(Molecule(["H", "H"], [[0, 0, 0], [9, 0, 0]]))}

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from matattn.attention import AttentionRecord
-from matattn.workflows.explain.report import Section, scene, write_report
+from matattn.workflows.explain.report import Section, write_report
+from matattn.workflows.structures.scene import scene
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [

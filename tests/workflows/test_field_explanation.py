@@ -18,9 +18,9 @@ from matattn.meshes.fields import MeshSample
 from matattn.meshes.files import write_vtu
 from matattn.models.flare import FLARE, FullAttention
 from matattn.workflows.explain import faithfulness, heads
+from matattn.workflows.explain.report import write
 from matattn.workflows.meshes import explain as field_explanation
 from matattn.workflows.meshes.predict import FieldPredictor
-from matattn.workflows.structures import explain as explanation
 
 CONFIG = {
     "kind": "meshes",
@@ -135,7 +135,7 @@ def test_report_is_whole(tmp_path):
     predictor = FieldPredictor(NETWORKS["fixed queries"](), CONFIG)
     result = field_explanation.explain(predictor, samples())
     bundle.save(tmp_path / "model", predictor.network, {}, CONFIG, "card")
-    explanation.write(tmp_path, tmp_path / "model", result, field_explanation.sections(result))
+    write(tmp_path, tmp_path / "model", result, field_explanation.sections(result))
     stored = json.loads((tmp_path / "explanation.json").read_text(), parse_constant=pytest.fail)
     assert stored["unit"] == "MPa" and stored["root_mean_square_error"] > 0
     assert set(stored["faithfulness"]["orders"]) >= {"attention", "shortest first", "random"}

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("netket")
 
+import jax  # noqa: E402
+
+from matattn.datasets import j1j2  # noqa: E402
+from matattn.models.factored_attention import TransformerWaveFunction  # noqa: E402
 from matattn.models.factored_attention_torch import TorchWaveFunction  # noqa: E402
 from matattn.workflows.explain import heads as head_importance  # noqa: E402
 from matattn.workflows.spins.explain import (  # noqa: E402
     ExplainedConfigurations,
     attention_record,
+    explain,
     fidelity,
     sections,
 )
+from matattn.workflows.spins.predict import WaveFunction  # noqa: E402
 
 
 @pytest.fixture(params=["factored", "t5"])
@@ -74,6 +82,20 @@ def test_dead_head_is_found(subject):
     assert found["importance"][0][1] == pytest.approx(0, abs=1e-12)
     assert found["ablation"][0][1] == pytest.approx(0, abs=1e-12)
     assert found["pruning"]["order"][0] == [0, 1] and found["error_increase"] is None
+
+
+def test_explanation_of_a_state_is_whole(monkeypatch):
+    monkeypatch.setattr("matattn.workflows.spins.explain.CONFIGURATIONS", 128)
+    system = j1j2.load("j1j2", "square", "4x4", 0.5)
+    model = TransformerWaveFunction((4, 4), dim=8, num_heads=2, num_layers=2)
+    variables = model.init(jax.random.key(0), np.ones((1, 16)))
+    advanced = []
+    result = explain(WaveFunction(system, model, variables, {}), advance=advanced.append)
+    assert sum(advanced) == 2 * 2 * (2 + 5)  # ablation, the ranking, and five random orders
+    stored = json.loads(json.dumps(result), parse_constant=pytest.fail)
+    assert np.shape(stored["fidelity_without_head"]) == np.shape(stored["heads"]["ablation"])
+    assert np.shape(stored["attention"]["weight"]) == (2, 2, 4)
+    assert len(sections(stored)) == 3
 
 
 def test_record_and_report(subject):

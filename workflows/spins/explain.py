@@ -21,6 +21,7 @@ from matattn.attention import AttentionLayer, AttentionRecord, LayerProbe, probe
 from matattn.models.factored_attention import arguments, to_arrays
 from matattn.models.factored_attention_torch import TorchWaveFunction
 from matattn.spins import grid_places
+from matattn.workflows.explain import heads
 from matattn.workflows.explain.report import Section
 from matattn.workflows.explain.sections import heads_section
 from matattn.workflows.spins.attention_maps import folded
@@ -104,10 +105,9 @@ def explain(
         intact = subject.values()
     record = attention_record(model.grid, folded(model, maps.mean(1)))
     spread = folded(model, maps.std(1))
-    layers, heads = record.weight.shape[:2]
-    kept = np.zeros((layers, heads))
-    for head in np.ndindex(layers, heads):
-        gate = torch.ones(layers, heads)
+    kept = np.zeros(record.weight.shape[:2])
+    for head in np.ndindex(kept.shape):
+        gate = torch.ones(kept.shape)
         gate[head] = 0
         with torch.no_grad():
             kept[head] = fidelity(intact, subject.values(subject.gates(gate)))

@@ -6,8 +6,9 @@ Imports neither Lightning nor PyTorch Geometric, so that a first prediction take
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,47 +35,47 @@ def encode(
     items: Sequence[Mapping[str, Any]],
     device: torch.device = CPU,
     atoms_per_batch: int = 1000,
-    advance: Callable[[int], Any] = lambda crystals: None,
+    advance: Callable[[int], Any] = lambda structures: None,
 ) -> torch.Tensor:
-    """Features [n, F] of items with z, pos and cell, on the CPU: a row for each (``rows_of``).
+    """Return features [n, F] of items with z, pos and cell, on the CPU, each with ``rows_of`` rows.
 
     The network goes to ``device`` for that, and then to the CPU, where its readout runs. A batch
-    that does not fit into memory is halved and tried again; a crystal that does not fit alone has
-    NaN. ``advance`` is called with the number of crystals done after each batch.
+    that does not fit into memory is halved and tried again; a structure that does not fit alone has
+    NaN. ``advance`` is called with the number of structures done after each batch.
     """
     was_training = network.training
     network.eval().to(device)
     images = network.image_rule(TOLERANCE)
-    order = sorted(range(len(items)), key=lambda row: len(items[row]["z"]))
-    waiting = deque(by_atom_budget((len(items[row]["z"]) for row in order), atoms_per_batch))
+    order = sorted(range(len(items)), key=lambda index: len(items[index]["z"]))
+    sizes = (len(items[index]["z"]) for index in order)
+    waiting = deque([order[n] for n in batch] for batch in by_atom_budget(sizes, atoms_per_batch))
     done: list[tuple[list[int], torch.Tensor]] = []
     with torch.no_grad():
         while waiting:
-            positions = waiting.popleft()
-            rows = [order[position] for position in positions]
+            indices = waiting.popleft()
             try:
-                batch = collate([items[row] for row in rows], images).to(device)
-                done.append((rows, network.features(batch).cpu()))
+                batch = collate([items[index] for index in indices], images).to(device)
+                done.append((indices, network.features(batch).cpu()))
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if (half := len(rows) // 2) > 0:
-                    waiting.extendleft((positions[half:], positions[:half]))
+                if (half := len(indices) // 2) > 0:
+                    waiting.extendleft((indices[half:], indices[:half]))
                     continue
-            advance(len(rows))
+            advance(len(indices))
     network.train(was_training).to(CPU)
     sample = done[0][1] if done else torch.empty(0, 1)
     counts = [rows_of(network, item) for item in items]
     features = [sample.new_full((count, sample.shape[1]), torch.nan) for count in counts]
-    for rows, found in done:
-        parts = found.split([counts[row] for row in rows])
-        for row, part in zip(rows, parts, strict=True):
-            features[row] = part
+    for indices, rows in done:
+        parts = rows.split([counts[index] for index in indices])
+        for index, part in zip(indices, parts, strict=True):
+            features[index] = part
     return torch.cat(features) if features else sample
 
 
 def rows_of(network: StructureNetwork, item: Mapping[str, Any]) -> int:
-    """How many values of a target a network gives for a structure: one, or one per atom or pair."""
+    """Return how many values of a target a structure has: one, or one per atom or pair."""
     match network.level:
         case "atom":
             return len(item["z"])
@@ -84,9 +85,9 @@ def rows_of(network: StructureNetwork, item: Mapping[str, Any]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether NumPy, CUDA or PyTorch's CPU allocator, which has no type for it, lack memory."""
-    known = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
-    return known or "DefaultCPUAllocator" in str(error)
+    """Return whether NumPy, CUDA or PyTorch's CPU allocator lacks memory; the last has no type."""
+    typed = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+    return typed or "DefaultCPUAllocator" in str(error)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Predictor:
 
     @classmethod
     def load(cls, model: str | Path, device: str = "cpu") -> Predictor:
-        """Load a model by name or folder (``matattn.load``); raises BundleError or ConfigError."""
+        """Load a model by name or folder (``matattn.load``); raise BundleError or ConfigError."""
         folder = pretrained.find(model)
         if (kind := pretrained.kind(folder).name) != "structures":
             raise BundleError(f"{folder}: this model reads {kind}, not structures")
@@ -111,11 +112,11 @@ class Predictor:
 
     @property
     def targets(self) -> list[dict[str, str]]:
-        """Name and unit of each predicted property."""
+        """Return name and unit of each predicted property."""
         return self.config["targets"]
 
     def values(self, features: torch.Tensor) -> np.ndarray:
-        """Predictions [n, T] in physical units from features [n, F], above physical bounds."""
+        """Return predictions [n, T] in physical units from features [n, F], not below bounds."""
         mean, std = (
             torch.tensor(self.config["normaliser"][key], dtype=torch.float64)
             for key in ("mean", "std")
@@ -127,7 +128,7 @@ class Predictor:
     def intervals(
         self, features: torch.Tensor, level: float = LEVEL
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends [n, T] of the intervals; NaN if the model is not calibrated."""
+        """Return lower and upper ends [n, T] of the intervals; NaN if not calibrated."""
         values = self.values(features)
         if self.uncertainty is None:
             return np.full_like(values, np.nan), np.full_like(values, np.nan)
@@ -137,11 +138,12 @@ class Predictor:
 
     @property
     def _minimum(self) -> np.ndarray:
+        """Return the least physical value [T] of each target."""
         names = (target["name"] for target in self.targets)
         return np.array([PROPERTIES[n].minimum if n in PROPERTIES else -np.inf for n in names])
 
     def energy(self, batch: CrystalBatch) -> torch.Tensor:
-        """Energy of every cell [B], eV: what ``matattn.structures.derivatives`` differentiates.
+        """Return the energy of every cell [B], eV, for ``matattn.structures.derivatives``.
 
         Raises ValueError when the model predicts no energy in eV/atom, or several.
         """
@@ -157,132 +159,164 @@ class Predictor:
         self,
         structures: Structure | Molecule | Iterable[Structure | Molecule | StructureError],
         places: Sequence[str] | None = None,
-        advance: Callable[[int], Any] = lambda crystals: None,
+        advance: Callable[[int], Any] = lambda structures: None,
     ) -> list[dict[str, Any]]:
-        """One row per structure: formula, natoms, each target with its interval and unit, the
-        novelty, status and message.
+        """Return a row per structure: formula, natoms, targets, novelty, status and message.
 
-        ``<target>_lower`` and ``_upper`` hold 90 % of the true values of crystals like those the
-        model was calibrated on. ``ood_score`` is the distance from the training crystals in units
-        of one that 1 % of the calibration crystals exceed; ``ood_flag`` is true above 1, and for
-        elements that the model never saw. ``status`` is "ok" or the name of the error, and
-        ``message`` says what is wrong or worth knowing; a bad structure (or a StructureError in its
-        place) gives a row without values and does not stop the others. ``places`` are what messages
-        call the structures.
+        Each target has an interval and a unit: ``<target>_lower`` and ``_upper`` hold 90 % of the
+        true values of crystals like those the model was calibrated on. ``ood_score`` is the
+        distance from the training crystals in units of one that 1 % of the calibration crystals
+        exceed. ``ood_flag`` is true above 1, and for elements that the model never saw.
+
+        ``status`` is "ok" or the name of the error, and ``message`` says what is wrong or worth
+        knowing. A bad structure (or a StructureError instead of one) gives a row without values and
+        does not stop the others.
 
         Of a model of atoms or pairs, a target and its ends are lists, with a value for every atom
         or for every pair in ``pairs``, and the novelty is that of the most unusual one.
+
+        ``places`` are what messages call the structures. ``advance`` is called with the number of
+        structures done after each batch.
         """
         if isinstance(structures, Structure | Molecule):
             structures = [structures]
-        given = list(structures)
-        places = places or [f"structure {number + 1}" for number in range(len(given))]
-        rows, items, usable = [], [], []
-        has_pairs = self.network.level == "pair"
-        for structure, place in zip(given, places, strict=True):
-            row: dict[str, Any] = {"formula": "", "natoms": None}
-            for target in self.targets:
-                name = target["name"]
-                row |= {name: None, f"{name}_lower": None, f"{name}_upper": None}
-                row[f"{name}_unit"] = target["unit"]
-            row |= {"ood_score": None, "ood_flag": None}
-            if has_pairs:
-                row["pairs"] = None
-            try:
-                if not isinstance(structure, StructureError):
-                    row["formula"] = structure.composition.reduced_formula
-                    row["natoms"] = len(structure)
-                item, remarks = self.read(structure, place)
-                row |= {"status": "ok", "message": "; ".join(remarks)}
-                if has_pairs:
-                    row["pairs"] = (item["pair_index"].T + 1).tolist()
-                items.append(item)
-                usable.append(row)
-            except StructureError as error:
-                row |= {"status": type(error).__name__, "message": str(error)}
+        structures = list(structures)
+        places = places or [f"structure {number + 1}" for number in range(len(structures))]
+        readings = []
+        for structure, where in zip(structures, places, strict=True):
+            readings.append(self._reading(structure, where))
+            if readings[-1].item is None:
                 advance(1)
-            rows.append(row)
-        features = encode(self.network, items, self.device, advance=advance)
-        parts = features.split([rows_of(self.network, item) for item in items])
-        fits = [bool(len(part)) and bool(part.isfinite().all()) for part in parts]
-        kept = [part for part, fit in zip(parts, fits, strict=True) if fit]
-        judged = self._judge(torch.cat(kept)) if kept else iter(())
-        for row, item, part, fit in zip(usable, items, parts, fits, strict=True):
-            if fit:
-                row |= self._together([next(judged) for _ in part])
-                self._warn(row, item["z"])
-            else:
-                reason = f"no value: too little memory for {row['natoms']} atoms, or an overflow"
-                row |= {"status": PredictionError.__name__, "message": reason}
-        return rows
+        items = [reading.item for reading in readings if reading.item is not None]
+        results = iter(self._results(items, advance))
+        return [self._row(reading, next(results) if reading.item else None) for reading in readings]
 
     def read(
-        self, structure: Structure | Molecule | StructureError, place: str
+        self, structure: Structure | Molecule | StructureError, where: str
     ) -> tuple[dict[str, Any], list[str]]:
-        """What the network is given of a structure, and remarks.
+        """Return what the network is given of a structure, and remarks.
 
-        Raises StructureError for what is not physical, or what the network was not made for.
+        Raises StructureError, beginning with ``where``, for what is not physical, or what the
+        network was not made for.
         """
         if isinstance(structure, StructureError):
             raise structure
-        remarks = validate(structure, place)
-        self._check_reads(structure, place)
+        remarks = validate(structure, where)
+        self._check_reads(structure, where)
         item = to_tensors(structure)
-        self.network.check(item["z"], item["pos"], item["cell"], place)
+        self.network.check(item["z"], item["pos"], item["cell"], where)
         if self.network.level == "pair":
             item["pair_index"] = torch.triu_indices(len(structure), len(structure), 1)
         return item, remarks
 
-    def _check_reads(self, structure: Structure | Molecule, place: str) -> None:
+    def _check_reads(self, structure: Structure | Molecule, where: str) -> None:
         """Raise StructureError for what the network was not made for."""
         kind = "molecules" if isinstance(structure, Molecule) else "crystals"
-        if (known := self.config.get("structures", "crystals")) != kind:
-            raise StructureError(f"{place}: this model was trained on {known}, and reads no {kind}")
+        if (trained_on := self.config.get("structures", "crystals")) != kind:
+            raise StructureError(
+                f"{where}: this model was trained on {trained_on}, and reads no {kind}"
+            )
         if (elements := self.config.get("arguments", {}).get("elements")) is None:
             return
         if unknown := {site.specie.Z for site in structure} - set(elements):
-            symbols, listed = (
-                ", ".join(Element.from_Z(z).symbol for z in sorted(found))
-                for found in (unknown, elements)
-            )
             raise StructureError(
-                f"{place}: contains {symbols}; this model has constants for {listed} only"
+                f"{where}: contains {_symbols(unknown)}; this model has constants for "
+                f"{_symbols(elements)} only"
             )
 
-    def _together(self, judged: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What was found of a structure: of one value, or lists of those of its atoms or pairs."""
+    def _reading(self, structure: Structure | Molecule | StructureError, where: str) -> _Reading:
+        """Return what is known of a structure before the network sees it."""
+        formula, natoms = "", None
+        if not isinstance(structure, StructureError):
+            formula, natoms = structure.composition.reduced_formula, len(structure)
+        try:
+            item, remarks = self.read(structure, where)
+        except StructureError as error:
+            return _Reading(formula, natoms, None, type(error).__name__, [str(error)])
+        return _Reading(formula, natoms, item, "ok", remarks)
+
+    def _results(
+        self, items: Sequence[Mapping[str, Any]], advance: Callable[[int], Any]
+    ) -> list[dict[str, Any] | None]:
+        """Return what the network says of each item, by column; None where it gives no number."""
+        features = encode(self.network, items, self.device, advance=advance)
+        parts = features.split([rows_of(self.network, item) for item in items])
+        usable = [bool(len(part)) and bool(part.isfinite().all()) for part in parts]
+        columns: dict[str, np.ndarray] = {}
+        if any(usable):
+            columns = self._columns(torch.cat(list(compress(parts, usable))))
+        results: list[dict[str, Any] | None] = [None] * len(items)
+        end = 0
+        for index in np.flatnonzero(usable):
+            start, end = end, end + len(parts[index])
+            lists = {name: column[start:end].tolist() for name, column in columns.items()}
+            results[index] = self._result(lists)
+        return results
+
+    def _columns(self, features: torch.Tensor) -> dict[str, np.ndarray]:
+        """Return values, ends of intervals and novelty [n] of features [n, F]."""
+        tables = {"": self.values(features)}
+        if self.uncertainty is not None:
+            tables["_lower"], tables["_upper"] = self.intervals(features)
+        columns = {
+            target["name"] + suffix: table[:, column]
+            for column, target in enumerate(self.targets)
+            for suffix, table in tables.items()
+        }
+        if self.uncertainty is not None:
+            columns["ood_score"] = self.uncertainty.novelty(features).numpy()
+        return columns
+
+    def _result(self, lists: dict[str, list[float]]) -> dict[str, Any]:
+        """Return one value of each column, or lists of those of the atoms or pairs."""
         if self.network.level == "structure":
-            return judged[0]
-        found: dict[str, Any] = {key: [one[key] for one in judged] for key in judged[0]}
-        if "ood_score" in found:
-            found["ood_score"] = max(found["ood_score"])
-        return found
+            return {name: value for name, (value,) in lists.items()}
+        return {name: max(v) if name == "ood_score" else v for name, v in lists.items()}
 
-    def _judge(self, features: torch.Tensor) -> Iterator[dict[str, Any]]:
-        """Values, intervals and novelty of every row of features."""
-        values, (lower, upper) = self.values(features), self.intervals(features)
-        novelty = None if self.uncertainty is None else self.uncertainty.novelty(features)
-        for n in range(len(values)):
-            found: dict[str, Any] = {}
-            for column, target in enumerate(self.targets):
-                name = target["name"]
-                found[name] = float(values[n, column])
-                if self.uncertainty is not None:
-                    found[f"{name}_lower"] = float(lower[n, column])
-                    found[f"{name}_upper"] = float(upper[n, column])
-            if novelty is not None:
-                found["ood_score"] = float(novelty[n])
-            yield found
+    def _row(self, reading: _Reading, result: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the row of a structure from all that is known of it."""
+        item, status, remarks, flag = reading.item, reading.status, reading.remarks, None
+        if item is not None and result is not None:
+            warnings = self._warnings(item["z"], result.get("ood_score"))
+            remarks, flag = remarks + warnings, bool(warnings)
+        elif item is not None:
+            status = PredictionError.__name__
+            remarks = [f"no value: too little memory for {reading.natoms} atoms, or an overflow"]
+        result = result or {}
+        row: dict[str, Any] = {"formula": reading.formula, "natoms": reading.natoms}
+        for target in self.targets:
+            name = target["name"]
+            row |= {key: result.get(key) for key in (name, f"{name}_lower", f"{name}_upper")}
+            row[f"{name}_unit"] = target["unit"]
+        row |= {"ood_score": result.get("ood_score"), "ood_flag": flag}
+        if self.network.level == "pair":
+            row["pairs"] = item and (item["pair_index"].T + 1).tolist()
+        return row | {"status": status, "message": "; ".join(remarks)}
 
-    def _warn(self, row: dict[str, Any], z: torch.Tensor) -> None:
-        """Set ``ood_flag`` of a row, and say in its message what is behind it."""
-        remarks = [row["message"]] if row["message"] else []
-        unseen = sorted(set(z.tolist()) - set(self.config["elements"]))
-        if unseen:
-            symbols = ", ".join(Element.from_Z(number).symbol for number in unseen)
-            remarks.append(f"no training crystal contains {symbols}: do not trust this value")
-        far = row["ood_score"] is not None and row["ood_score"] > 1
-        if far:
-            remarks.append("far from all training crystals: the interval may be too narrow")
-        row["ood_flag"] = bool(unseen) or far
-        row["message"] = "; ".join(remarks)
+    def _warnings(self, z: torch.Tensor, ood_score: float | None) -> list[str]:
+        """Return why a value is not to be trusted: elements or distance from the training rows."""
+        warnings = []
+        if unseen := _symbols(set(z.tolist()) - set(self.config["elements"])):
+            warnings.append(f"no training crystal contains {unseen}: do not trust this value")
+        if ood_score is not None and ood_score > 1:
+            warnings.append("far from all training crystals: the interval may be too narrow")
+        return warnings
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A structure as far as it could be read: ``item`` is what the network is given of it.
+
+    If it cannot be read, ``item`` is None, ``status`` the error, and ``remarks`` say why.
+    """
+
+    formula: str
+    natoms: int | None
+    item: dict[str, Any] | None
+    status: str
+    remarks: list[str]
+
+
+def _symbols(elements: Iterable[int]) -> str:
+    """Return the symbols of atomic numbers, sorted, as a message lists them."""
+    return ", ".join(Element.from_Z(number).symbol for number in sorted(elements))

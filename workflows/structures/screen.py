@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
 import torch
 
 from matattn.kernels.dispatch import choose
-from matattn.kernels.periodic_attention import BACKENDS
 from matattn.runtime import peak_memory
+from matattn.structures.ensemble import first_member
 from matattn.structures.stream import StructureStream
 from matattn.workflows.structures.predict import Predictor
 
@@ -21,18 +22,18 @@ CHUNK = 500  # structures in memory at a time; enough to fill batches with cryst
 
 @dataclass
 class Screening:
-    """``run`` fills ``rows``; when it is interrupted, they hold what is finished."""
+    """A prediction of every entry of a stream; when interrupted, ``rows`` hold what is finished."""
 
     predictor: Predictor
     stream: StructureStream
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0  # of the whole run
-    network_seconds: float = 0.0
+    network_seconds: float = 0.0  # of them, those of predictions
 
-    def run(self, advance: Callable[[int], Any] = lambda crystals: None) -> None:
-        """Predict every entry of the stream: id, path, and what ``Predictor.predict`` gives.
+    def run(self, advance: Callable[[int], Any] = lambda structures: None) -> None:
+        """Add a row per entry of the stream: id, path, and the row of ``Predictor.predict``.
 
-        ``advance`` is called with the number of crystals done after each batch.
+        ``advance`` is called with the number of structures done after each batch.
         """
         begin = time.perf_counter()
         entries = iter(self.stream)
@@ -47,16 +48,22 @@ class Screening:
             self.seconds = time.perf_counter() - begin
 
     def summary(self) -> str:
-        """One line: how many, how fast, by what."""
+        """Return one line: how many structures, how fast, and on what."""
         count, done = len(self.rows), sum(row["status"] == "ok" for row in self.rows)
-        device = self.predictor.device
-        backend = choose("periodic_attention", BACKENDS, "auto", device, torch.float32)
         readers = self.stream.processes
         reading = max(self.stream.seconds, 1e-6) / max(readers, 1)
         where = f" in {readers} process{'es' * (readers > 1)}" if readers else ""
         return (
             f"{done} of {count} structures in {self.seconds:.1f} s ({count / self.seconds:.0f}/s): "
             f"parsing {count / reading:.0f}/s{where}, network {count / self.network_seconds:.0f}/s;"
-            f" backend {backend} on {device}, {torch.get_num_threads()} threads; "
+            f" {self._backends()}on {self.predictor.device}, {torch.get_num_threads()} threads; "
             f"peak memory {peak_memory() / 2**30:.2f} GB"
         )
+
+    def _backends(self) -> str:
+        """Return "backend NAME " for each kernel operator that the network calls."""
+        names = []
+        for operator in first_member(self.predictor.network).operators:
+            table = import_module(f"matattn.kernels.{operator}").BACKENDS
+            names.append(choose(operator, table, "auto", self.predictor.device, torch.float32))
+        return "".join(f"backend {name} " for name in names)
