@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,6 @@ from typing import (
     Self,
     TypeVar,
     Union,
-    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -157,6 +157,17 @@ def read_data(data: Mapping[str, Any]) -> tuple[Source, Target]:
 
 
 @dataclass(frozen=True)
+class Paths(Section):
+    """Where runs and data are."""
+
+    key: ClassVar[str] = "paths"
+
+    output_root: str = "outputs"
+    output_dir: str | None = None
+    data: str = "data"
+
+
+@dataclass(frozen=True)
 class Origin:
     """The model that a training starts from: name or folder, and the sum of its checksums."""
 
@@ -180,7 +191,7 @@ class RunConfig(Generic[T, O]):
     optimizer: O
     trainer: Target
     logger: Target | None
-    paths: Mapping[str, Any]
+    paths: Paths
     init_from: Origin | None
     seed: int
     overwrite: bool
@@ -203,7 +214,7 @@ class RunConfig(Generic[T, O]):
             "task": _plain(self.task),
             "optimizer": _plain(self.optimizer),
             "trainer": self.trainer.plain(),
-            "paths": dict(self.paths),
+            "paths": _plain(self.paths),
             "logger": self.logger.plain() if self.logger else {},
             "init_from": asdict(self.init_from) if self.init_from else None,
             "seed": self.seed,
@@ -215,12 +226,12 @@ class RunConfig(Generic[T, O]):
 
         That is <root>/<model>-<data>/seed<seed>-<hash of what matters>, or ``paths.output_dir``.
         """
-        if self.paths["output_dir"]:
-            return Path(self.paths["output_dir"])
+        if self.paths.output_dir:
+            return Path(self.paths.output_dir)
         hashed = what_matters(self.record())
         del hashed["seed"]
         name = f"seed{self.seed}-{config_hash(hashed)}"
-        return Path(self.paths["output_root"]) / f"{self.model_name}-{self.source.name}" / name
+        return Path(self.paths.output_root) / f"{self.model_name}-{self.source.name}" / name
 
 
 def _plain(section: Section) -> dict[str, Any]:
@@ -254,11 +265,8 @@ def check_targets(config: Any, key: str = "") -> None:
     if isinstance(config, Mapping):
         target = config.get("_target_")
         allowed = ALLOWED.get(key.split(".")[0].split("[")[0], ())
-        if target is not None and not _is_allowed(str(target), allowed):
-            raise ConfigError(
-                f"{key or 'config'}._target_: {target!r} is not allowed; it must begin with "
-                f"{' or '.join(allowed) or 'nothing: no target is allowed here'}"
-            )
+        if target is not None:
+            _check_target(str(target), allowed, f"{key or 'config'}._target_")
         for name, value in config.items():
             check_targets(value, f"{key}.{name}" if key else str(name))
     elif isinstance(config, list | tuple):
@@ -266,18 +274,33 @@ def check_targets(config: Any, key: str = "") -> None:
             check_targets(value, f"{key}[{index}]")
 
 
-def _is_allowed(target: str, allowed: tuple[str, ...]) -> bool:
-    """Check the name, and where it is defined: Hydra also follows what a module imports."""
-    import hydra
-    from hydra.errors import HydraException
+def _check_target(target: str, allowed: tuple[str, ...], key: str) -> None:
+    """Raise ConfigError for a target that is elsewhere by its name, or by where it is defined.
 
+    A module also has what it imports, up to ``torch.load``.
+    """
+    places = " or ".join(allowed) or "nothing: no target is allowed here"
     if not target.startswith(allowed):
-        return False
+        raise ConfigError(f"{key}: {target!r} is not allowed; it must begin with {places}")
+    built = find_target(target)
+    if built is None:
+        raise ConfigError(f"{key}: {target!r} is not allowed; nothing has this name")
+    if not f"{getattr(built, '__module__', '')}.".startswith(allowed):
+        raise ConfigError(
+            f"{key}: {target!r} is not allowed; it must begin with {places}, and be defined there"
+        )
+
+
+def find_target(target: str) -> Any:
+    """Return the class or function of a full name; None if there is none.
+
+    Raises ConfigError when its module needs a package that is not installed.
+    """
+    module, _, name = target.rpartition(".")
     try:
-        built = hydra.utils.get_object(target)
-    except (HydraException, ImportError, ValueError):
-        return True  # what cannot be found is said when it is built
-    return f"{getattr(built, '__module__', '')}.".startswith(allowed)
+        return getattr(import_extra(module), name, None)
+    except (ModuleNotFoundError, ValueError):
+        return None
 
 
 def build(target: Target | Mapping[str, Any], key: str, **arguments: Any) -> Any:
@@ -301,7 +324,7 @@ def build(target: Target | Mapping[str, Any], key: str, **arguments: Any) -> Any
         if type(cause).__module__ == "matattn.errors":
             raise cause from None
         mistakes: tuple[type[Exception], ...]
-        mistakes = (TypeError, ValueError, ArithmeticError, InstantiationException)
+        mistakes = (TypeError, ValueError, ArithmeticError, ImportError, InstantiationException)
         if key == "model":  # sizes that no tensor can have, or no memory
             mistakes = (*mistakes, RuntimeError, MemoryError)
         if isinstance(cause, mistakes) or type(cause).__module__.startswith("lightning"):
@@ -312,36 +335,25 @@ def build(target: Target | Mapping[str, Any], key: str, **arguments: Any) -> Any
         raise cause from None
 
 
-def network_class(model: Target) -> type | None:
-    """Return the class of a network; None if there is none of this name, which ``build`` says."""
-    import hydra
-    from hydra.errors import HydraException
-
-    try:
-        built = hydra.utils.get_object(model.target)
-    except (HydraException, ImportError, ValueError):
-        return None
-    return built if isinstance(built, type) else None
-
-
 def _check_arguments(target: Target, key: str) -> None:
     """Raise ConfigError for an argument of another kind than a function of ours says."""
-    import hydra
-    from hydra.errors import HydraException
-
     if not target.target.startswith("matattn."):
         return
+    called: Any = find_target(target.target)
+    if isinstance(called, type):
+        called = inspect.getattr_static(called, "__init__")
     try:
-        called = hydra.utils.get_object(target.target)
-        hints = get_type_hints(cast(Any, called).__init__ if isinstance(called, type) else called)
-    except (HydraException, ImportError, NameError, TypeError, ValueError):
-        return  # what cannot be found is said when it is built
+        hints = get_type_hints(called)
+    except (NameError, TypeError):  # names that only type checkers know
+        return
     for name, value in target.arguments.items():
         if name in hints and not _fits(value, hints[name]):
             raise ConfigError(f"{key}.{name}={value!r}: expected {_described(hints[name])}")
 
 
 def _described(hint: Any) -> str:
+    if hint is bool:
+        return "true or false"
     return str(hint if get_args(hint) else hint.__name__).replace("collections.abc.", "")
 
 
@@ -397,8 +409,8 @@ def import_extra(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if str(error.name).startswith("matattn"):
-            raise
+        if str(error.name).startswith(module.partition(".")[0]):
+            raise  # there is no such module
         raise ConfigError(
             f"{module.rsplit('.', 1)[-1]} needs the package {error.name}: install matattn with its "
             "extras, pip install 'matattn[all]'"

@@ -57,7 +57,8 @@ class GradientDescent(Section):
     )
     weight_decay: float = setting(1e-5, "0 or more", lambda x: x >= 0)
     schedule: Mapping[str, Any] = field(
-        default_factory=lambda: {"_target_": "matattn.training.schedules.OneCycle"}
+        metadata={"check": ("a section with _target_ and its arguments", bool)},
+        default_factory=lambda: {"_target_": "matattn.training.schedules.OneCycle"},
     )
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from matattn import bundle, networks, pretrained
+from matattn.conf.schema import TrainConfig
 from matattn.config import (
     Origin,
+    Paths,
     RunConfig,
     Source,
     Target,
     check_targets,
-    network_class,
+    find_target,
     read_data,
 )
 from matattn.errors import ConfigError
+from matattn.kinds import KINDS
 from matattn.runtime import tune_malloc
 from matattn.tables import show
 from matattn.workflows import outputs, run_folder
@@ -72,6 +76,8 @@ def _run_in(config: RunConfig, task: Task) -> dict[str, Any]:
 def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
     """Return a composed configuration, typed and checked, and its task; raises ConfigError."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if missing := [item.name for item in fields(TrainConfig) if item.name not in plain]:
+        raise ConfigError(f"{missing[0]}: cannot be left out")
     model = dict(plain["model"])
     model_name = model.pop("name", "")
     source, data = read_data(plain["data"])
@@ -83,7 +89,7 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
         )
     check_targets({**plain, "model": model, "data": data.plain()})
     origin = _origin(plain["init_from"])
-    target = _adopted(origin) if origin else Target.read(model, "model")
+    target = _adopted(origin, model, model_name) if origin else Target.read(model, "model")
     name = f"init_from={origin.path}" if origin else f"model={model_name}"
     _check_reads(target, name, entry, source)
     task_class = entry.load()
@@ -99,7 +105,7 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
         optimizer=task_class.optimizer.read(plain["optimizer"]),
         trainer=_trainer(plain["trainer"], entry),
         logger=Target.read(plain["logger"], "logger") if plain["logger"] else None,
-        paths=plain["paths"],
+        paths=Paths.read(plain["paths"]),
         init_from=origin,
         seed=seed,
         overwrite=plain["overwrite"],
@@ -116,14 +122,16 @@ def _entry(task: dict[str, Any]) -> TaskEntry:
 
 def _check_reads(model: Target, name: str, entry: TaskEntry, source: Source) -> None:
     """Raise ConfigError for a network of another kind, or one of crystals for molecules."""
-    network: Any = network_class(model)
-    kind = getattr(network, "kind", entry.kind)  # what is no network is said when it is built
+    network: Any = find_target(model.target)
+    kind = getattr(network, "kind", "")
+    if kind not in KINDS:
+        raise ConfigError(f"model._target_: {model.target} is no network")
     if kind != entry.kind:
         raise ConfigError(
             f"{name} is a network of {kind}, and this task trains networks of {entry.kind}; "
             "model=... chooses its task itself"
         )
-    if source.structures == "molecules" and not getattr(network, "reads_molecules", True):
+    if source.structures == "molecules" and not network.reads_molecules:
         raise ConfigError(
             f"{name} reads crystals only, and data={source.name} holds molecules; "
             "model=coulgat reads both"
@@ -168,17 +176,29 @@ def _origin(model: str | None) -> Origin | None:
     """Return the model that the training starts from; raises BundleError if it cannot be read."""
     if not model:
         return None
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    if changed := [item for item in given if item.startswith("model.")]:
+    if changed := [item for item in _overrides() if item.startswith("model.")]:
         raise ConfigError(
             f"{changed[0]} cannot be combined with init_from: the network is that of {model}"
         )
     return Origin(str(model), bundle.fingerprint(pretrained.find(model)))
 
 
-def _adopted(origin: Origin) -> Target:
-    """Return the network of the model that a training starts from."""
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _adopted(origin: Origin, model: dict[str, Any], model_name: str) -> Target:
+    """Return the network of the model that a training starts from.
+
+    Raises ConfigError when ``model=...`` asks for a network of another class.
+    """
     description = bundle.describe(pretrained.find(origin.path))
     name = description["network"]
+    asked = any(item.startswith("model=") for item in _overrides())
+    if asked and not str(model.get("_target_", "")).endswith(f".{name}"):
+        raise ConfigError(
+            f"init_from={origin.path} is a {name}, and model={model_name} is another network; "
+            "leave out model=..."
+        )
     arguments = {k: v for k, v in description["arguments"].items() if k != "num_targets"}
     return Target(f"{networks.known()[name]}.{name}", arguments)

@@ -71,12 +71,15 @@ def main() -> None:
 
     try:
         job()
-    except (MatattnError, RuntimeError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (MatattnError, HydraException, OmegaConfBaseException, OSError) as error:
+        stop(error)
+    except (RuntimeError, ValueError) as error:
         name = type(error).__name__
         if name in KILLED:
             stop(TrainingError(SOME_KILLED))
-        if isinstance(error, RuntimeError) and name != "BackendError":
-            raise  # a defect; the kernels' BackendError is a user's mistake
+        # The kernels' BackendError and Hydra's of data=3 are a user's mistakes; else a defect.
+        if name != "BackendError" and not str(error).startswith("Config group override"):
+            raise
         stop(error)
 
 
