@@ -389,7 +389,7 @@ def test_what_cannot_be_explained():
         explain.steps(predictor(CrystalText(dim=8, num_blocks=1), "molecules"))
     with pytest.raises(ExplanationError, match="CrystalText has no attention"):
         list(prepare(predictor(CrystalText(dim=8, num_blocks=1), "molecules"), molecules()))
-    with pytest.raises(ExplanationError, match="predicts energy, not gap"):
+    with pytest.raises(ExplanationError, match="target gap: the model predicts energy only"):
         list(prepare(predictor(coulgat(), "molecules"), molecules(), "gap"))
     far = {"id": "far", **to_tensors(Molecule(["H", "H"], [[0, 0, 0], [9, 0, 0]]))}
     with pytest.raises(ExplanationError, match="far: no atom has another one .* reach of 6 Å"):

@@ -140,7 +140,7 @@ def test_report_is_whole(tmp_path):
     assert stored["unit"] == "MPa" and stored["root_mean_square_error"] > 0
     assert set(stored["faithfulness"]["orders"]) >= {"attention", "shortest first", "random"}
     assert (tmp_path / "report.html").read_text().count("<figure>") == 7
-    with pytest.raises(ExplanationError, match="predicts stress, not strain"):
+    with pytest.raises(ExplanationError, match="target strain: the model predicts stress only"):
         field_explanation.explain(predictor, samples(), "strain")
 
 

@@ -6,7 +6,7 @@ Shuffled weights: Adebayo et al., "Sanity Checks for Saliency Maps", arXiv 1810.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from matattn.workflows.explain.subjects import HasSources
+from matattn.workflows.explain.subjects import HasSources, blocks_of
 
 
 def depends_on_weights(
@@ -25,25 +25,24 @@ def depends_on_weights(
     seed: int,
     advance: Callable[[int], Any],
 ) -> dict[str, Any]:
-    """Kendall's tau between edge scores and those of the network with shuffled weights.
+    """Return Kendall's tau between edge scores and those of the network with shuffled weights.
 
     Blocks are shuffled from the last to the first, each parameter among its own entries. A method
     whose order of the edges stays (tau near 1) shows what the network was built with, such as the
     decay with distance, and not what it learned.
     """
-    blocks = len(list(cast(Iterable[nn.Module], subjects[0].network.blocks)))
-    result: dict[str, Any] = {"shuffled_blocks": list(range(1, blocks + 1))}
+    counts = range(1, len(blocks_of(subjects[0].network)) + 1)
     taus: dict[str, list[float | None]] = {name: [] for name in scores[0]}
-    for count in range(1, blocks + 1):
+    for count in counts:
         network = copy.deepcopy(subjects[0].network)
         torch.manual_seed(seed)
-        for block in list(cast(Iterable[nn.Module], network.blocks))[blocks - count :]:
+        for block in blocks_of(network)[-count:]:
             shuffle(block)
         others = [methods(replace(cast(Any, subject), network=network)) for subject in subjects]
-        for name, found in taus.items():
-            found.append(_mean_tau(subjects, scores, others, name))
+        for name, values in taus.items():
+            values.append(_mean_tau(subjects, scores, others, name))
         advance(1)
-    return result | {"tau": taus}
+    return {"shuffled_blocks": list(counts), "tau": taus}
 
 
 @torch.no_grad()
@@ -60,6 +59,7 @@ def _mean_tau(
     others: Sequence[Mapping[str, Tensor]],
     name: str,
 ) -> float | None:
+    """Return the mean tau over structures whose scores ``name`` are not all equal, if any."""
     taus = []
     for subject, before, after in zip(subjects, scores, others, strict=True):
         for graph in range(subject.count):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import kendalltau
 from torch import Tensor
 
+from matattn.attention import LayerProbe
 from matattn.workflows.explain.subjects import HasSources
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)  # of the edges that are removed, or that stay
@@ -32,7 +33,7 @@ IG_STEPS = 16
 
 
 def edge_scores(subject: HasSources) -> dict[str, Tensor]:
-    r"""How much each edge [E] counts, by every method that costs a few passes.
+    r"""Return how much each edge [E] counts, by every method that costs a few passes.
 
     "attention" and "value-weighted attention" are means over layers and heads. "logit gradient" is
     :math:`|\partial f / \partial \ell_e|`, "weight gradient" :math:`|\partial f / \partial s_e|`
@@ -42,10 +43,8 @@ def edge_scores(subject: HasSources) -> dict[str, Tensor]:
     """
     seen = subject.observe()
     scores = {
-        "attention": torch.stack([cast(Tensor, p.seen).mean(1) for p in seen]).mean(0),
-        "value-weighted attention": torch.stack(
-            [cast(Tensor, p.seen_size).mean(1) for p in seen]
-        ).mean(0),
+        "attention": torch.stack([layer.seen.mean(1) for layer in seen]).mean(0),
+        "value-weighted attention": torch.stack([s.seen_size.mean(1) for s in seen]).mean(0),
         "logit gradient": _gradient(subject, "edge_bias", 0.0).abs(),
         "weight gradient": _gradient(subject, "edge_scale", 1.0).abs(),
     }
@@ -55,13 +54,15 @@ def edge_scores(subject: HasSources) -> dict[str, Tensor]:
     return {name: score.detach() for name, score in scores.items()}
 
 
-def _gradient(subject: HasSources, where: str, at: float) -> Tensor:
+def _gradient(subject: HasSources, attribute: str, at: float) -> Tensor:
+    """Return the derivative [E] of the predictions by an attribute of all probes."""
     point = torch.full_like(subject.length, at).requires_grad_()
-    total = subject.values(subject.probes(**{where: point})).sum()
+    total = subject.values(subject.probes(**{attribute: point})).sum()
     return torch.autograd.grad(total, point)[0]
 
 
 def _integrated_gradients(subject: HasSources) -> Tensor | None:
+    """Return the mean derivative [E] by the weights' factors on the way from 0 to 1."""
     try:
         from captum.attr import IntegratedGradients
     except ImportError:  # the extra "explain"
@@ -79,7 +80,7 @@ def _integrated_gradients(subject: HasSources) -> Tensor | None:
 
 
 def order(subject: HasSources, score: Tensor, seed: int) -> Tensor:
-    """Rank [E] of each removable edge among those of its structure, 0 the highest score; others -1.
+    """Return the rank [E] of each edge in its structure, 0 the highest score; -1 if it must stay.
 
     Equal scores, as of equivalent edges of a crystal, come in a random order.
     """
@@ -96,25 +97,26 @@ def order(subject: HasSources, score: Tensor, seed: int) -> Tensor:
 
 
 def removal_curves(subject: HasSources, rank: Tensor) -> Tensor:
-    """|Change| [B, rules, 2, shares] of the prediction without the first edges, and with them only.
+    """Return |change| [B, rules, 2, shares] without the first edges, and with them only.
 
     At least one edge is removed, and at least one stays.
     """
     edges = torch.bincount(subject.graph[subject.removable], minlength=subject.count)
     with torch.no_grad():
         intact = subject.values()
-        found = []
+        changes = []
         for rule in RULES:
             for keep in (False, True):
                 for share in SHARES:
                     first = (share * edges).ceil().clamp(min=1)[subject.graph]
                     gone = (rank >= first) if keep else (rank >= 0) & (rank < first)
                     after = subject.values(_removal(subject, gone, rule))
-                    found.append(subject.change(intact, after))
-    return torch.stack(found, 1).unflatten(1, (len(RULES), 2, len(SHARES)))
+                    changes.append(subject.change(intact, after))
+    return torch.stack(changes, 1).unflatten(1, (len(RULES), 2, len(SHARES)))
 
 
-def _removal(subject: HasSources, gone: Tensor, rule: str) -> list[Any]:
+def _removal(subject: HasSources, gone: Tensor, rule: str) -> list[LayerProbe]:
+    """Return probes that remove the edges ``gone`` [E] by one of ``RULES``."""
     if rule == "renormalised":
         nothing = torch.zeros_like(subject.length)
         return subject.probes(edge_bias=nothing.masked_fill(gone, -torch.inf))
@@ -127,7 +129,7 @@ def faithfulness(
     seed: int,
     advance: Callable[[int], Any],
 ) -> dict[str, Any]:
-    """Removal curves of every ordering and of random ones, in the units of the prediction.
+    """Return removal curves of every ordering and of random ones, in units of the prediction.
 
     ``aopc`` is the mean over ``SHARES``; ``deletion_auc`` and ``insertion_auc`` are the areas under
     both curves up to the last share.
@@ -135,28 +137,32 @@ def faithfulness(
     result: dict[str, Any] = {"shares": list(SHARES), "orders": {}}
     for name in [*scores[0], "random"]:
         curves = []
-        for subject, found in zip(subjects, scores, strict=True):
+        for subject, by_method in zip(subjects, scores, strict=True):
             draws = range(RANDOM_DRAWS) if name == "random" else range(1)
-            score = found.get(name, torch.zeros_like(subject.length))
+            score = by_method.get(name, torch.zeros_like(subject.length))
             parts = [removal_curves(subject, order(subject, score, seed + n)) for n in draws]
             curves.append(torch.stack(parts).mean(0))
         advance(1)
         mean = torch.cat(curves).double().mean(0).numpy()  # [rules, 2, shares]
-        result["orders"][name] = {}
-        for rule, both in zip(RULES, mean, strict=True):
-            result["orders"][name][rule] = {}
-            kinds = (("comprehensiveness", "deletion_auc"), ("sufficiency", "insertion_auc"))
-            for (kind, area), curve in zip(kinds, both, strict=True):
-                result["orders"][name][rule] |= {
-                    kind: curve.tolist(),
-                    f"{kind}_aopc": float(curve.mean()),
-                    area: float(np.trapezoid(curve, SHARES)),
-                }
+        result["orders"][name] = {
+            rule: _described(removed, "comprehensiveness", "deletion_auc")
+            | _described(kept, "sufficiency", "insertion_auc")
+            for rule, (removed, kept) in zip(RULES, mean, strict=True)
+        }
     return result
 
 
+def _described(curve: np.ndarray, kind: str, area: str) -> dict[str, Any]:
+    """Return a curve [shares] with its mean and area, under their names."""
+    return {
+        kind: curve.tolist(),
+        f"{kind}_aopc": float(curve.mean()),
+        area: float(np.trapezoid(curve, SHARES)),
+    }
+
+
 def left_out(subject: HasSources, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Edges, a random choice of every structure's, and |change| of the prediction without each.
+    """Return a random choice of every structure's edges, and |change| without each of them.
 
     One pass leaves out one edge of every one of the first ``most`` structures.
     """
@@ -176,19 +182,19 @@ def left_out(subject: HasSources, most: int, seed: int) -> tuple[Tensor, Tensor]
 def agreement(
     subjects: Sequence[HasSources], scores: Sequence[Mapping[str, Tensor]], seed: int
 ) -> dict[str, Any]:
-    """How far methods agree on the order of the edges of a structure, leaving-one-out among them.
+    """Return how far methods agree on the order of a structure's edges, leave-one-out among them.
 
     Mean over structures of Kendall's tau, of the Jensen-Shannon divergence of the normalised scores
     (nats), and of the share that both have among their first tenth.
     """
     table: dict[str, dict[str, list[float]]] = {}
     most = LEFT_OUT_STRUCTURES
-    for subject, found in zip(subjects, scores, strict=True):
+    for subject, by_method in zip(subjects, scores, strict=True):
         edges, effect = left_out(subject, most, seed)
         most -= min(most, subject.count)
         for graph in subject.graph[edges].unique():
             chosen = subject.graph[edges] == graph
-            columns = {name: score[edges[chosen]].numpy() for name, score in found.items()}
+            columns = {name: score[edges[chosen]].numpy() for name, score in by_method.items()}
             columns["leaving one out"] = effect[chosen].numpy()
             for a, b in combinations(columns, 2):
                 cell = table.setdefault(f"{a} | {b}", {"tau": [], "jsd": [], "overlap": []})
@@ -200,6 +206,7 @@ def agreement(
 
 
 def _compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Return three measures of agreement of two scores of the same edges; NaN where undefined."""
     tau = kendalltau(a, b).statistic if np.ptp(a) and np.ptp(b) else np.nan
     shares = all(x.min() >= 0 and x.sum() > 0 for x in (a, b))  # not of lengths
     first = max(1, len(a) // 10)
@@ -212,5 +219,6 @@ def _compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else None
+    """Return the mean of the values that are defined, if any."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else None

@@ -25,22 +25,22 @@ RANDOM_ORDERS = 5
 
 
 def shape_of(layers: Sequence[AttentionLayer]) -> tuple[int, int]:
-    """L and H."""
+    """Return L and H."""
     return len(layers), len(layers[0].projection)
 
 
 def steps(layers: Sequence[AttentionLayer]) -> int:
-    """How often ``heads`` advances."""
+    """Return how often ``heads`` advances."""
     return math.prod(shape_of(layers)) * (2 + RANDOM_ORDERS)
 
 
 def importance(subject: HasHeads, gate: Tensor) -> Tensor:
-    """|df / dxi| [B, L, H] of every structure and head, where heads have gates [L, H]."""
+    """Return |df / dxi| [B, L, H] of every structure and head, where heads have gates [L, H]."""
     return subject.slopes(gate) * (gate != 0)
 
 
 def heads(subjects: Sequence[HasHeads], advance: Advance) -> dict[str, Any]:
-    """Importance, ablation and pruning of the heads of one network.
+    """Return importance, ablation and pruning of the heads of one network.
 
     Heads are ranked on every other structure, and what that ranking is worth is measured on the
     rest: ``ablation`` is the mean |change| of the prediction without one head, ``error_increase``
@@ -74,7 +74,7 @@ def heads(subjects: Sequence[HasHeads], advance: Advance) -> dict[str, Any]:
 
 
 class Prediction:
-    """What intact heads predict, and how far off predictions are without some."""
+    """The predictions of intact heads, and how far off predictions are without some."""
 
     def __init__(self, subjects: Sequence[HasHeads]) -> None:
         self.subjects = subjects
@@ -84,7 +84,7 @@ class Prediction:
         self.error = torch.cat(errors).double().numpy()
 
     def with_gates(self, gate: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """|Change| and error of every structure where heads have gates [L, H]."""
+        """Return |change| and error of every structure where heads have gates [L, H]."""
         changes, errors = [], []
         with torch.no_grad():
             for subject, before in zip(self.subjects, self.values, strict=True):
@@ -101,29 +101,17 @@ def prune(
     measure_on: np.ndarray,
     advance: Advance,
 ) -> dict[str, Any]:
-    """Heads removed one after the other, the least important first, against random orders.
-
-    Importance is measured again, with the heads that are left, after each tenth of them.
-    """
+    """Remove heads one after the other, the least important first, against random orders."""
     shape = shape_of(subjects[0].layers)
     total = shape[0] * shape[1]
-    again = max(1, round(total / 10))
-    gate, removed, order = torch.ones(shape), [], []
-    for step in range(total):
-        if step % again == 0:
-            slope = over(subjects, partial(importance, gate=gate))[rank_on].mean(0)
-            slope[gate.numpy() == 0] = np.inf
-            order = [int(n) for n in np.argsort(slope, axis=None)]
-        number = order.pop(0)
-        gate.view(-1)[number] = 0
-        removed.append(number)
-    ways = [np.random.default_rng(n).permutation(total).tolist() for n in range(RANDOM_ORDERS)]
+    removed = _order(subjects, rank_on)
+    orders = [np.random.default_rng(n).permutation(total).tolist() for n in range(RANDOM_ORDERS)]
     curves = []
-    for way in [removed, *ways]:
+    for order in [removed, *orders]:
         gate = torch.ones(shape)
         points = [(0.0, float(intact.error[measure_on].mean()))]
-        for number in way:
-            gate.view(-1)[number] = 0
+        for head in order:
+            gate.view(-1)[head] = 0
             changes, errors = intact.with_gates(gate)
             points.append((float(changes[measure_on].mean()), float(errors[measure_on].mean())))
             advance(1)
@@ -140,8 +128,27 @@ def prune(
     }
 
 
+def _order(subjects: Sequence[HasHeads], rank_on: np.ndarray) -> list[int]:
+    """Return the heads in the order in which they are removed, the least important first.
+
+    Importance is measured again, with the heads that are left, after each tenth of them.
+    """
+    gate = torch.ones(shape_of(subjects[0].layers))
+    again = max(1, round(gate.numel() / 10))
+    removed: list[int] = []
+    ranked: list[int] = []
+    for step in range(gate.numel()):
+        if step % again == 0:
+            slope = over(subjects, partial(importance, gate=gate))[rank_on].mean(0)
+            slope[gate.numpy() == 0] = np.inf
+            ranked = np.argsort(slope, axis=None).tolist()
+        removed.append(ranked.pop(0))
+        gate.view(-1)[removed[-1]] = 0
+    return removed
+
+
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Rank correlation; None where it is not defined."""
+    """Return the rank correlation; None where it is not defined."""
     if np.isnan(b).any() or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(spearmanr(a, b, axis=None).statistic)

@@ -41,7 +41,7 @@ class Section:
 def write_report(
     path: Path, title: str, sections: Sequence[Section], scenes: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Write the report; ``scenes`` are structures to turn, after the first section."""
+    """Write the report; ``scenes`` are structures that a reader can turn, after section one."""
     # No text of a structure can end the script element that holds it.
     data = json.dumps(list(scenes), separators=(",", ":")).replace("<", "\\u003c")
     page = render(

@@ -8,8 +8,8 @@ any more, in the order of the explained point's attention. All numbers are in th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from matattn.attention import AttentionLayer, AttentionRecord, LayerProbe, probed
-from matattn.errors import ExplanationError
 from matattn.meshes.batch import InputScaling, MeshBatch, collate_meshes
 from matattn.meshes.fields import MeshSample
 from matattn.meshes.network import MeshNetwork
@@ -30,7 +29,14 @@ from matattn.workflows.explain.sections import (
     ranges_table,
     shuffled_section,
 )
-from matattn.workflows.explain.subjects import check_attends
+from matattn.workflows.explain.subjects import (
+    Seen,
+    check_attends,
+    column_of,
+    means,
+    seen_by,
+    stacked,
+)
 from matattn.workflows.meshes.predict import FieldPredictor
 
 PROBES = 4  # random directions of the field that gates are differentiated along
@@ -57,46 +63,49 @@ class ExplainedMeshes:
 
     @property
     def layers(self) -> list[AttentionLayer]:
-        """Layers of attention, from the input on."""
+        """Return the layers of attention, from the input on."""
         return self.network.attention_layers()
 
     @property
     def count(self) -> int:
-        """B."""
+        """Return B."""
         return len(self.batch)
 
     @property
     def removable(self) -> Tensor:
-        """Whether a point [N] may go as a source: all but the explained one."""
+        """Return whether a point [N] may go as a source: all but the explained one."""
         kept = torch.zeros(len(self.graph), dtype=torch.bool)
         kept[self.explained] = True
         return ~kept
 
     def probes(self, **everywhere: Any) -> list[LayerProbe]:
-        """One probe for each layer, all with the same content."""
+        """Return one probe for each layer, all with the same content."""
         return [LayerProbe(**everywhere) for _ in self.layers]
 
     def gates(self, gate: Tensor) -> list[LayerProbe]:
-        """Probes with gates [L, H] of the heads, or [B, L, H] of each mesh's own."""
+        """Return probes with gates [L, H] of the heads, or [B, L, H] of each mesh's own."""
         if gate.dim() == 2:
             return [LayerProbe(head_gate=layer) for layer in gate]
         return [LayerProbe(head_gate=g[self.graph]) for g in gate.unbind(1)]
 
     def values(self, probes: Sequence[LayerProbe] | None = None) -> Tensor:
-        """The field at all points [N], or at the explained ones [B]."""
+        """Return the field at all points [N], or at the explained ones [B]."""
         with probed(self.network, probes or self.probes()):
             field = self.network(self.batch)[:, self.column] * self.scale + self.offset
         return field[self.explained] if self.points else field
 
-    def observe(self) -> list[LayerProbe]:
-        """What the explained points attend to in an ordinary pass."""
+    def observe(self) -> list[Seen]:
+        """Return what the explained points attend to in an ordinary pass."""
         probes = [LayerProbe(projection=p.projection, rows=self.explained) for p in self.layers]
         with torch.no_grad():
             self.values(probes)
-        return probes
+        return seen_by(probes)
 
     def slopes(self, gate: Tensor) -> Tensor:
-        """Root mean square of df / dxi over the points, [B, L, H], from random directions."""
+        """Return the root mean square of df / dxi over the points, [B, L, H].
+
+        It is estimated from random directions.
+        """
         gates = gate.expand(self.count, -1, -1).clone().requires_grad_()
         field = self.values(self.gates(gates))
         generator = torch.Generator().manual_seed(0)
@@ -109,7 +118,7 @@ class ExplainedMeshes:
         return (total / PROBES / sizes).sqrt()
 
     def change(self, before: Tensor, after: Tensor) -> Tensor:
-        """Root mean square difference [B] over the points of every mesh."""
+        """Return the root mean square difference [B] over the points of every mesh."""
         square = (after - before).detach().square()
         if self.points:
             return square.sqrt()
@@ -117,7 +126,7 @@ class ExplainedMeshes:
         return (zero.index_add(0, self.graph, square) / self.batch.ptr.diff()).sqrt()
 
     def error(self, values: Tensor) -> Tensor:
-        """Root mean square error [B]; NaN where the field is not known."""
+        """Return the root mean square error [B]; NaN where the field is not known."""
         if not self.labelled or self.points:
             return values.new_full((self.count,), torch.nan)
         return self.change(self.batch.y[:, self.column], values)
@@ -126,16 +135,14 @@ class ExplainedMeshes:
 def prepare(
     predictor: FieldPredictor, samples: Sequence[MeshSample], target: str | None
 ) -> tuple[ExplainedMeshes, ExplainedMeshes]:
-    """The meshes with their whole field, and with their explained point.
+    """Return the meshes with their whole field, and with their explained point.
 
     Raises ExplanationError for a network without attention or a field that it does not predict.
     """
     network = predictor.network.eval()
     check_attends(network)
     names = [field.name for field in predictor.fields("targets")]
-    if target is not None and target not in names:
-        raise ExplanationError(f"the model predicts {', '.join(names)}, not {target}")
-    column = 0 if target is None else names.index(target)
+    column = column_of(target, names)
     batch = collate_meshes(samples, InputScaling(**predictor.config["input_scaling"]))
     graph = torch.repeat_interleave(torch.arange(len(batch)), batch.ptr.diff())
     mean, std = (predictor.config["normaliser"][key][column] for key in ("mean", "std"))
@@ -146,12 +153,10 @@ def prepare(
     pos = torch.from_numpy(np.concatenate([sample.pos for sample in samples]))
     length = (pos - pos[explained[graph]]).norm(dim=1)
     labelled = all(sample.y.shape[1] == len(names) for sample in samples)
-    whole, points = (
-        ExplainedMeshes(network, batch, graph, explained, length, std, mean, column,
-                        only, labelled)
-        for only in (False, True)
-    )  # fmt: skip
-    return whole, points
+    whole = ExplainedMeshes(
+        network, batch, graph, explained, length, std, mean, column, points=False, labelled=labelled
+    )
+    return whole, replace(whole, points=True)
 
 
 def explain(
@@ -161,16 +166,13 @@ def explain(
     seed: int = 0,
     advance: Callable[[int], Any] = lambda steps: None,
 ) -> dict[str, Any]:
-    """What ``explanation.json`` holds of meshes; raises ExplanationError as ``prepare``."""
+    """Return the content of ``explanation.json`` for meshes; raise what ``prepare`` raises."""
     whole, points = prepare(predictor, samples, target)
     field = predictor.fields("targets")[whole.column]
     scores = [faithfulness.edge_scores(points)]
     advance(1)
     record = _record(points, predictor.fields("coordinates")[0].unit)
     edges = np.linspace(0, float(record.length.max()) * 1.001, BINS + 1)
-    total, count = record.by_length(edges)
-    mean = (total / np.maximum(count, 1)).astype(object)
-    mean[..., count == 0] = None
     with torch.no_grad():
         errors = whole.error(whole.values())
     return {
@@ -187,7 +189,7 @@ def explain(
         "attention": {
             "unit": record.unit,
             "middle": ((edges[:-1] + edges[1:]) / 2).tolist(),
-            "mean_weight": mean.tolist(),
+            "mean_weight": means(*record.by_length(edges)),
             "entropy_nats": record.entropy().tolist(),
             "effective_range": record.effective_range().tolist(),
             "mean_length": float(record.length.mean()),
@@ -202,23 +204,19 @@ def explain(
 
 
 def _record(points: ExplainedMeshes, unit: str) -> AttentionRecord:
-    """Attention of the explained points to all points of their meshes."""
-    seen = points.observe()
-    weight, size = (
-        torch.stack([cast(Tensor, getattr(p, name)).T for p in seen]).numpy()
-        for name in ("seen", "seen_size")
-    )
+    """Return the attention of the explained points to all points of their meshes."""
+    weight, size = stacked(points.observe())
     source = torch.arange(len(points.graph)).numpy()
     target = points.explained[points.graph].numpy()
     return AttentionRecord(target, source, points.length.numpy(), weight, unit, size)
 
 
 def sections(result: dict[str, Any]) -> list[Section]:
-    """All sections of a report on meshes."""
+    """Return all sections of a report on meshes."""
     unit = result["unit"]
     curves = {
-        name: found["renormalised"]["comprehensiveness_aopc"]
-        for name, found in result["faithfulness"]["orders"].items()
+        name: by_rule["renormalised"]["comprehensiveness_aopc"]
+        for name, by_rule in result["faithfulness"]["orders"].items()
     }
     error = result["root_mean_square_error"]
     text = (
@@ -244,19 +242,21 @@ def sections(result: dict[str, Any]) -> list[Section]:
 
 
 def _distance(result: dict[str, Any]) -> Section:
-    found = result["attention"]
-    mean = np.array(found["mean_weight"], dtype=float)
+    """Return the section on attention against distance."""
+    attention = result["attention"]
+    mean = np.array(attention["mean_weight"], dtype=float)
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     for layer, weight in enumerate(mean):
-        axes.plot(found["middle"], weight.mean(0), marker=".", label=f"layer {layer + 1}")
-    axes.set(xlabel=f"distance from the explained point / {found['unit']}", yscale="log",
+        axes.plot(attention["middle"], weight.mean(0), marker=".", label=f"layer {layer + 1}")
+    unit = attention["unit"]
+    axes.set(xlabel=f"distance from the explained point / {unit}", yscale="log",
              ylabel="mean weight of a point")  # fmt: skip
     axes.legend(fontsize=7, ncols=2)
-    ranges = ranges_table(found["entropy_nats"], found["effective_range"], found["unit"])
+    ranges = ranges_table(attention["entropy_nats"], attention["effective_range"], unit)
     text = (
         "Mean over meshes and heads. A weight that does not fall with distance is global: the mean "
-        f"distance of all points is {found['mean_length']:.3g} {found['unit']}."
+        f"distance of all points is {attention['mean_length']:.3g} {unit}."
     )
     return Section(
         "Attention against distance", text, [(figure, "Attention by distance.")], [ranges]

@@ -34,17 +34,17 @@ class FieldPredictor:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> FieldPredictor:
-        """The model in ``folder``; raises BundleError or ConfigError."""
+        """Load the model in ``folder``; raise BundleError or ConfigError."""
         (network,), config, _ = bundle.load(folder)
         where = find_device(device)
         return cls(cast(MeshNetwork, network).to(where), config, where)
 
     def fields(self, kind: str) -> tuple[Field, ...]:
-        """The ``coordinates``, ``inputs`` or ``targets`` of the model."""
+        """Return the ``coordinates``, ``inputs`` or ``targets`` of the model."""
         return tuple(Field(**described) for described in self.config[kind])
 
     def predict(self, samples: Sequence[MeshSample]) -> Iterator[np.ndarray]:
-        """The predicted fields [N, T] of each sample, in physical units; ``y`` is not looked at."""
+        """Yield the predicted fields [N, T] of each sample in physical units; ignore ``y``."""
         scaling = InputScaling(**self.config["input_scaling"])
         mean, std = (np.array(self.config["normaliser"][key]) for key in ("mean", "std"))
         self.network.eval()
@@ -56,7 +56,7 @@ class FieldPredictor:
 
 
 def _by_node_budget(samples: Iterable[MeshSample]) -> Iterator[list[MeshSample]]:
-    """Samples in their order, as many at a time as have ``NODES_PER_BATCH`` nodes; one at least."""
+    """Yield samples in their order, at most ``NODES_PER_BATCH`` nodes but one sample at a time."""
     group: list[MeshSample] = []
     nodes = 0
     for sample in samples:
@@ -70,21 +70,21 @@ def _by_node_budget(samples: Iterable[MeshSample]) -> Iterator[list[MeshSample]]
 
 
 def find_meshes(inputs: Sequence[str]) -> list[Path]:
-    """Mesh files of the given files and folders, sorted within a folder.
+    """Return the mesh files of files and folders, sorted within a folder.
 
     Raises DataError when one does not exist or there is none.
     """
-    found: list[Path] = []
-    for given in map(Path, inputs):
-        if given.is_dir():
-            found += sorted(path for path in given.iterdir() if is_mesh_file(path))
-        elif given.exists():
-            found.append(given)
+    meshes: list[Path] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            meshes += sorted(child for child in path.iterdir() if is_mesh_file(child))
+        elif path.exists():
+            meshes.append(path)
         else:
-            raise DataError(f"{given}: no such file or folder")
-    if not found:
+            raise DataError(f"{path}: no such file or folder")
+    if not meshes:
         raise DataError(f"no mesh file in {', '.join(inputs)}")
-    return found
+    return meshes
 
 
 def predict_files(
@@ -96,32 +96,20 @@ def predict_files(
 ) -> str:
     """Write ``<output>/<name>.vtu`` with the predicted fields for every mesh file.
 
-    ``rows`` gets id, path, nodes, the least and largest predicted value of each field with its
-    unit, status and message of every file; a bad file is a row with its error, and the rest goes
-    on. Returns a line that says how many, how fast, by what.
+    ``rows`` gets a row per file: id, path, nodes, the least and largest predicted value of each
+    field with its unit, status and message. A bad file is a row with its error and does not stop
+    the others. Returns a line that says how many meshes, how fast, and on what.
     """
-    begin, nodes = time.perf_counter(), 0
-    coordinates, inputs, targets = map(predictor.fields, ("coordinates", "inputs", "targets"))
-    names = [field.name for field in inputs]
+    begin = time.perf_counter()
+    targets = predictor.fields("targets")
     for path, name in zip(paths, _unique([path.stem for path in paths]), strict=True):
         row: dict[str, Any] = {"id": name, "path": str(path), "output": "", "nodes": ""}
         for field in targets:
             row |= {f"{field.name}_{key}": "" for key in ("min", "max")}
             row[f"{field.name}_unit"] = field.unit
         row |= {"status": "ok", "message": ""}
-        target = output / f"{name}.vtu"
         try:
-            if target.resolve() == path.resolve():
-                raise DataError(f"{path}: would be overwritten; give another folder with -o")
-            sample = read_mesh(path, len(coordinates), names)
-            (predicted,) = predictor.predict([sample])
-            known = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
-            made = {field.name: predicted[:, column] for column, field in enumerate(targets)}
-            write_vtu(target, sample, known | made)
-            row |= {"output": str(target), "nodes": len(sample.pos)}
-            for key, values in made.items():
-                row |= {f"{key}_min": float(values.min()), f"{key}_max": float(values.max())}
-            nodes += len(sample.pos)
+            row |= _predict_file(predictor, path, output / f"{name}.vtu")
         except DataError as error:
             row |= {"status": "DataError", "message": str(error)}
         except (MemoryError, RuntimeError) as error:
@@ -129,20 +117,40 @@ def predict_files(
         rows.append(row)
         advance()
     seconds = time.perf_counter() - begin
-    done = sum(row["status"] == "ok" for row in rows)
+    done = [row for row in rows if row["status"] == "ok"]
+    nodes = sum(row["nodes"] for row in done)
     return (
-        f"{done} of {len(rows)} meshes ({nodes:,} nodes) in {seconds:.1f} s "
+        f"{len(done)} of {len(rows)} meshes ({nodes:,} nodes) in {seconds:.1f} s "
         f"({nodes / seconds:,.0f} nodes/s) on {predictor.device}, {torch.get_num_threads()} "
         f"threads; peak memory {peak_memory() / 2**30:.2f} GB; fields are in {output}/*.vtu"
     )
 
 
+def _predict_file(predictor: FieldPredictor, path: Path, output: Path) -> dict[str, Any]:
+    """Write the fields of a mesh file to ``output``, and return what its row says of them.
+
+    Raises DataError for a file that cannot be read, or that would be overwritten.
+    """
+    if output.resolve() == path.resolve():
+        raise DataError(f"{path}: would be overwritten; give another folder with -o")
+    coordinates, inputs, targets = map(predictor.fields, ("coordinates", "inputs", "targets"))
+    sample = read_mesh(path, len(coordinates), [field.name for field in inputs])
+    (predicted,) = predictor.predict([sample])
+    read = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
+    fields = {field.name: predicted[:, column] for column, field in enumerate(targets)}
+    write_vtu(output, sample, read | fields)
+    row: dict[str, Any] = {"output": str(output), "nodes": len(sample.pos)}
+    for name, values in fields.items():
+        row |= {f"{name}_min": float(values.min()), f"{name}_max": float(values.max())}
+    return row
+
+
 def _unique(names: Sequence[str]) -> list[str]:
-    """Names with -1, -2, ... where one stands for several files."""
-    seen = Counter(names)
+    """Return names with -1, -2, ... behind those of several files."""
+    total = Counter(names)
     counted: Counter[str] = Counter()
     unique = []
     for name in names:
         counted[name] += 1
-        unique.append(f"{name}-{counted[name]}" if seen[name] > 1 else name)
+        unique.append(f"{name}-{counted[name]}" if total[name] > 1 else name)
     return unique

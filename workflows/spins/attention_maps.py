@@ -1,7 +1,7 @@
 """Do the attention weights of a wave function depend on the spins? The claim of arXiv 2405.18874.
 
 Weights of networks with queries and keys are collected over samples: their mean map, their spread
-over samples, what happens when each map is frozen to its mean.
+over samples, and what happens when each map is frozen to its mean.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def examine(
 
 
 def attention_maps(model: TransformerWaveFunction, variables: Any, spins: np.ndarray) -> np.ndarray:
-    """Weights [layers, M, heads, n, n] for configurations [M, N]."""
+    """Return weights [layers, M, heads, n, n] for configurations [M, N]."""
     twin = TorchWaveFunction(**arguments(model))
     twin.load_arrays(to_arrays(variables))
     with torch.no_grad():
@@ -83,24 +83,26 @@ def freeze_test(
     task: Samples,
     seed: int,
 ) -> dict[str, Any]:
-    """Energy of the network with its mean maps ``mean`` in place of queries and keys, and its
-    fidelity |<frozen|psi>|^2 / (<frozen|frozen> <psi|psi>), estimated on ``spins`` of |psi|^2.
+    """Return energy and fidelity of the network with ``mean`` maps in place of queries and keys.
+
+    The fidelity |<frozen|psi>|^2 / (<frozen|frozen> <psi|psi>) is estimated on ``spins`` of
+    |psi|^2.
     """
     frozen, weights = freeze(model, variables, mean)
     chunk, count = task.chunk_size, task.final_samples
     drawn = draw(system, frozen, weights, count, LONG_CHAIN, chunk, 30_000 + seed)
-    found = energy(system, frozen, weights, drawn, chunk)
+    frozen_energy = energy(system, frozen, weights, drawn, chunk)
     flat = spins.reshape(-1, system.sites)
     ratio = np.asarray(frozen.apply(weights, flat)) - np.asarray(model.apply(variables, flat))
     ratio = np.exp(ratio - ratio.real.max())
     fidelity = abs(ratio.mean()) ** 2 / (abs(ratio) ** 2).mean()
-    return {"frozen_energy": asdict(found), "fidelity": float(fidelity)}
+    return {"frozen_energy": asdict(frozen_energy), "fidelity": float(fidelity)}
 
 
 def freeze(
     model: TransformerWaveFunction, variables: Any, mean: np.ndarray
 ) -> tuple[TransformerWaveFunction, Any]:
-    """The network with fixed attention weights ``mean`` [layers, heads, n, n]."""
+    """Return the network with fixed attention weights ``mean`` [layers, heads, n, n]."""
     frozen = model.clone(attention="factored", translation_invariant=False)
     arrays = {
         name: array
@@ -112,7 +114,7 @@ def freeze(
 
 
 def folded(model: TransformerWaveFunction, maps: np.ndarray) -> np.ndarray:
-    """Mean of maps [..., n, n] over pairs of the same displacement, [..., n]."""
+    """Return the mean [..., n] of maps [..., n, n] over pairs of the same displacement."""
     number = displacements(model.grid)
     return np.stack([maps[..., number == k].mean(-1) for k in range(len(number))], axis=-1)
 
@@ -121,16 +123,16 @@ def plot(model: TransformerWaveFunction, mean: np.ndarray, std: np.ndarray) -> F
     """Draw the mean weight of each displacement, with its spread over samples as bars."""
     layers, heads = mean.shape[:2]
     figure = Figure(figsize=(6, 2.4 * layers + 0.6), layout="constrained")
-    places = np.arange(mean.shape[-1])
+    displacement = np.arange(mean.shape[-1])
     for layer in range(layers):
         axes = figure.add_subplot(layers, 1, layer + 1)
         for head in range(heads):
             values, bars = (folded(model, part[layer, head]) for part in (mean, std))
-            at = places + 0.15 * (head - (heads - 1) / 2)
-            axes.errorbar(at, values, bars, fmt="o", markersize=3, label=f"head {head + 1}")
-        axes.set(ylabel=f"layer {layer + 1}: weight", xticks=places)
+            shifted = displacement + 0.15 * (head - (heads - 1) / 2)
+            axes.errorbar(shifted, values, bars, fmt="o", markersize=3, label=f"head {head + 1}")
+        axes.set(ylabel=f"layer {layer + 1}: weight", xticks=displacement)
         axes.set_xticklabels(
-            ["".join(map(str, np.unravel_index(k, model.grid))) for k in places], fontsize=7
+            ["".join(map(str, np.unravel_index(k, model.grid))) for k in displacement], fontsize=7
         )
         axes.axhline(0, color="0.7", linewidth=0.8)
     axes.set_xlabel("displacement in patches (bars: spread over samples)")

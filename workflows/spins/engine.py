@@ -33,7 +33,7 @@ _MOST_ROLLBACKS = 6
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample and how to step.
+    """The settings of sampling and of steps.
 
     Args:
         steps: of the whole run; schedules end there.
@@ -48,7 +48,7 @@ class Settings:
         momentum: of SPRING.
         seed: of weights, chains and exchanges.
 
-    Raises ConfigError for what no run can have.
+    Raises ConfigError for values that no run can have.
     """
 
     steps: int
@@ -78,21 +78,21 @@ class Settings:
             )
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Return the learning rate of a step."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         passed = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * (1 + math.cos(math.pi * min(1.0, passed))) / 2
 
     def shift(self, step: int) -> float:
-        """Diagonal shift of a step."""
+        """Return the diagonal shift of a step."""
         first, last = self.diag_shift
         return first * (last / first) ** min(1.0, step / (0.6 * self.steps))
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one step saw; energies per site in S.S, before the update."""
+    """The measurements of one step, before its update; energies per site in S.S."""
 
     energy: float
     error: float
@@ -115,7 +115,7 @@ class VMCEngine:
     exceed 1 / (1 - a). So configurations next to likely ones are seen even where psi is far too
     small there, which plain sampling never corrects.
 
-    A step whose energy is no number, impossible, or far above the trend is undone: the engine
+    A step whose energy is no number, impossible, or far above the trend is undone. The engine
     returns to a state of at least ``_KEEP_EVERY`` steps before and halves its rate.
 
     Raises ConfigError, and TrainingError from ``step`` when rollbacks do not help.
@@ -148,11 +148,11 @@ class VMCEngine:
 
     @property
     def variables(self) -> Any:
-        """The network's flax variables."""
+        """Return the network's flax variables."""
         return self.state.variables
 
     def step(self, count: int = 1) -> StepStats:
-        """Take ``count`` steps; what the last one saw."""
+        """Take ``count`` steps; return the measurements of the last one."""
         for _ in range(count):
             stats = self._one_step()
             while not self._healthy(stats):
@@ -167,21 +167,23 @@ class VMCEngine:
         return self.last
 
     def _one_step(self) -> StepStats:
+        """Sample, measure and update once, healthy or not."""
         spins, acceptance = self._sample()
         settings = self.settings
         rate = settings.rate(self.step_count) / 2**self.rollbacks
         shift = settings.shift(self.step_count)
         parameters = self.state.parameters
-        found, weights, energies = self._measure(parameters, spins)
+        stats, weights, energies = self._measure(parameters, spins)
         self.state.parameters, self._previous = self._update(
             parameters, self._differentiate(parameters, spins), energies, weights, self._previous,
             rate, shift,
         )  # fmt: skip
-        energy, variance, error, effective = map(float, found)
+        energy, variance, error, effective = map(float, stats)
         v_score = self.system.v_score(energy, variance)
         return StepStats(energy, error, variance, v_score, effective, acceptance)
 
     def _sample(self) -> tuple[Array, float]:
+        """Return configurations [M, N] and the acceptance of the sampler."""
         if self.settings.sampling == "exact":
             return self.system.hilbert.all_states(), 1.0
         self.state.reset()
@@ -193,7 +195,7 @@ class VMCEngine:
         return spins, float(acceptance) if acceptance is not None else 1.0
 
     def _compile(self) -> None:
-        """The parts of a step. In one piece, XLA made them four times slower on a CPU."""
+        """Compile the parts of a step; as one function they are four times slower on a CPU."""
         settings, system, model = self.settings, self.system, self.model
         ratios_of = exchange(model, system.bonds[0], settings.chunk_size)
 
@@ -209,8 +211,8 @@ class VMCEngine:
             mean = (weights * energies).sum().real
             deviation = jnp.abs(energies - mean) ** 2
             error = jnp.sqrt((weights**2 * deviation).sum())
-            found = (mean, (weights * deviation).sum(), error, 1 / (weights**2).sum())
-            return found, weights, energies
+            stats = (mean, (weights * deviation).sum(), error, 1 / (weights**2).sum())
+            return stats, weights, energies
 
         def differentiate(parameters: Any, spins: Array) -> Array:
             return nkjax.jacobian(
@@ -234,6 +236,7 @@ class VMCEngine:
         self._update = jax.jit(update)
 
     def _healthy(self, stats: StepStats) -> bool:
+        """Return whether an energy is a number, possible, and not far above the trend."""
         energy, low = stats.energy, self.system.energy_bounds[0]
         if not math.isfinite(energy) or not math.isfinite(stats.variance):
             return False
@@ -243,6 +246,7 @@ class VMCEngine:
         return len(self._trend) < _MEMORY or energy < float(np.mean(self._trend)) + allowed
 
     def _roll_back(self, stats: StepStats) -> None:
+        """Return to an earlier state; raise TrainingError when there is none, or too often."""
         self.rollbacks += 1
         if self.rollbacks > _MOST_ROLLBACKS or not self._kept:
             raise TrainingError(
@@ -254,6 +258,7 @@ class VMCEngine:
         self._load_own({**self._kept[0], "rollbacks": self.rollbacks})
 
     def _own_state(self) -> dict[str, Any]:
+        """Return the state without those that a rollback can return to."""
         return {
             "state": serialization.to_state_dict(self.state),
             "previous": np.asarray(self._previous),
@@ -263,35 +268,37 @@ class VMCEngine:
         }
 
     def _load_own(self, own: dict[str, Any]) -> None:
+        """Load what ``_own_state`` returned."""
         self.state = serialization.from_state_dict(self.state, own["state"])
         self._previous = np.asarray(own["previous"])
         self.step_count, self.rollbacks = int(own["step_count"]), int(own["rollbacks"])
         self._trend = [float(energy) for energy in own["trend"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later step depends on, as plain values and arrays."""
+        """Return everything that a later step depends on, as plain values and arrays."""
         return {"own": self._own_state(), "kept": {str(k): s for k, s in enumerate(self._kept)}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as if never interrupted."""
+        """Load what ``state_dict`` returned, to go on as if never interrupted."""
         self._load_own(state["own"])
         self._kept = [state["kept"][key] for key in sorted(state["kept"])]
 
     def to_bytes(self) -> bytes:
-        """``state_dict`` as msgpack."""
+        """Return ``state_dict`` as msgpack."""
         return serialization.msgpack_serialize(jax.tree.map(_plain, self.state_dict()))
 
     def from_bytes(self, content: bytes) -> None:
-        """Load what ``to_bytes`` gave."""
+        """Load what ``to_bytes`` returned."""
         self.load_state_dict(serialization.msgpack_restore(content))
 
 
 def _plain(leaf: Any) -> Any:
+    """Return an array of jax as one of NumPy, and anything else as it is."""
     return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
 def _blurred(spins: Array, pairs: np.ndarray, share: float, key: Array) -> Array:
-    """``spins`` [M, N] with two of a random pair exchanged in a share of the rows."""
+    """Return ``spins`` [M, N] with two of a random pair exchanged in a share of the rows."""
     choose, pick = jax.random.split(key)
     chosen = jax.random.bernoulli(choose, share, (len(spins), 1))
     picked = jnp.asarray(pairs)[jax.random.randint(pick, (len(spins),), 0, len(pairs))]

@@ -30,13 +30,13 @@ LARGEST_TABLE = 2**26  # bytes of the first layer's table; larger ones leave the
 def exchange(
     model: nn.Module, pairs: np.ndarray, chunk_size: int, incremental: bool | None = None
 ) -> Exchange:
-    """A function that gives log psi and psi(i, j exchanged) / psi for all ``pairs`` [K, 2].
+    """Return a function that gives log psi and psi(i, j exchanged) / psi for all ``pairs`` [K, 2].
 
     Args:
         model: flax module, configurations [..., N] -> log-amplitudes [...].
         pairs: of sites.
         chunk_size: configurations that the network sees at once.
-        incremental: update the first layer's attention; None: where ``model`` allows it.
+        incremental: whether to update the first layer's attention; None: if ``model`` allows it.
 
     Raises ValueError when ``model`` does not allow ``incremental``.
     """
@@ -56,26 +56,27 @@ def exchange(
 
 
 def swapped(spins: Array, pairs: Array) -> Array:
-    """``spins`` [M, N] with the two sites ``pairs`` [M, 2] of each row exchanged."""
+    """Return ``spins`` [M, N] with the two sites ``pairs`` [M, 2] of each row exchanged."""
     row, (i, j) = jnp.arange(len(spins)), pairs.T
     return spins.at[row, i].set(spins[row, j]).at[row, j].set(spins[row, i])
 
 
 def local_energies(system: SpinSystem, spins: Array, ratios: Array) -> Array:
-    """Local energies per site [B], S.S, from the ratios of ``system.bonds`` [B, K]."""
+    """Return local energies per site [B], S.S, from the ratios of ``system.bonds`` [B, K]."""
     pairs, strengths, signs = system.bonds
     values = correlations(spins, ratios, pairs, signs)
     return (strengths * values).sum(-1) / system.sites
 
 
 def correlations(spins: Array, ratios: Array, pairs: np.ndarray, signs: np.ndarray) -> Array:
-    r"""Local values of :math:`S_i \cdot S_j` [B, K]; ``signs`` as in ``SpinSystem.bonds``."""
+    r"""Return local :math:`S_i \cdot S_j` [B, K]; ``signs`` as in ``SpinSystem.bonds``."""
     one, other = pairs.T
     product = (spins[:, one] * spins[:, other]).astype(ratios.real.dtype)
     return (product + jnp.where(product < 0, 2 * signs * ratios, 0)) / 4
 
 
 def _has_table(model: nn.Module) -> bool:
+    """Return whether the first layer's attention can be tabulated in little memory."""
     if not isinstance(model, TransformerWaveFunction) or model.attention not in BLIND:
         return False
     entries = 2.0 ** math.prod(model.patch) * math.prod(model.grid) ** 2 * model.dim
@@ -83,6 +84,8 @@ def _has_table(model: nn.Module) -> bool:
 
 
 def _from_network(model: nn.Module, pairs: np.ndarray, chunk_size: int) -> Callable:
+    """Return an evaluation of log psi, of psi exchanged, and of which pairs are antiparallel."""
+
     def exchanged(variables: Any, spins: Array, slot: Array) -> Array:
         return model.apply(variables, swapped(spins, jnp.asarray(pairs)[slot]))
 
@@ -98,20 +101,21 @@ def _from_network(model: nn.Module, pairs: np.ndarray, chunk_size: int) -> Calla
 
 
 def _from_table(model: Any, pairs: np.ndarray, chunk_size: int) -> Callable:
+    """Return the same evaluation as ``_from_network``, from a table of the first layer."""
     size, n = math.prod(model.patch), math.prod(model.grid)
     # Which patch a site is in, and which bit of the patch's number it is.
     sites = patches(np.arange(math.prod(model.extent)), model.extent, model.patch)
     patch_of, bit_of = np.empty((2, sites.size), dtype=int)
     patch_of[sites], bit_of[sites] = np.arange(n)[:, None], 1 << np.arange(size)
-    places, flips = patch_of[pairs], bit_of[pairs]  # [K, 2]
-    same = places[:, 0] == places[:, 1]  # both bits belong to the first flip, none to the second
+    owners, flips = patch_of[pairs], bit_of[pairs]  # [K, 2]
+    same = owners[:, 0] == owners[:, 1]  # both bits belong to the first flip, none to the second
     flips = np.where(same[:, None], flips.sum(1, keepdims=True) * np.array([1, 0]), flips)
 
-    def exchanged(given: Any, row: tuple[Array, Array], slot: Array) -> Array:
-        variables, table = given
+    def exchanged(constants: Any, row: tuple[Array, Array], slot: Array) -> Array:
+        variables, table = constants
         tokens, held = row
         for patch, flip in zip(
-            jnp.asarray(places)[slot].T, jnp.asarray(flips)[slot].T, strict=True
+            jnp.asarray(owners)[slot].T, jnp.asarray(flips)[slot].T, strict=True
         ):
             old = jnp.take_along_axis(held, patch[:, None], axis=1)[:, 0]
             tokens = tokens + table[(old ^ flip) * n + patch] - table[old * n + patch]
@@ -130,22 +134,23 @@ def _from_table(model: Any, pairs: np.ndarray, chunk_size: int) -> Callable:
         log_psi = nkjax.apply_chunked(_finish, in_axes=(None, 0), chunk_size=chunk_size)(
             variables, tokens
         )
-        given, rows = (variables, table), (tokens, held)
-        packed = _packed(exchanged, given, rows, antiparallel, chunk_size)
+        constants, rows = (variables, table), (tokens, held)
+        packed = _packed(exchanged, constants, rows, antiparallel, chunk_size)
         return log_psi, packed, antiparallel
 
     return evaluate
 
 
 def _antiparallel(spins: Array, pairs: np.ndarray) -> Array:
+    """Return whether the spins of each pair differ [B, K]."""
     return spins[:, pairs[:, 0]] != spins[:, pairs[:, 1]]
 
 
-def _packed(function: Callable, given: Any, rows: Any, where: Array, chunk_size: int) -> Array:
-    """``function(given, rows, pair)`` for the rows and pairs of ``where`` [B, K], else 0."""
+def _packed(function: Callable, constants: Any, rows: Any, where: Array, chunk_size: int) -> Array:
+    """Return ``function(constants, rows, pair)`` where ``where`` [B, K] is true, else 0."""
     return nkjax.apply_packed(
         jax.jit(function),
-        given,
+        constants,
         rows,
         where,
         jnp.zeros((), complex),

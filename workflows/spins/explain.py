@@ -1,9 +1,10 @@
 """Explain a wave function: where its heads look on the lattice, and how much each of them matters.
 
-Measured over configurations drawn from |psi|^2. A head's importance is the derivative of log psi by
-a gate on it, and a change the difference of log psi, both without their mean over configurations:
-a constant factor of psi is no change. Without a head the fidelity with the whole state is given,
-too. There are no baselines of distance here, since nothing is removed by position.
+All is measured over configurations drawn from |psi|^2. A head's importance is the derivative of
+log psi by a gate on it, and a change is the difference of log psi. Both are without their mean over
+configurations: a constant factor of psi is no change. The fidelity of the state without each head
+with the whole state is measured, too. There are no baselines of distance, since nothing is removed
+by position.
 """
 
 from __future__ import annotations
@@ -40,27 +41,27 @@ class ExplainedConfigurations:
 
     @property
     def layers(self) -> list[AttentionLayer]:
-        """Layers of attention, from the input on."""
+        """Return the layers of attention, from the input on."""
         return self.network.attention_layers()
 
     @property
     def count(self) -> int:
-        """B."""
+        """Return B."""
         return len(self.spins)
 
     def gates(self, gate: Tensor) -> list[LayerProbe]:
-        """Probes with gates [L, H] of the heads, or [B, L, H] of each configuration's own."""
+        """Return probes with gates [L, H] of the heads, or [B, L, H] of each configuration."""
         if gate.dim() == 2:
             return [LayerProbe(head_gate=layer) for layer in gate.double()]
         return [LayerProbe(head_gate=g[:, None]) for g in gate.double().unbind(1)]
 
     def values(self, probes: Sequence[LayerProbe] | None = None) -> Tensor:
-        """log psi [B], complex."""
+        """Return log psi [B], complex."""
         with probed(self.network, probes or [LayerProbe() for _ in self.layers]):
             return self.network(self.spins)
 
     def slopes(self, gate: Tensor) -> Tensor:
-        """|d log psi / d xi| [B, L, H] without its mean over configurations."""
+        """Return |d log psi / d xi| [B, L, H] without its mean over configurations."""
         gates = gate.expand(self.count, -1, -1).clone().requires_grad_()
         value = self.values(self.gates(gates))
         real, imag = (
@@ -71,7 +72,7 @@ class ExplainedConfigurations:
         return (slope - slope.mean(0)).abs()
 
     def change(self, before: Tensor, after: Tensor) -> Tensor:
-        """|difference of log psi| [B] without its mean, phases modulo 2 pi."""
+        """Return |difference of log psi| [B] without its mean, phases modulo 2 pi."""
         ratio = (after - before).detach()
         ratio = torch.complex(ratio.real - ratio.real.mean(), ratio.imag)
         middle = torch.exp(1j * ratio.imag).mean().angle()
@@ -79,12 +80,12 @@ class ExplainedConfigurations:
         return torch.complex(ratio.real, phase).abs()
 
     def error(self, values: Tensor) -> Tensor:
-        """There are no labels."""
+        """Return NaN [B]: there are no labels."""
         return torch.full((self.count,), torch.nan)
 
 
 def fidelity(before: Tensor, after: Tensor) -> float:
-    """|<after|before>|^2 / (<after|after> <before|before>), on configurations of |before|^2."""
+    """Return |<after|before>|^2 / (<after|after> <before|before>) from samples of |before|^2."""
     ratio = (after - before).detach()
     weight = torch.exp(ratio - ratio.real.max())
     return float(weight.mean().abs() ** 2 / (weight.abs() ** 2).mean())
@@ -93,68 +94,67 @@ def fidelity(before: Tensor, after: Tensor) -> float:
 def explain(
     state: WaveFunction, seed: int = 0, advance: Callable[[int], Any] = lambda steps: None
 ) -> dict[str, Any]:
-    """What ``explanation.json`` holds of a wave function."""
+    """Return the content of ``explanation.json`` for a wave function."""
     model = state.model
-    drawn = draw(state.system, model, state.variables, CONFIGURATIONS, LONG_CHAIN, CHUNK_SIZE, seed)
-    flat = torch.from_numpy(np.asarray(drawn).reshape(-1, state.system.sites).astype(float))
-    network = TorchWaveFunction(**arguments(model))
-    network.load_arrays(to_arrays(state.variables))
-    subject = ExplainedConfigurations(network.eval(), flat)
+    subject = prepare(state, seed)
     with torch.no_grad():
-        maps = network.attention_maps(flat).numpy()  # [L, B, H, n, n]
-        intact = subject.values()
+        maps = subject.network.attention_maps(subject.spins).numpy()  # [L, B, H, n, n]
     record = attention_record(model.grid, folded(model, maps.mean(1)))
-    spread = folded(model, maps.std(1))
-    kept = np.zeros(record.weight.shape[:2])
-    for head in np.ndindex(kept.shape):
-        gate = torch.ones(kept.shape)
-        gate[head] = 0
-        with torch.no_grad():
-            kept[head] = fidelity(intact, subject.values(subject.gates(gate)))
     return {
         "network": type(model).__name__,
         "target": "log_psi",
         "unit": "",
         "system": state.system.name,
-        "configurations": len(flat),
+        "configurations": subject.count,
         "seed": seed,
         "attention": {
             "displacement_in_patches": grid_places(model.grid).tolist(),
             "distance_in_patches": record.length.tolist(),
             "weight": record.weight.tolist(),
-            "spread_over_configurations": spread.tolist(),
+            "spread_over_configurations": folded(model, maps.std(1)).tolist(),
         },
         "heads": heads.heads([subject], advance),
-        "fidelity_without_head": kept.tolist(),
+        "fidelity_without_head": fidelities(subject).tolist(),
     }
 
 
+def prepare(state: WaveFunction, seed: int) -> ExplainedConfigurations:
+    """Return ``CONFIGURATIONS`` drawn from the state, with its network in torch."""
+    network = TorchWaveFunction(**arguments(state.model))
+    network.load_arrays(to_arrays(state.variables))
+    drawn = draw(
+        state.system, state.model, state.variables, CONFIGURATIONS, LONG_CHAIN, CHUNK_SIZE, seed
+    )
+    flat = drawn.reshape(-1, state.system.sites).astype(float)
+    return ExplainedConfigurations(network.eval(), torch.from_numpy(flat))
+
+
+def fidelities(subject: ExplainedConfigurations) -> np.ndarray:
+    """Return the fidelity [L, H] of the state without each head."""
+    shape = heads.shape_of(subject.layers)
+    kept = np.zeros(shape)
+    with torch.no_grad():
+        intact = subject.values()
+        for head in np.ndindex(shape):
+            gate = torch.ones(shape)
+            gate[head] = 0
+            kept[head] = fidelity(intact, subject.values(subject.gates(gate)))
+    return kept
+
+
 def attention_record(grid: tuple[int, ...], weight: np.ndarray) -> AttentionRecord:
-    """Weights [L, H, n] by displacement, as attention of the first patch to all patches."""
-    places, sizes = grid_places(grid), np.array(grid)
-    nearest = np.minimum(places, sizes - places)
-    number = np.arange(len(places))
-    length = np.linalg.norm(nearest, axis=1)
-    return AttentionRecord(np.zeros_like(number), number, length, weight, "patches")
+    """Return weights [L, H, n] by displacement, as attention of the first patch to all patches."""
+    displacement, sizes = grid_places(grid), np.array(grid)
+    length = np.linalg.norm(np.minimum(displacement, sizes - displacement), axis=1)
+    patch = np.arange(len(displacement))
+    return AttentionRecord(np.zeros_like(patch), patch, length, weight, "patches")
 
 
 def sections(result: dict[str, Any]) -> list[Section]:
-    """All sections of a report on a wave function."""
-    found, kept = result["attention"], np.array(result["fidelity_without_head"])
-    distance = np.array(found["distance_in_patches"])
-    weight, spread = (np.array(found[k]) for k in ("weight", "spread_over_configurations"))
-    layers, heads = weight.shape[:2]
-    figure = Figure(figsize=(6, 2.3 * layers + 0.6), layout="constrained")
-    for layer in range(layers):
-        axes = figure.add_subplot(layers, 1, layer + 1)
-        for head in range(heads):
-            at = distance + 0.04 * (head - (heads - 1) / 2)
-            axes.errorbar(at, weight[layer, head], spread[layer, head], fmt="o", markersize=3,
-                          label=f"head {head + 1}")  # fmt: skip
-        axes.axhline(0, color="0.7", linewidth=0.8)
-        axes.set(ylabel=f"layer {layer + 1}: weight")
-    axes.set_xlabel("distance in patches")
-    figure.axes[0].legend(fontsize=7, ncols=heads)
+    """Return all sections of a report on a wave function."""
+    attention, kept = result["attention"], np.array(result["fidelity_without_head"])
+    distance = np.array(attention["distance_in_patches"])
+    weight, spread = (np.array(attention[k]) for k in ("weight", "spread_over_configurations"))
     blind = bool(spread.max() < 1e-9 * np.abs(weight).max())  # else rounding
     text = (
         f"{result['network']} of {result['system']}, over {result['configurations']} "
@@ -167,9 +167,10 @@ def sections(result: dict[str, Any]) -> list[Section]:
         + " Weights need not be positive or sum to one."
     )
     rows = [
-        [f"layer {layer + 1}, head {head + 1}", f"{kept[layer, head]:.4f}"]
-        for layer, head in np.ndindex(layers, heads)
+        [f"layer {layer + 1}, head {head + 1}", f"{value:.4f}"]
+        for (layer, head), value in np.ndenumerate(kept)
     ]
+    figure = _distance_figure(distance, weight, spread)
     return [
         Section("Attention on the lattice", text, [(figure, "Weight by distance.")]),
         heads_section(result, "mean"),
@@ -179,3 +180,20 @@ def sections(result: dict[str, Any]) -> list[Section]:
             tables=[(["head removed", "fidelity"], rows)],
         ),
     ]
+
+
+def _distance_figure(distance: np.ndarray, weight: np.ndarray, spread: np.ndarray) -> Figure:
+    """Return weights [L, H, n] with bars of their spread, against distances [n]."""
+    layers, count = weight.shape[:2]
+    figure = Figure(figsize=(6, 2.3 * layers + 0.6), layout="constrained")
+    for layer in range(layers):
+        axes = figure.add_subplot(layers, 1, layer + 1)
+        for head in range(count):
+            shifted = distance + 0.04 * (head - (count - 1) / 2)
+            axes.errorbar(shifted, weight[layer, head], spread[layer, head], fmt="o", markersize=3,
+                          label=f"head {head + 1}")  # fmt: skip
+        axes.axhline(0, color="0.7", linewidth=0.8)
+        axes.set(ylabel=f"layer {layer + 1}: weight")
+    axes.set_xlabel("distance in patches")
+    figure.axes[0].legend(fontsize=7, ncols=count)
+    return figure

@@ -18,16 +18,16 @@ def natural_gradient(
     momentum: float = 0.0,
     previous: Array | float = 0.0,
 ) -> Array:
-    r"""Direction in which the energy falls fastest, measured by the change of the state.
+    r"""Return the direction in which the energy falls fastest, by the change of the state.
 
     .. math::
         \delta = (X^T X + \lambda)^{-1} X^T f + \mu \, \delta_{previous}, \qquad
         f = 2 \sqrt{w} (E - \bar E) - \mu X \delta_{previous}
 
     with X the centred log-derivatives times :math:`\sqrt{w}`, real and imaginary parts one below
-    the other. Solved with the smaller one of :math:`X^T X` and :math:`X X^T` (minSR: Chen, Heyl,
-    Nat. Phys. 20, 1476 (2024)); momentum: SPRING, Goldshlager, Abrahamsen, Lin, J. Comput. Phys.
-    516, 113351 (2024). Learning rates mean what they mean in NetKet (factor 2).
+    the other. It is solved with the smaller one of :math:`X^T X` and :math:`X X^T` (minSR: Chen,
+    Heyl, Nat. Phys. 20, 1476 (2024)). The momentum is that of SPRING (Goldshlager, Abrahamsen, Lin,
+    J. Comput. Phys. 516, 113351 (2024)). Learning rates mean what they mean in NetKet (factor 2).
 
     Args:
         derivatives: of Re and Im log psi by each parameter, [M, 2, P].

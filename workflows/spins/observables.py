@@ -1,4 +1,4 @@
-"""Energies with their diagnostics, spin correlations, signs: what a wave function says."""
+"""Observables of a wave function: energies with their diagnostics, spin correlations, signs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Energy:
 
     @property
     def pauli(self) -> float:
-        """Energy per site in NetKet's unit."""
+        """Return the energy per site in NetKet's unit."""
         return PAULI * self.mean
 
 
@@ -53,7 +53,7 @@ def draw(
     chunk_size: int,
     seed: int,
 ) -> np.ndarray:
-    """Fresh configurations from |psi|^2, [chains, per_chain, N]; at least two chains."""
+    """Draw fresh configurations from |psi|^2, [chains, per_chain, N]; at least two chains."""
     chains = max(2, samples // per_chain)
     state = MCState(
         system.sampler(chains), model, n_samples=chains * per_chain, chunk_size=chunk_size,
@@ -65,7 +65,7 @@ def draw(
 def energy(
     system: SpinSystem, model: nn.Module, variables: Any, spins: np.ndarray, chunk_size: int
 ) -> Energy:
-    """The energy from configurations [chains, n, N] of |psi|^2."""
+    """Return the energy from configurations [chains, n, N] of |psi|^2."""
     ratios_of = exchange(model, system.bonds[0], chunk_size)
 
     @jax.jit
@@ -88,7 +88,7 @@ def energy(
 
 
 def _batches(spins: np.ndarray, pairs: np.ndarray) -> list[np.ndarray]:
-    """Configurations in equal parts whose ratios fit into memory."""
+    """Split configurations into equal parts whose ratios fit into memory."""
     parts = max(1, -(-len(spins) * len(pairs) // _MOST_RATIOS))
     while len(spins) % parts:
         parts += 1
@@ -98,7 +98,7 @@ def _batches(spins: np.ndarray, pairs: np.ndarray) -> list[np.ndarray]:
 def symmetrized(
     system: SpinSystem, model: TransformerWaveFunction, variables: Any
 ) -> tuple[Symmetrized, Any]:
-    """``model`` averaged over the space group and, at Sz = 0, the spin flip.
+    """Return ``model`` averaged over the space group and, at Sz = 0, the spin flip.
 
     Of symmetries that differ by a translation of whole patches, which the network has already, one
     is kept. The trivial representation is that of the ground state where Marshall's rule holds.
@@ -140,7 +140,7 @@ class Observables:
 def observables(
     system: SpinSystem, model: nn.Module, variables: Any, spins: np.ndarray, chunk_size: int
 ) -> Observables:
-    """Correlations of all pairs of sites from configurations [chains, n, N] of |psi|^2."""
+    """Return correlations of all pairs of sites from configurations [chains, n, N] of |psi|^2."""
     sites = system.sites
     pairs = np.stack(np.triu_indices(sites, 1), axis=-1)
     per_chain = max(1, _MOST_RATIOS // (len(pairs) * len(spins)))
@@ -185,31 +185,32 @@ def observables(
 
 
 def _waves(system: SpinSystem) -> np.ndarray:
-    """exp(i q r) [wave vectors, sites] on the grid of the finite lattice."""
+    """Return exp(i q r) [wave vectors, sites] on the grid of the finite lattice."""
     turns = system.cells / np.array(system.extent)
     return np.exp(2j * np.pi * system.cells @ turns.T)
 
 
 def _by_displacement(system: SpinSystem, full: np.ndarray) -> np.ndarray:
-    """Mean of [C, N, N] over pairs with the same periodic displacement, [C, N]."""
+    """Return the mean [C, N] of [C, N, N] over pairs with the same periodic displacement."""
     number = displacements(system.extent)
     return np.stack([full[:, number == k].mean(1) for k in range(system.sites)], axis=-1)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
+    """Return the mean over independent chains [C] and its standard error."""
     mean, error = _means(values)
     return float(mean), float(error)
 
 
 def _means(chains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over independent chains [C, ...] and its standard error."""
+    """Return the mean over independent chains [C, ...] and its standard error."""
     error = chains.std(0, ddof=1) / np.sqrt(len(chains)) if len(chains) > 1 else chains[0] * np.nan
     return chains.mean(0), error
 
 
 @dataclass(frozen=True)
 class Exact:
-    """What the sum over all configurations says, where there are few; per site, S.S."""
+    """The result of a sum over all configurations, where there are few; per site, S.S."""
 
     energy: float
     variance: float
@@ -221,7 +222,7 @@ class Exact:
 def exact_sum(
     system: SpinSystem, model: nn.Module, variables: Any, chunk_size: int
 ) -> Exact | None:
-    """Energy of the state and its overlaps with the lowest two; None on larger lattices."""
+    """Return the energy and the overlaps with the lowest two states; None on larger lattices."""
     if system.exact is None:
         return None
     energies, states = system.exact

@@ -1,4 +1,4 @@
-"""A saved wave function: amplitudes, energy and observables. Imports no Lightning."""
+"""Amplitudes, energy and observables of a saved wave function. Imports no Lightning."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class WaveFunction:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> WaveFunction:
-        """Load the state in ``folder``, where jax chooses whatever ``device`` says.
+        """Load the state in ``folder`` to where jax chooses, whatever ``device`` says.
 
         Raises BundleError.
         """
@@ -47,25 +47,25 @@ class WaveFunction:
         return cls(system, model, from_arrays(arrays), config)
 
     def log_psi(self, spins: np.ndarray) -> np.ndarray:
-        """Complex log-amplitudes [B] of configurations [B, N] of +1 and -1, sites row-major."""
+        """Return complex log-amplitudes [B] of configurations [B, N] of +1 and -1, row-major."""
         return np.asarray(self.model.apply(self.variables, spins))
 
     def observe(self, samples: int = 4096, seed: int = 0) -> dict[str, Any]:
-        """Energy and correlations with errors from fresh samples, as in observables.json."""
+        """Return energy and correlations with errors from fresh samples, as in observables.json."""
         state = self.system, self.model, self.variables
         spins = draw(*state, samples, LONG_CHAIN, CHUNK_SIZE, seed)
-        found = energy(*state, spins, CHUNK_SIZE)
-        seen = observables(*state, spins, CHUNK_SIZE)
-        return plain(self.system, seen, {"fresh samples": asdict(found)})
+        energies = {"fresh samples": asdict(energy(*state, spins, CHUNK_SIZE))}
+        return plain(self.system, observables(*state, spins, CHUNK_SIZE), energies)
 
 
 def _system(described: Mapping[str, Any]) -> SpinSystem:
+    """Return the system that a bundle describes."""
     reference = described["reference"] and Reference(**described["reference"])
     return SpinSystem(**{**described, "extent": tuple(described["extent"]), "reference": reference})
 
 
 def observe_folder(folder: Path, rows: list[dict[str, Any]]) -> str:
-    """Fill ``rows`` with observable, value, error and unit; returns a line that says from what."""
+    """Add a row per observable: its name, value and error; return a line that says from what."""
     begin = time.perf_counter()
     state = WaveFunction.load(folder)
     observed = state.observe()

@@ -19,24 +19,28 @@ from matattn.workflows.explain.sections import (
 from matattn.workflows.structures.standard_model import LEVEL
 
 COMMON_PAIRS = 4  # pairs of species in plots over distance
-
-
 MOST_CONSTANTS = 400  # in the table, those that are identified first; all are in the JSON
 
 
 def sections(result: Mapping[str, Any]) -> list[Section]:
-    """All sections of a report on crystals or molecules."""
-    found = [_summary(result), _distance(result), heads_section(result, "mean"),
-             faithfulness_section(result, "edges"), agreement_section(result),
-             shuffled_section(result)]  # fmt: skip
+    """Return all sections of a report on crystals or molecules."""
+    parts = [
+        _summary(result),
+        _distance(result),
+        heads_section(result, "mean"),
+        faithfulness_section(result, "edges"),
+        agreement_section(result),
+        shuffled_section(result),
+    ]
     if result["standard_model"]["constants"]:
-        found.append(_standard_model(result))
+        parts.append(_standard_model(result))
     if result["comparisons"]:
-        found.append(_comparisons(result))
-    return found
+        parts.append(_comparisons(result))
+    return parts
 
 
 def _summary(result: Mapping[str, Any]) -> Section:
+    """Return the section on what is explained, and what the numbers say of it."""
     unit, checks = result["unit"], result["checks"]
     error = result["mean_absolute_error"]
     text = (
@@ -57,23 +61,22 @@ def _summary(result: Mapping[str, Any]) -> Section:
 
 
 def findings(result: Mapping[str, Any]) -> list[str]:
-    """Sentences that the numbers carry, each with its numbers."""
+    """Return the sentences that the numbers carry, each with its numbers."""
     unit, checks = result["unit"], result["checks"]
     curves = {
-        name: found["renormalised"]["comprehensiveness_aopc"]
-        for name, found in result["faithfulness"]["orders"].items()
+        name: by_rule["renormalised"]["comprehensiveness_aopc"]
+        for name, by_rule in result["faithfulness"]["orders"].items()
     }
     near, chance = curves["shortest first"], curves["random"]
-    said = []
-    for name in ("attention", "value-weighted attention"):
-        said.append(
-            f"Removing the neighbours with the most {name} changes predictions by "
-            f"{curves[name]:.3g} {unit} on average over shares of 1 to 50 %, removing the nearest "
-            f"ones by {near:.3g}, random ones by {chance:.3g}."
-        )
+    sentences = [
+        f"Removing the neighbours with the most {name} changes predictions by "
+        f"{curves[name]:.3g} {unit} on average over shares of 1 to 50 %, removing the nearest "
+        f"ones by {near:.3g}, random ones by {chance:.3g}."
+        for name in ("attention", "value-weighted attention")
+    ]
     permuted, adversarial = checks["permuted"], checks["adversarial"]
     part = adversarial["jsd"] / permuted["jsd"] if permuted["jsd"] else 0
-    said.append(
+    sentences.append(
         f"An attention {part:.0%} as far from the network's own as a permuted one was found that "
         f"changes predictions by {adversarial['change']:.2g} {unit} (at most "
         f"{checks['tolerance']:.2g}): "
@@ -85,7 +88,7 @@ def findings(result: Mapping[str, Any]) -> list[str]:
     )
     stays = result["shuffled_weights"]["tau"]["attention"][-1]
     if stays is not None:
-        said.append(
+        sentences.append(
             f"With the weights of all blocks shuffled, the order of the neighbours by attention "
             f"keeps a Kendall tau of {stays:.2f}: "
             + (
@@ -94,10 +97,11 @@ def findings(result: Mapping[str, Any]) -> list[str]:
                 else "it comes from what was learned."
             )
         )
-    return said
+    return sentences
 
 
 def _grid(layers: int, heads: int, height: float = 1.9) -> tuple[Figure, np.ndarray]:
+    """Return a figure, and its axes [L, H]."""
     figure = Figure(figsize=(max(5.0, 2.1 * heads), height * layers + 0.5), layout="constrained")
     return figure, figure.subplots(layers, heads, squeeze=False, sharex=True)
 
@@ -105,53 +109,58 @@ def _grid(layers: int, heads: int, height: float = 1.9) -> tuple[Figure, np.ndar
 def _species_maps(
     table: np.ndarray, species: list[str], limits: tuple[float, float], cmap: str, label: str
 ) -> Figure:
-    """A map [S, S] for each layer and head of ``table`` [L, H, S, S]."""
-    figure, places = _grid(*table.shape[:2])
-    for (layer, head), place in np.ndenumerate(places):
-        image = place.imshow(table[layer, head], vmin=limits[0], vmax=limits[1], cmap=cmap)
-        place.set_xticks(range(len(species)), species, fontsize=6)
-        place.set_yticks(range(len(species)), species, fontsize=6)
-        place.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
-    figure.colorbar(image, ax=places.ravel().tolist(), shrink=0.6, label=label)
+    """Return a map [S, S] for each layer and head of ``table`` [L, H, S, S]."""
+    figure, grid = _grid(*table.shape[:2])
+    for (layer, head), axes in np.ndenumerate(grid):
+        image = axes.imshow(table[layer, head], vmin=limits[0], vmax=limits[1], cmap=cmap)
+        axes.set_xticks(range(len(species)), species, fontsize=6)
+        axes.set_yticks(range(len(species)), species, fontsize=6)
+        axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
+    figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.6, label=label)
     return figure
 
 
 def _distance(result: Mapping[str, Any]) -> Section:
-    curves = result["attention"]["by_distance"]
-    middle = np.array(curves["middle_A"])
-    shape = np.array(result["attention"]["entropy_nats"]).shape
-    figure, axes = _grid(*shape)
-    for (layer, head), place in np.ndenumerate(axes):
-        for pair, table in list(curves["pairs"].items())[:COMMON_PAIRS]:
-            mean = np.array(table, dtype=float)[layer, head]
-            place.plot(middle, mean, marker=".", markersize=3, linewidth=1, label=pair)
-        place.set_yscale("log")
-        place.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
-        place.tick_params(labelsize=6)
-    figure.supxlabel("distance / Å", fontsize=8)
-    figure.supylabel("mean weight of a neighbour", fontsize=8)
-    axes[0, 0].legend(fontsize=6, title="who attends to whom", title_fontsize=6)
-    species = result["attention"]["species"]
-    table = np.array(result["attention"]["between_species"])
-    matrix = _species_maps(table, species, (0, 1), "viridis", "share of the attention")
-    found = result["attention"]
-    ranges = ranges_table(found["entropy_nats"], found["effective_range_A"], "Å")
+    """Return the section on attention against distance and species."""
+    attention = result["attention"]
+    table = np.array(attention["between_species"])
+    shares = _species_maps(table, attention["species"], (0, 1), "viridis", "share of the attention")
     return Section(
         "Attention against distance and species",
         "Means over all explained structures. An atom's attention to itself counts in the shares "
         "between species, but is not drawn against distance.",
         [
-            (figure, "Mean weight of one neighbour of a pair of species, by distance."),
             (
-                matrix,
+                _distance_figure(attention["by_distance"], table.shape[:2]),
+                "Mean weight of one neighbour of a pair of species, by distance.",
+            ),
+            (
+                shares,
                 "Share of an atom's attention (row) that goes to atoms of a species (column).",
             ),
         ],
-        [ranges],
+        [ranges_table(attention["entropy_nats"], attention["effective_range_A"], "Å")],
     )
 
 
+def _distance_figure(curves: Mapping[str, Any], shape: tuple[int, ...]) -> Figure:
+    """Return the mean weight against distance for each head [L, H] and frequent pair."""
+    figure, grid = _grid(*shape)
+    for (layer, head), axes in np.ndenumerate(grid):
+        for pair, table in list(curves["pairs"].items())[:COMMON_PAIRS]:
+            mean = np.array(table, dtype=float)[layer, head]
+            axes.plot(curves["middle_A"], mean, marker=".", markersize=3, linewidth=1, label=pair)
+        axes.set_yscale("log")
+        axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7)
+        axes.tick_params(labelsize=6)
+    figure.supxlabel("distance / Å", fontsize=8)
+    figure.supylabel("mean weight of a neighbour", fontsize=8)
+    grid[0, 0].legend(fontsize=6, title="who attends to whom", title_fontsize=6)
+    return figure
+
+
 def _standard_model(result: Mapping[str, Any]) -> Section:
+    """Return the section on the constants of CoulGAT's law and its node features."""
     model = result["standard_model"]
     rows = []
     constants = model["constants"]
@@ -159,10 +168,8 @@ def _standard_model(result: Mapping[str, Any]) -> Section:
     first = sorted(constants, key=lambda r: (r["verdict"], r["constant"], r["layer"], r["head"]))
     for row in first[:MOST_CONSTANTS]:
         mean = "" if row["mean"] is None else f"{row['mean']:.3f} ± {row['spread']:.3f}"
-        place = (
-            f"{row['constant']} {'–'.join(row['species'])}, {row['layer'] + 1}.{row['head'] + 1}"
-        )
-        rows.append([place, f"{row['initial']:.3f}", f"{row['value']:.3f}", mean, row["verdict"]])
+        name = f"{row['constant']} {'–'.join(row['species'])}, {row['layer'] + 1}.{row['head'] + 1}"
+        rows.append([name, f"{row['initial']:.3f}", f"{row['value']:.3f}", mean, row["verdict"]])
     text = (
         "Constants of the law for each pair of species (target–source) and layer.head. "
         f"{count} of {len(constants)} are identified: Student's t over {model['networks']} "
@@ -182,13 +189,14 @@ def _standard_model(result: Mapping[str, Any]) -> Section:
 
 
 def _comparisons(result: Mapping[str, Any]) -> Section:
+    """Return the section on how alike other networks are."""
     rows, figures = [], []
-    for model, found in result["comparisons"].items():
-        cosine = found["cosine"]
+    for model, compared in result["comparisons"].items():
+        cosine = compared["cosine"]
         mean = "other numbers of heads" if cosine is None else f"{np.mean(cosine):.3f}"
         low = "" if cosine is None else f"{np.min(cosine):.3f}"
         rows.append([model, mean, low])
-        cka = np.array(found["cka"])
+        cka = np.array(compared["cka"])
         figure = Figure(figsize=(3.6, 3), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(cka, vmin=0, vmax=1)
@@ -206,10 +214,10 @@ def _comparisons(result: Mapping[str, Any]) -> Section:
 
 
 def summary_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """The table that the command prints: orders of the edges, and how faithful they are."""
+    """Return the table that the command prints: orders of the edges, and how faithful they are."""
     rows = []
-    for name, found in result["faithfulness"]["orders"].items():
-        curve = found["renormalised"]
+    for name, by_rule in result["faithfulness"]["orders"].items():
+        curve = by_rule["renormalised"]
         rows.append(
             [name, f"{curve['comprehensiveness_aopc']:.4g}", f"{curve['sufficiency_aopc']:.4g}"]
         )

@@ -7,9 +7,10 @@ a structure is that of their sum, and a change or error the mean over them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from matattn.structures.batch import geometry as arrays_of
 from matattn.structures.ensemble import first_member
 from matattn.structures.neighbors import SELF
 from matattn.structures.network import StructureNetwork
-from matattn.workflows.explain.subjects import check_attends
+from matattn.workflows.explain.subjects import Seen, check_attends, column_of, seen_by, stacked
 from matattn.workflows.structures.predict import TOLERANCE, Predictor
 
 EDGES_PER_BATCH = 40_000
@@ -52,86 +53,80 @@ class ExplainedBatch:
 
     @property
     def layers(self) -> list[AttentionLayer]:
-        """Layers of attention, from the input on."""
+        """Return the layers of attention, from the input on."""
         return self.network.attention_layers()
 
     @property
     def count(self) -> int:
-        """B."""
+        """Return B."""
         return self.batch.num_graphs
 
     @property
     def graph(self) -> Tensor:
-        """Structure [E] of every edge."""
+        """Return the structure [E] of every edge."""
         return self.batch.batch[self.batch.edge_index[1]]
 
     @property
     def removable(self) -> Tensor:
-        """Whether an edge [E] leads from another atom or image than the target itself."""
+        """Return whether an edge [E] leads from another atom or image than the target itself."""
         return self.length >= SELF
 
     def values(self, probes: Sequence[LayerProbe] | None = None) -> Tensor:
-        """Predictions [R] with attention as probes make it, differentiable by what they hold."""
+        """Return predictions [R], differentiable by what the probes hold."""
         with probed(self.network, probes or self.probes()):
             return self.network(self.batch)[:, self.column] * self.scale + self.offset
 
     def probes(self, **everywhere: Any) -> list[LayerProbe]:
-        """One probe for each layer, all with the same content."""
+        """Return one probe for each layer, all with the same content."""
         return [LayerProbe(**everywhere) for _ in self.layers]
 
     def gates(self, gate: Tensor) -> list[LayerProbe]:
-        """Probes with gates [L, H] of the heads, or [B, L, H] of each structure's own."""
+        """Return probes with gates [L, H] of the heads, or [B, L, H] of each structure's own."""
         if gate.dim() == 2:
             return [LayerProbe(head_gate=layer) for layer in gate]
         return [LayerProbe(head_gate=g[self.batch.batch]) for g in gate.unbind(1)]
 
     def slopes(self, gate: Tensor) -> Tensor:
-        """|df / dxi| [B, L, H] by gates on the heads, at gates [L, H]."""
+        """Return |df / dxi| [B, L, H] by gates on the heads, at gates [L, H]."""
         gates = gate.expand(self.count, -1, -1).clone().requires_grad_()
         return torch.autograd.grad(self.values(self.gates(gates)).sum(), gates)[0].abs()
 
     def mean(self, row_values: Tensor) -> Tensor:
-        """Mean [B] over the rows of every structure."""
+        """Return the mean [B] over the rows of every structure."""
         zero = row_values.new_zeros(self.count)
         return zero.index_add(0, self.owner, row_values) / torch.bincount(self.owner)
 
     def change(self, before: Tensor, after: Tensor) -> Tensor:
-        """Mean absolute difference [B] of two predictions."""
+        """Return the mean absolute difference [B] of two predictions."""
         return self.mean((after - before).abs().detach())
 
     def error(self, values: Tensor) -> Tensor:
-        """Mean absolute error [B]; NaN where there is no label."""
+        """Return the mean absolute error [B]; NaN where there is no label."""
         if self.labels is None:
             return values.new_full((self.count,), torch.nan)
         return self.mean((values.detach() - self.labels).abs())
 
-    def observe(self) -> list[LayerProbe]:
-        """What is seen in an ordinary pass: weights and value-weighted attention of every layer."""
+    def observe(self) -> list[Seen]:
+        """Return weights and value-weighted attention of every layer in an ordinary pass."""
         probes = [LayerProbe(projection=layer.projection) for layer in self.layers]
         with torch.no_grad():
             self.values(probes)
-        return probes
+        return seen_by(probes)
 
     def records(self) -> list[AttentionRecord]:
-        """Attention in every structure."""
-        seen = self.observe()
-        weight, size = (
-            torch.stack([cast(Tensor, getattr(probe, name)).T for probe in seen]).numpy()
-            for name in ("seen", "seen_size")
+        """Return the attention in every structure."""
+        source, target = self.batch.edge_index.numpy()
+        weight, size = stacked(self.observe())
+        image = None if self.batch.image is None else self.batch.image.numpy()
+        whole = AttentionRecord(
+            target, source, self.length.detach().numpy(), weight, "Å", size, image
         )
-        first = torch.searchsorted(self.batch.batch, torch.arange(self.count))
-        records = []
-        for graph in range(self.count):
-            chosen = self.graph == graph
-            source, target = (self.batch.edge_index[:, chosen] - first[graph]).numpy()
-            at = chosen.numpy()
-            records.append(
-                AttentionRecord(
-                    target, source, self.length[chosen].detach().numpy(), weight[..., at], "Å",
-                    size[..., at], cast(Tensor, self.batch.image)[chosen].numpy(),
-                )
-            )  # fmt: skip
-        return records
+        first = np.searchsorted(self.batch.batch.numpy(), np.arange(self.count))
+        parts = (whole.part((self.graph == graph).numpy()) for graph in range(self.count))
+        return [
+            replace(part, target=part.target - start, source=part.source - start)
+            for part, start in zip(parts, first, strict=True)
+        ]
 
 
 def explained_network(network: StructureNetwork) -> StructureNetwork:
@@ -146,7 +141,7 @@ def prepare(
     items: Sequence[Any],
     target: str | None = None,
 ) -> Iterator[ExplainedBatch]:
-    """``items`` (keys z, pos, cell and perhaps y and pair_index) in batches that fit into memory.
+    """Yield items (keys z, pos, cell, perhaps y and pair_index) in batches that fit into memory.
 
     ``target`` is the property that is explained, by default the first one. Of an ensemble the first
     network is explained.
@@ -155,27 +150,24 @@ def prepare(
     a structure whose atoms are all out of each other's reach.
     """
     network = explained_network(predictor.network)
-    names = [described["name"] for described in predictor.targets]
-    if target is not None and target not in names:
-        raise ExplanationError(f"the model predicts {', '.join(names)}, not {target}")
-    column = 0 if target is None else names.index(target)
+    column = column_of(target, [described["name"] for described in predictor.targets])
     mean, std = (predictor.config["normaliser"][key][column] for key in ("mean", "std"))
     images = network.image_rule(TOLERANCE)
     waiting: list[CrystalGraph] = []
     edges = 0
     for row, item in enumerate(items):
-        found = images(*arrays_of(item))
-        if (found.distance < SELF).all():
+        neighbors = images(*arrays_of(item))
+        if (neighbors.distance < SELF).all():
             name = item["id"] if "id" in item else f"structure {row + 1}"
             raise ExplanationError(
                 f"{name}: no atom has another one within the network's reach of "
-                f"{images.cutoff:.3g} Å: there is no attention to explain"
+                f"{images.cutoff:.3g} Å: there is no attention to explain; leave it out"
             )
-        if waiting and edges + len(found.source) > EDGES_PER_BATCH:
+        if waiting and edges + len(neighbors.source) > EDGES_PER_BATCH:
             yield _batch(network, waiting, column, mean, std)
             waiting, edges = [], 0
-        waiting.append(to_graph(item, found))
-        edges += len(found.source)
+        waiting.append(to_graph(item, neighbors))
+        edges += len(neighbors.source)
     if waiting:
         yield _batch(network, waiting, column, mean, std)
 
@@ -183,6 +175,7 @@ def prepare(
 def _batch(
     network: StructureNetwork, graphs: list[CrystalGraph], column: int, mean: float, std: float
 ) -> ExplainedBatch:
+    """Return graphs as one batch whose ``column`` is explained."""
     batch = join(graphs)
     owner = {
         "structure": torch.arange(batch.num_graphs),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,45 +17,42 @@ from matattn.attention import LayerProbe
 from matattn.workflows.structures.explained import ExplainedBatch
 
 MAX_JSD = math.log(2)  # nats, between distributions that share nothing
-
-
 ADVERSARY_STEPS, ADVERSARY_LR = 60, 0.3
-
-
 TOLERANCE = 0.01  # of the standard deviation of the labels: a change that does not count
 
 
 def attention_matters(
     subjects: Sequence[ExplainedBatch], seed: int, advance: Callable[[int], Any]
 ) -> dict[str, Any]:
-    """Mean |change| of predictions under another attention, in their units, and how far it is.
+    """Return the mean |change| of predictions under another attention, and how far that is.
 
     "uniform" weighs all edges of an atom alike; "permuted" gives them each other's weights, anew in
     each layer and head; "adversarial" is the farthest attention that was found whose predictions
-    change by at most ``tolerance``. ``jsd`` is the mean Jensen-Shannon divergence from the
-    network's own weights, in nats, at most ln 2. An adversarial attention that is nearly as far as
-    a permuted one says that the weights alone do not determine the prediction.
+    change by at most ``tolerance``. Changes are in units of the prediction. ``jsd`` is the mean
+    Jensen-Shannon divergence from the network's own weights, in nats, at most ln 2. An adversarial
+    attention that is nearly as far as a permuted one says that the weights alone do not determine
+    the prediction.
     """
     kinds: dict[str, Callable[[ExplainedBatch, list[Tensor]], Tensor]] = {
         "uniform": lambda s, own: _measure(s, own, [_softmax(s, torch.zeros_like(w)) for w in own]),
         "permuted": lambda s, own: _measure(s, own, [_permuted(s, w, seed) for w in own]),
         "adversarial": _adversarial,
     }
-    own = [[cast(Tensor, probe.seen) for probe in subject.observe()] for subject in subjects]
+    own = [[layer.seen for layer in subject.observe()] for subject in subjects]
     result: dict[str, Any] = {
         "max_jsd": MAX_JSD,
         "tolerance": TOLERANCE * subjects[0].scale,
     }
     for name, kind in kinds.items():
-        found = torch.cat([kind(s, w) for s, w in zip(subjects, own, strict=True)])
-        change, distance = found.double().mean(0).tolist()
+        pairs = torch.cat([kind(s, w) for s, w in zip(subjects, own, strict=True)])
+        change, distance = pairs.double().mean(0).tolist()
         result[name] = {"change": change, "jsd": distance}
         advance(1)
     return result
 
 
 def _measure(subject: ExplainedBatch, own: list[Tensor], weights: list[Tensor]) -> Tensor:
-    """|Change| and divergence [B, 2] with ``weights`` in place of the network's own."""
+    """Return |change| and divergence [B, 2] with ``weights`` in place of the network's own."""
     with torch.no_grad():
         other = subject.values([LayerProbe(weights=layer) for layer in weights])
         change = subject.change(subject.values(), other)
@@ -63,27 +60,27 @@ def _measure(subject: ExplainedBatch, own: list[Tensor], weights: list[Tensor]) 
 
 
 def _softmax(subject: ExplainedBatch, logits: Tensor) -> Tensor:
-    """Weights [E, H] that sum to one at every target."""
+    """Return weights [E, H] that sum to one at every target."""
     return softmax(logits, subject.batch.edge_index[1], num_nodes=len(subject.batch.z))
 
 
 def _permuted(subject: ExplainedBatch, weights: Tensor, seed: int) -> Tensor:
-    """The weights [E, H] of every target and head in another order."""
+    """Return the weights [E, H] of every target and head in another order."""
     generator = torch.Generator().manual_seed(seed)
     target = subject.batch.edge_index[1]
-    place = target.argsort(stable=True)
+    by_target = target.argsort(stable=True)
     columns = []
     for column in weights.unbind(1):
         shuffled = torch.randperm(len(column), generator=generator)
         shuffled = shuffled[target[shuffled].argsort(stable=True)]
         other = torch.empty_like(column)
-        other[place] = column[shuffled]
+        other[by_target] = column[shuffled]
         columns.append(other)
     return torch.stack(columns, 1)
 
 
 def _divergence(subject: ExplainedBatch, one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
-    """Mean Jensen-Shannon divergence [B] over layers, heads and targets, nats."""
+    """Return the mean Jensen-Shannon divergence [B] over layers, heads and targets, nats."""
     per_edge = []
     for a, b in zip(one, two, strict=True):
         middle = (a + b) / 2
@@ -94,16 +91,16 @@ def _divergence(subject: ExplainedBatch, one: Sequence[Tensor], two: Sequence[Te
 
 
 def _xlog(a: Tensor, middle: Tensor) -> Tensor:
-    """a ln(a / middle), 0 where a is 0, with finite derivatives."""
+    """Return a ln(a / middle), 0 where a is 0, with finite derivatives."""
     tiny = torch.finfo(a.dtype).tiny
     return a * (a.clamp(min=tiny).log() - middle.clamp(min=tiny).log())
 
 
 def _adversarial(subject: ExplainedBatch, own: list[Tensor]) -> Tensor:
-    """|Change| and divergence [B, 2] of the farthest attention with nearly the same predictions.
+    """Return |change| and divergence [B, 2] of the farthest attention with nearly no change.
 
-    Gradient ascent on the divergence with a penalty for what the prediction changes by; of every
-    structure the farthest attention within the tolerance counts.
+    It is found by gradient ascent on the divergence with a penalty for the change of the
+    prediction. Of every structure the farthest attention within the tolerance counts.
     """
     tolerance = TOLERANCE * subject.scale
     with torch.no_grad():
@@ -121,8 +118,8 @@ def _adversarial(subject: ExplainedBatch, own: list[Tensor]) -> Tensor:
         after = subject.values([LayerProbe(weights=layer) for layer in weights])
         change = subject.mean((after - intact).abs())
         distance = _divergence(subject, own, weights)
-        found = (change <= tolerance) & (distance > best[:, 1])
-        best[found] = torch.stack([change, distance], 1).detach()[found]
+        better = (change <= tolerance) & (distance > best[:, 1])
+        best[better] = torch.stack([change, distance], 1).detach()[better]
         loss = ((change / tolerance - 0.5).clamp(min=0) - 20 * distance).sum()
         gradients = torch.autograd.grad(loss, logits)
         for layer, gradient in zip(logits, gradients, strict=True):

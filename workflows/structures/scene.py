@@ -12,8 +12,6 @@ from matattn.attention import AttentionRecord
 from matattn.structures.neighbors import SELF
 
 MOST_EDGES = 400  # of a structure, drawn and stored: the strongest in any head
-
-
 _COLORS = {
     "H": "#f5f5f5", "C": "#909090", "N": "#4a62e8", "O": "#e8301c", "F": "#8fdc50",
     "S": "#f0d733", "Cl": "#2fdc2f", "Na": "#a05cec", "Mg": "#7ae000", "Si": "#e6c39d",
@@ -23,16 +21,20 @@ _COLORS = {
 
 
 def strongest(record: AttentionRecord) -> np.ndarray:
-    """The edges of a record that are stored: ``MOST_EDGES`` between different places, by the
-    largest weight in any layer and head."""
+    """Return which edges of a record are stored.
+
+    ``MOST_EDGES`` of those that have a length, by their largest weight in any layer and head.
+    """
     weight = record.weight.max((0, 1))
     weight = np.where(record.length >= SELF, weight, -1)
     chosen = np.argsort(-weight, kind="stable")[:MOST_EDGES]
     return np.sort(chosen[weight[chosen] > 0])
 
 
-def scene(name: str, described: str, item: Mapping[str, Any], record: AttentionRecord) -> Any:
-    """What the viewer draws of a structure (keys z, pos, cell): plain values."""
+def scene(
+    name: str, described: str, item: Mapping[str, Any], record: AttentionRecord
+) -> dict[str, Any]:
+    """Return a structure (keys z, pos, cell) as the viewer draws it, in plain values."""
     pos, cell = item["pos"].double().numpy(), item["cell"][0].double().numpy()
     chosen = strongest(record)
     edges = []
@@ -63,6 +65,7 @@ def scene(name: str, described: str, item: Mapping[str, Any], record: AttentionR
 
 
 def _atom(z: int, at: np.ndarray) -> dict[str, Any]:
+    """Return an atom as the viewer draws it."""
     element = Element.from_Z(z)
     color = _COLORS.get(element.symbol, f"hsl({z * 137 % 360},55%,60%)")
     radius = 0.35 * float(element.atomic_radius or 1.5)
@@ -70,4 +73,5 @@ def _atom(z: int, at: np.ndarray) -> dict[str, Any]:
 
 
 def _rounded(point: np.ndarray) -> list[float]:
+    """Return a point in Å as a page stores it."""
     return [round(float(x), 4) for x in point]

@@ -13,9 +13,9 @@ Any two networks over the same structures are compared by their heads' attention
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from matattn.models.coulgat import CoulGAT
 from matattn.models.coulomb_attention import CoulombGATConv, ScreenedCoulomb
+from matattn.workflows.explain.subjects import blocks_of
 from matattn.workflows.structures.explained import ExplainedBatch
 
 CONSTANTS = {"c": "", "p": "", "range": "Å", "self term": ""}
@@ -34,76 +35,85 @@ LEVEL = 0.05  # share of constants that never moved, and are called identified
 
 
 def effective_attention(subjects: Sequence[ExplainedBatch]) -> tuple[list[str], np.ndarray]:
-    """Species, and the mean attention [L, H, S, S] of an atom of one to all atoms of another.
+    """Return species, and mean attention [L, H, S, S] of an atom of one to all atoms of another.
 
     Rows (targets) sum to one. Pairs that do not occur are zero.
     """
     species, targets = _species(subjects)
     parts = []
     for subject in subjects:
-        place = torch.searchsorted(torch.tensor(species), subject.batch.z)
-        source, target = place[subject.batch.edge_index]
+        index = torch.searchsorted(torch.tensor(species), subject.batch.z)
+        source, target = index[subject.batch.edge_index]
         pair = target * len(species) + source
-        weights = torch.stack([cast(Tensor, p.seen).T for p in subject.observe()]).double()
+        weights = torch.stack([layer.seen.T for layer in subject.observe()]).double()
         zero = weights.new_zeros(*weights.shape[:2], len(species) ** 2)
         parts.append(zero.index_add(2, pair, weights))
     total = torch.stack(parts).sum(0).unflatten(2, (len(species), len(species))).numpy()
-    return [Element.from_Z(z).symbol for z in species], total / targets[:, None]
+    return _symbols(species), total / targets[:, None]
 
 
 def _species(subjects: Sequence[ExplainedBatch]) -> tuple[list[int], np.ndarray]:
+    """Return the atomic numbers that occur, and the number of atoms of each."""
     z, count = torch.cat([subject.batch.z for subject in subjects]).unique(return_counts=True)
     return z.tolist(), count.numpy()
 
 
-def law(network: nn.Module, species: Sequence[int]) -> dict[str, np.ndarray] | None:
-    """Constants of the law: c, p and range [L, H, S, S], self term [L, H, S]; None if it has none.
+def _symbols(species: Sequence[int]) -> list[str]:
+    """Return the symbols of atomic numbers."""
+    return [Element.from_Z(z).symbol for z in species]
 
-    Å for the range, the other constants have no unit. Rows are the targets.
+
+def law(network: CoulGAT, species: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return the constants of the law: c, p and range [L, H, S, S], self term [L, H, S].
+
+    The range is in Å, the other constants have no unit. Rows are the targets.
     """
-    if not isinstance(network, CoulGAT):
-        return None
-    at = network.species_of[torch.tensor(species)]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in CONSTANTS}
+    index = network.species_of[torch.tensor(species)]
+    tables: dict[str, list[np.ndarray]] = {name: [] for name in CONSTANTS}
     for module in network.modules():
         if isinstance(module, ScreenedCoulomb):
             with torch.no_grad():
                 for name, table in zip(CONSTANTS, module.tables(), strict=True):
-                    chosen = table[at] if table.dim() == 2 else table[at][:, at]
-                    found[name].append(chosen.movedim(-1, 0).double().numpy())
-    return {name: np.stack(layers) for name, layers in found.items()}
+                    chosen = table[index] if table.dim() == 2 else table[index][:, index]
+                    tables[name].append(chosen.movedim(-1, 0).double().numpy())
+    return {name: np.stack(layers) for name, layers in tables.items()}
 
 
 def initial_law(network: CoulGAT, species: Sequence[int]) -> dict[str, np.ndarray]:
-    """``law`` of the network before training: its law starts from physics, without chance."""
+    """Return ``law`` of the network before training: it starts from physics, without chance."""
     fresh = copy.deepcopy(network)
     for module in fresh.modules():
         if isinstance(module, ScreenedCoulomb):
             module.reset_parameters()
-    return cast(dict[str, np.ndarray], law(fresh, species))
+    return law(fresh, species)
 
 
-def law_table(networks: Sequence[nn.Module], subjects: Sequence[ExplainedBatch],
-              matches: Sequence[np.ndarray]) -> list[dict[str, Any]]:  # fmt: skip
-    """A row per constant of the first network: where it began, where it is, whether to read it.
+def law_table(
+    networks: Sequence[nn.Module],
+    subjects: Sequence[ExplainedBatch],
+    matches: Sequence[np.ndarray],
+) -> list[dict[str, Any]]:
+    """Return a row per constant of the first network; none unless all networks have a law.
 
-    ``matches`` are for every further network its heads [L, H] in the order of the first one's.
+    A row says where the constant began, where it is, and whether to read it. ``matches`` are for
+    every further network its heads [L, H] in the order of the first one's.
     """
-    species, _ = _species(subjects)
-    symbols = [Element.from_Z(z).symbol for z in species]
-    if any(not isinstance(network, CoulGAT) for network in networks):
+    coulgats = [network for network in networks if isinstance(network, CoulGAT)]
+    if len(coulgats) < len(networks):
         return []
-    first = initial_law(cast(CoulGAT, networks[0]), species)
-    laws = [cast(dict[str, np.ndarray], law(network, species)) for network in networks]
-    for found, match in zip(laws[1:], matches, strict=True):
-        for name, table in found.items():
-            found[name] = np.stack([t[m] for t, m in zip(table, match, strict=True)])
+    species, _ = _species(subjects)
+    symbols = _symbols(species)
+    first = initial_law(coulgats[0], species)
+    laws = [law(network, species) for network in coulgats]
+    for tables, match in zip(laws[1:], matches, strict=True):
+        for name, table in tables.items():
+            tables[name] = np.stack([t[m] for t, m in zip(table, match, strict=True)])
     rows = []
     for name, unit in CONSTANTS.items():
-        values = np.stack([found[name] for found in laws])
+        values = np.stack([tables[name] for tables in laws])
         for index in np.ndindex(*values.shape[1:]):
             layer, head, *pair = index
-            one = values[(slice(None), *index)]
+            of_networks, initial = values[(slice(None), *index)], float(first[name][index])
             rows.append(
                 {
                     "constant": name,
@@ -111,15 +121,16 @@ def law_table(networks: Sequence[nn.Module], subjects: Sequence[ExplainedBatch],
                     "layer": layer,
                     "head": head,
                     "species": [symbols[s] for s in pair],
-                    "initial": float(first[name][index]),
-                    "value": float(one[0]),
-                    **_verdict(one, float(first[name][index])),
+                    "initial": initial,
+                    "value": float(of_networks[0]),
+                    **_verdict(of_networks, initial),
                 }
             )
     return rows
 
 
 def _verdict(values: np.ndarray, initial: float) -> dict[str, Any]:
+    """Return mean and spread of a constant over networks, and whether it moved for certain."""
     if len(values) < FEWEST_SEEDS:
         return {"mean": None, "spread": None, "verdict": "unknown: fewer than three networks"}
     mean, spread = float(values.mean()), float(values.std(ddof=1))
@@ -129,10 +140,11 @@ def _verdict(values: np.ndarray, initial: float) -> dict[str, Any]:
 
 
 def node_features(subjects: Sequence[ExplainedBatch]) -> dict[str, Any] | None:
-    """What the query of every species answers to the values of every species, in each layer.
+    """Return what every species' query answers to the values of every species, in each layer.
 
-    a_Z . v, with v the mean value of the atoms of a species [L, H, S, S], before the LeakyReLU. In
-    the first layer all atoms of a species have the same value, so the table is the network's own.
+    The table [L, H, S, S] holds a_Z . v, with v the mean value of the atoms of a species, before
+    the LeakyReLU. In the first layer all atoms of a species have the same value, so the table is
+    the network's own. Returns None for a network without such queries.
     """
     network = subjects[0].network
     if not isinstance(network, CoulGAT):
@@ -141,19 +153,12 @@ def node_features(subjects: Sequence[ExplainedBatch]) -> dict[str, Any] | None:
     convs = [m for m in network.modules() if isinstance(m, CoulombGATConv)]
     total: list[Tensor] = [torch.zeros(())] * len(convs)
     for subject in subjects:
-        at = torch.searchsorted(torch.tensor(species), subject.batch.z)
-        with ExitStack() as stack, torch.no_grad():
-            seen: dict[int, Tensor] = {}
-            for number, conv in enumerate(convs):
-                hook = conv.lin.register_forward_hook(
-                    lambda _, inputs, out, number=number, seen=seen: seen.update({number: out})
-                )
-                stack.callback(hook.remove)
-            subject.values()
-            for number, conv in enumerate(convs):
-                value = seen[number].unflatten(1, (conv.heads, -1))
-                sums = value.new_zeros(len(species), *value.shape[1:]).index_add(0, at, value)
-                total[number] = total[number] + sums
+        index = torch.searchsorted(torch.tensor(species), subject.batch.z)
+        outputs = _outputs(subject, [conv.lin for conv in convs])
+        for number, (conv, output) in enumerate(zip(convs, outputs, strict=True)):
+            value = output.unflatten(1, (conv.heads, -1))
+            sums = value.new_zeros(len(species), *value.shape[1:]).index_add(0, index, value)
+            total[number] = total[number] + sums
     tables = []
     for conv, summed in zip(convs, total, strict=True):
         mean = summed / torch.from_numpy(count)[:, None, None]
@@ -164,15 +169,25 @@ def node_features(subjects: Sequence[ExplainedBatch]) -> dict[str, Any] | None:
             query = torch.einsum("sk,khc->shc", conv.species_features, query)
         chosen = query[network.species_of[torch.tensor(species)]]
         tables.append(torch.einsum("thc,shc->hts", chosen, mean).numpy())
-    symbols = [Element.from_Z(z).symbol for z in species]
-    return {"species": symbols, "table": np.stack(tables).tolist()}
+    return {"species": _symbols(species), "table": np.stack(tables).tolist()}
+
+
+def _outputs(subject: ExplainedBatch, modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Return what every module gives in an ordinary pass, in the order in which they run."""
+    outputs: list[Tensor] = []
+    with ExitStack() as stack, torch.no_grad():
+        for module in modules:
+            hook = module.register_forward_hook(lambda _, inputs, out: outputs.append(out))
+            stack.callback(hook.remove)
+        subject.values()
+    return outputs
 
 
 def match_heads(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Heads [L, H] of the second network that fit the first one's best, and their cosines [L, H].
+    """Return the second network's heads [L, H] that fit the first one's best, and their cosines.
 
-    By the effective attention [L, H, S, S], layer by layer (Hungarian method); the number of layers
-    and heads must agree.
+    They are matched by effective attention [L, H, S, S], layer by layer (Hungarian method). The
+    numbers of layers and heads must agree.
     """
     orders, cosines = [], []
     for a, b in zip(one, two, strict=True):
@@ -185,31 +200,20 @@ def match_heads(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def hidden_states(subjects: Sequence[ExplainedBatch]) -> list[np.ndarray]:
-    """Features [N, C] of all atoms after every block."""
-    states: list[list[Tensor]] = []
-    for subject in subjects:
-        blocks = list(cast(Iterable[nn.Module], subject.network.blocks))
-        seen: list[Tensor] = []
-        with ExitStack() as stack, torch.no_grad():
-            for block in blocks:
-                hook = block.register_forward_hook(
-                    lambda _, inputs, out, seen=seen: seen.append(out)
-                )
-                stack.callback(hook.remove)
-            subject.values()
-        states.append(seen)
+    """Return features [N, C] of all atoms after every block."""
+    states = [_outputs(subject, blocks_of(subject.network)) for subject in subjects]
     return [torch.cat(layer).double().numpy() for layer in zip(*states, strict=True)]
 
 
 def linear_cka(one: np.ndarray, two: np.ndarray) -> float:
-    """Similarity of two feature matrices [N, C] of the same atoms, 0 to 1."""
+    """Return the similarity of two feature matrices [N, C] of the same atoms, 0 to 1."""
     x, y = (features - features.mean(0) for features in (one, two))
     cross = np.linalg.norm(y.T @ x) ** 2
     return float(cross / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
 
 
 def compare(one: Sequence[ExplainedBatch], two: Sequence[ExplainedBatch]) -> dict[str, Any]:
-    """Heads of two networks matched (None where their numbers differ), and CKA of all layers."""
+    """Return matched heads of two networks (None where numbers differ), and CKA of all layers."""
     (_, first), (_, second) = effective_attention(one), effective_attention(two)
     result: dict[str, Any] = {"matched_heads": None, "cosine": None}
     if first.shape == second.shape:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from matattn import bundle, pretrained
 from matattn.config import import_extra
 from matattn.errors import BundleError
-from matattn.models.material_detector import MaterialDetector, encode_words
+from matattn.models.material_detector import encode_words
 from matattn.models.matter_tokenizer import word_probability
 from matattn.models.text_encoder import TokenClassifier
 from matattn.text import Sentence, Span, check_unicode, spans_of, split_words
@@ -29,9 +29,9 @@ _BATCH = 64  # windows at once
 
 @dataclass(frozen=True)
 class Tagged:
-    """A text, its pieces with their places, and the spans found: start, end, type, probability.
+    """A text with its pieces (piece, start, end) and spans (start, end, type, probability).
 
-    Places are characters of the text.
+    Starts and ends count characters of the text.
     """
 
     text: str
@@ -49,7 +49,7 @@ class TextModel:
 
     @classmethod
     def load(cls, model: str | Path, device: str = "cpu") -> TextModel:
-        """Load a model by folder, on the CPU whatever ``device`` says.
+        """Load a model from its folder, on the CPU whatever ``device`` says.
 
         Raises BundleError, and ConfigError without ``tokenizers``.
         """
@@ -60,16 +60,16 @@ class TextModel:
         return cls(network, config, load_tokenizer(folder))
 
     def tokenize(self, texts: str | Iterable[str]) -> list[Tagged]:
-        """Pieces and spans of every text, whatever its length; DataError for what is no Unicode."""
-        given = [texts] if isinstance(texts, str) else list(texts)
-        for number, text in enumerate(given, 1):
+        """Return pieces and spans of every text, of any length; raise DataError for no Unicode."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        for number, text in enumerate(texts, 1):
             check_unicode(text, f"text {number}")
-        encoded = self.tokenizer.encode_batch(given, add_special_tokens=False)
-        places = [split_words(text) for text in given]
-        tagged = tag(self, [[word for word, _, _ in found] for found in places])
+        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        words_of = [split_words(text) for text in texts]
+        tagged = tag(self, [[word for word, _, _ in words] for words in words_of])
         result = []
         for text, encoding, words, (labels, chances) in zip(
-            given, encoded, places, tagged, strict=True
+            texts, encoded, words_of, tagged, strict=True
         ):
             pieces = [(piece, *ends) for piece, ends in
                       zip(encoding.tokens, encoding.offsets, strict=True)]  # fmt: skip
@@ -82,7 +82,7 @@ class TextModel:
 
 
 def load_tokenizer(folder: Path, name: str = "tokenizer.json") -> Any:
-    """The tokenizer of a bundle whose sums were checked; BundleError when there is none.
+    """Load the tokenizer of a bundle whose sums were checked; raise BundleError without one.
 
     Names of special tokens, such as [MASK], are plain text for it.
     """
@@ -96,39 +96,39 @@ def load_tokenizer(folder: Path, name: str = "tokenizer.json") -> Any:
 
 
 def find_spans(model: TextModel, sentences: Iterable[Sentence]) -> list[list[Span]]:
-    """The spans that a model finds in every sentence."""
+    """Return the spans that a model finds in every sentence."""
     tagged = tag(model, [sentence.words for sentence in sentences])
     return [spans_of(labels) for labels, _ in tagged]
 
 
 def tag(model: TextModel, texts: Sequence[Sequence[str]]) -> list[tuple[list[str], list[float]]]:
-    """Label and probability of every word of every text (a list of words)."""
+    """Return label and probability of every word of every text (a list of words)."""
     labels: list[str] = model.config["labels"]
     rule = model.config.get("word_probability", "paper")
     windows = [(row, *window) for row, cuts in enumerate(_windows(model, texts)) for window in cuts]
-    found = [([""] * len(text), [0.0] * len(text)) for text in texts]
+    tagged = [([""] * len(text), [0.0] * len(text)) for text in texts]
     order = sorted(windows, key=lambda window: window[2] - window[1])  # so less is padding
     for first in range(0, len(order), _BATCH):
         batch = order[first : first + _BATCH]
         chances = _probabilities(model, [texts[row][start:end] for row, start, end, *_ in batch])
         for (row, start, _, low, high), words in zip(batch, chances, strict=True):
-            for place in range(low, high):
-                label, chance = word_probability(words[place - start], rule)
-                found[row][0][place] = labels[label]
-                found[row][1][place] = chance
-    return found
+            for word in range(low, high):
+                label, chance = word_probability(words[word - start], rule)
+                tagged[row][0][word] = labels[label]
+                tagged[row][1][word] = chance
+    return tagged
 
 
 def cut(sizes: Sequence[int], room: int = WINDOW) -> Iterator[tuple[int, int, int, int]]:
-    """Windows over words: start, end, and which of its words a window answers for.
+    """Yield windows over words: start, end, and the range of words that each answers for.
 
     A window has at most ``WINDOW`` words, which take up ``room`` at most; a word that takes up more
     ends its window. Margins are narrower where ``MARGIN`` words take up an eighth of the room.
     """
     ends = [0, *accumulate(sizes)]
 
-    def before(place: int) -> int:
-        return max(place - MARGIN, bisect_left(ends, ends[place] - room // 8))
+    def before(word: int) -> int:
+        return max(word - MARGIN, bisect_left(ends, ends[word] - room // 8))
 
     high, count = 0, len(sizes)
     while high < count:
@@ -142,50 +142,50 @@ def cut(sizes: Sequence[int], room: int = WINDOW) -> Iterator[tuple[int, int, in
 def _windows(
     model: TextModel, texts: Sequence[Sequence[str]]
 ) -> list[Iterator[tuple[int, int, int, int]]]:
-    """Windows over the words of every text in which the network sees each of them."""
-    if isinstance(model.network, MaterialDetector):
+    """Return windows over the words of every text in which the network sees each of them."""
+    if not isinstance(model.network, TokenClassifier):  # a detector sees whole words
         return [cut([1] * len(text)) for text in texts]
     encoded = model.tokenizer.encode_batch(
         [list(text) for text in texts], is_pretokenized=True, add_special_tokens=False
     )
-    room = cast(TokenClassifier, model.network).encoder.max_length - 2  # beside [CLS] and [SEP]
+    room = model.network.encoder.max_length - 2  # beside [CLS] and [SEP]
     pieces = (Counter(one.word_ids) for one in encoded)
     return [cut([n[word] for word in range(len(text))], room)
             for n, text in zip(pieces, texts, strict=True)]  # fmt: skip
 
 
 def _probabilities(model: TextModel, texts: list[Sequence[str]]) -> list[list[np.ndarray]]:
-    """Of every word of every text, the probabilities of its pieces [n, C]."""
+    """Return the probabilities [n, C] of the n pieces of every word of every text."""
     with torch.no_grad():
-        if isinstance(model.network, MaterialDetector):
-            arguments = encode_words(texts)
-            chances = model.network(**arguments).softmax(-1).numpy()
-            owners = arguments["owners"]
-            ends = np.cumsum(np.bincount(owners[owners >= 0], minlength=sum(map(len, texts))))
-            words = iter(np.split(chances, ends[:-1]))
-            return [[next(words) for _ in text] for text in texts]
-        return _piece_probabilities(cast(TokenClassifier, model.network), model.tokenizer, texts)
+        if isinstance(model.network, TokenClassifier):
+            return _piece_probabilities(model.network, model.tokenizer, texts)
+        arguments = encode_words(texts)
+        chances = model.network(**arguments).softmax(-1).numpy()
+    owners = arguments["owners"]
+    ends = np.cumsum(np.bincount(owners[owners >= 0], minlength=sum(map(len, texts))))
+    words = iter(np.split(chances, ends[:-1]))
+    return [[next(words) for _ in text] for text in texts]
 
 
 def _piece_probabilities(
     network: TokenClassifier, tokenizer: Any, texts: list[Sequence[str]]
 ) -> list[list[np.ndarray]]:
-    """Of every word, the probabilities of its first piece; "O" for a word that has none."""
+    """Return the probabilities of every word's first piece; "O" for a word that has none."""
     ids, owners = encode_pieces(tokenizer, texts, network.encoder.max_length)
     chances = network(ids).softmax(-1).numpy()
     unseen = np.zeros((1, chances.shape[-1]))
     unseen[0, 0] = 1.0
-    found = []
+    rows = []
     for row, text in enumerate(texts):
-        first = {owner: place for place, owner in reversed(list(enumerate(owners[row])))}
-        found.append([chances[row, [first[n]]] if n in first else unseen for n in range(len(text))])
-    return found
+        first = {owner: index for index, owner in reversed(list(enumerate(owners[row])))}
+        rows.append([chances[row, [first[n]]] if n in first else unseen for n in range(len(text))])
+    return rows
 
 
 def encode_pieces(
     tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int
 ) -> tuple[torch.Tensor, list[list[int]]]:
-    """Ids [B, L] of texts given as words, with [CLS] and [SEP], and the word of every piece.
+    """Return ids [B, L] of texts as words, with [CLS] and [SEP], and the word of every piece.
 
     Special tokens belong to word -1; texts beyond ``max_length`` pieces lose their end.
     """
