@@ -1,0 +1,47 @@
+"""Run every line of wrong_commands.txt as arguments of train.py; print a JSON line for each.
+
+Each runs in a process of its own, forked after the slow imports. Prints command, exit status and
+standard error. Try it on another checkout: ``PYTHONPATH=CHECKOUT python run_wrong_commands.py``.
+"""
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+import lightning  # noqa: F401
+import pymatgen.core  # noqa: F401
+import torch_geometric  # noqa: F401
+
+from matattn.cli.train import main
+
+
+def run(command: str) -> tuple[int, str]:
+    """Return exit status and standard error of one training; 99: it ended with a traceback."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.dup2(writing, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.argv = ["train.py", *shlex.split(command)]
+        status = 0
+        try:
+            main()
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+            status = 99
+        sys.stderr.flush()
+        os._exit(status)
+    os.close(writing)
+    with open(reading, encoding="utf-8", errors="replace") as stream:
+        text = stream.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+
+
+if __name__ == "__main__":
+    for line in Path(__file__).with_name("wrong_commands.txt").read_text().splitlines():
+        code, message = run(line)
+        print(json.dumps({"command": line, "status": code, "stderr": message}), flush=True)
