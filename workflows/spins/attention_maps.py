@@ -29,11 +29,16 @@ class Samples(Protocol):
     """How many configurations are drawn: settings of the task."""
 
     @property
-    def attention_samples(self) -> int: ...
+    def attention_samples(self) -> int:
+        """Return the number whose maps are compared."""
+
     @property
-    def final_samples(self) -> int: ...
+    def final_samples(self) -> int:
+        """Return the number of the final energy."""
+
     @property
-    def chunk_size(self) -> int: ...
+    def chunk_size(self) -> int:
+        """Return the number that the network sees at once."""
 
 
 def examine(
@@ -67,7 +72,7 @@ def examine(
 
 
 def attention_maps(model: TransformerWaveFunction, variables: Any, spins: np.ndarray) -> np.ndarray:
-    """Weights [layers, M, heads, n, n] for configurations [M, N]."""
+    """Return the weights [layers, M, heads, n, n] for configurations [M, N]."""
     twin = TorchWaveFunction(**arguments(model))
     twin.load_arrays(to_arrays(variables))
     with torch.no_grad():
@@ -83,8 +88,10 @@ def freeze_test(
     task: Samples,
     seed: int,
 ) -> dict[str, Any]:
-    """Energy of the network with its mean maps ``mean`` in place of queries and keys, and its
-    fidelity |<frozen|psi>|^2 / (<frozen|frozen> <psi|psi>), estimated on ``spins`` of |psi|^2.
+    """Return the energy of the network with its mean maps in place of queries and keys.
+
+    Also its fidelity |<frozen|psi>|^2 / (<frozen|frozen> <psi|psi>), estimated on ``spins`` of
+    |psi|^2.
     """
     frozen, weights = freeze(model, variables, mean)
     chunk, count = task.chunk_size, task.final_samples
@@ -100,7 +107,7 @@ def freeze_test(
 def freeze(
     model: TransformerWaveFunction, variables: Any, mean: np.ndarray
 ) -> tuple[TransformerWaveFunction, Any]:
-    """The network with fixed attention weights ``mean`` [layers, heads, n, n]."""
+    """Return the network with fixed attention weights ``mean`` [layers, heads, n, n]."""
     frozen = model.clone(attention="factored", translation_invariant=False)
     arrays = {
         name: array

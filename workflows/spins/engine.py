@@ -193,7 +193,7 @@ class VMCEngine:
         return spins, float(acceptance) if acceptance is not None else 1.0
 
     def _compile(self) -> None:
-        """The parts of a step. In one piece, XLA made them four times slower on a CPU."""
+        """Compile the parts of a step. In one piece, XLA made them four times slower on a CPU."""
         settings, system, model = self.settings, self.system, self.model
         ratios_of = exchange(model, system.bonds[0], settings.chunk_size)
 

@@ -30,7 +30,7 @@ LARGEST_TABLE = 2**26  # bytes of the first layer's table; larger ones leave the
 def exchange(
     model: nn.Module, pairs: np.ndarray, chunk_size: int, incremental: bool | None = None
 ) -> Exchange:
-    """A function that gives log psi and psi(i, j exchanged) / psi for all ``pairs`` [K, 2].
+    """Return a function of log psi and psi(i, j exchanged) / psi for all ``pairs`` [K, 2].
 
     Args:
         model: flax module, configurations [..., N] -> log-amplitudes [...].

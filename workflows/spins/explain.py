@@ -55,7 +55,7 @@ class ExplainedConfigurations:
         return [LayerProbe(head_gate=g[:, None]) for g in gate.double().unbind(1)]
 
     def values(self, probes: Sequence[LayerProbe] | None = None) -> Tensor:
-        """log psi [B], complex."""
+        """Return log psi [B], complex."""
         with probed(self.network, probes or [LayerProbe() for _ in self.layers]):
             return self.network(self.spins)
 
@@ -93,7 +93,7 @@ def fidelity(before: Tensor, after: Tensor) -> float:
 def explain(
     state: WaveFunction, seed: int = 0, advance: Callable[[int], Any] = lambda steps: None
 ) -> dict[str, Any]:
-    """What ``explanation.json`` holds of a wave function."""
+    """Return what ``explanation.json`` holds of a wave function."""
     model = state.model
     drawn = draw(state.system, model, state.variables, CONFIGURATIONS, LONG_CHAIN, CHUNK_SIZE, seed)
     flat = torch.from_numpy(np.asarray(drawn).reshape(-1, state.system.sites).astype(float))

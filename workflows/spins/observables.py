@@ -65,7 +65,7 @@ def draw(
 def energy(
     system: SpinSystem, model: nn.Module, variables: Any, spins: np.ndarray, chunk_size: int
 ) -> Energy:
-    """The energy from configurations [chains, n, N] of |psi|^2."""
+    """Return the energy from configurations [chains, n, N] of |psi|^2."""
     ratios_of = exchange(model, system.bonds[0], chunk_size)
 
     @jax.jit
@@ -88,7 +88,7 @@ def energy(
 
 
 def _batches(spins: np.ndarray, pairs: np.ndarray) -> list[np.ndarray]:
-    """Configurations in equal parts whose ratios fit into memory."""
+    """Return the configurations in equal parts whose ratios fit into memory."""
     parts = max(1, -(-len(spins) * len(pairs) // _MOST_RATIOS))
     while len(spins) % parts:
         parts += 1

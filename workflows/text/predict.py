@@ -82,7 +82,7 @@ class TextModel:
 
 
 def load_tokenizer(folder: Path, name: str = "tokenizer.json") -> Any:
-    """The tokenizer of a bundle whose sums were checked; BundleError when there is none.
+    """Return the tokenizer of a checked bundle; raise BundleError when there is none.
 
     Names of special tokens, such as [MASK], are plain text for it.
     """
@@ -96,7 +96,7 @@ def load_tokenizer(folder: Path, name: str = "tokenizer.json") -> Any:
 
 
 def find_spans(model: TextModel, sentences: Iterable[Sentence]) -> list[list[Span]]:
-    """The spans that a model finds in every sentence."""
+    """Return the spans that a model finds in every sentence."""
     tagged = tag(model, [sentence.words for sentence in sentences])
     return [spans_of(labels) for labels, _ in tagged]
 
