@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from matattn.training.averaging import ExponentialAverage
+from matattn.training.averaging import ExponentialAverage, LastEpochsAveraging
 
 
 class Doubling(L.LightningModule):
@@ -24,18 +24,24 @@ class Doubling(L.LightningModule):
         return -self.network.weight.square().sum() / 2
 
 
+def fit(folder, callback, epochs, checkpoint=None):
+    """The weight after two steps an epoch; the checkpoint of the end is ``<epochs>.ckpt``."""
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=epochs, callbacks=[callback], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    module = Doubling()
+    trainer.fit(module, DataLoader(range(2)), ckpt_path=checkpoint, weights_only=True)
+    trainer.save_checkpoint(folder / f"{epochs}.ckpt")
+    return module.network.weight.item()
+
+
 def test_exponential_average(tmp_path):
     def average(epochs, checkpoint=None):
         callback = ExponentialAverage(0.75)
-        trainer = L.Trainer(
-            accelerator="cpu", max_epochs=epochs, callbacks=[callback], logger=False,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-            enable_checkpointing=False,
-        )  # fmt: skip
-        module = Doubling()
-        trainer.fit(module, DataLoader(range(2)), ckpt_path=checkpoint, weights_only=True)
-        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
-        return callback.weights["weight"].item(), module.network.weight.item()
+        weight = fit(tmp_path, callback, epochs, checkpoint)
+        return callback.weights["weight"].item(), weight
 
     expected = 1.0
     for weight in (2, 4, 8, 16):
@@ -52,3 +58,10 @@ def test_a_resumed_average_is_on_the_device_of_its_module():
     callback.load_state_dict({"weights": {"weight": torch.ones(1, 1)}})
     callback.on_fit_start(None, module)
     assert callback.weights["weight"].device == module.device
+
+
+@pytest.mark.filterwarnings("ignore")  # lightning's remarks on a trainer without loggers
+@pytest.mark.parametrize("epochs, expected", [(0, 64), (1, 48), (2, 30), (3, 21)])
+def test_mean_of_the_last_epochs(tmp_path, epochs, expected):
+    """Weights 2, 4, 8, 16, 32, 64 after the steps of three epochs."""
+    assert fit(tmp_path, LastEpochsAveraging(epochs), 3) == expected

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from matattn.training.optimizers import per_step
-from matattn.training.schedules import OneCycleWithMomentum
+from matattn.training.schedules import InverseSquareRoot, OneCycle, OneCycleWithMomentum
 
 
 @pytest.mark.parametrize("total, warmup", [(50, 0.1), (317, 0.3), (1000, 0.05)])
@@ -42,3 +42,27 @@ def test_a_resumed_schedule_goes_on():
         other.step()
     assert optimizer.param_groups[0]["lr"] == again.param_groups[0]["lr"]
     assert optimizer.param_groups[0]["betas"] == again.param_groups[0]["betas"]
+
+
+def test_inverse_square_root_by_hand():
+    assert [InverseSquareRoot(4000)(step, 1) for step in (0, 12_000)] == [1, 0.5]
+    with pytest.raises(ValueError, match="timescale=0: expected at least 1 step"):
+        InverseSquareRoot(0)
+
+
+def test_one_cycle_by_hand():
+    factors = [OneCycle(0.1)(step, 100) for step in (0, 4, 9, 10, 55, 100, 120)]
+    assert factors == pytest.approx([0.1, 0.5, 1, 1, 0.5, 0, 0])
+    assert OneCycle(0)(0, 100) == OneCycle(1)(99, 100) == 1
+
+
+@pytest.mark.parametrize("schedule", [OneCycle, OneCycleWithMomentum])
+@pytest.mark.parametrize("warmup", [-0.1, 1.1, float("nan")])
+def test_warmup_is_a_fraction(schedule, warmup):
+    with pytest.raises(ValueError, match="expected a fraction of all steps, 0 to 1"):
+        schedule(warmup)
+
+
+def test_factors_of_a_cycle_are_above_zero():
+    with pytest.raises(ValueError, match="must be above 0; got 0, 10000"):
+        OneCycleWithMomentum(div_factor=0)
