@@ -15,6 +15,7 @@ class BuildKernel(build_ext):
     """With OpenMP where the compiler has it, else for one thread."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Compile one extension; setuptools leaves it out when this fails."""
         try:
             ext.extra_compile_args, ext.extra_link_args = [*FLAGS, "-fopenmp"], ["-fopenmp"]
             super().build_extension(ext)
@@ -27,6 +28,7 @@ COMMON = [f"matattn/kernels/cpu_common/{name}.h" for name in ("variants", "varia
 
 
 def kernel(operator: str, *headers: str) -> Extension:
+    """Return the extension of an operator in kernels/."""
     folder = f"matattn/kernels/{operator}"
     return Extension(
         f"matattn.kernels.{operator}._cpu",

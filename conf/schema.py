@@ -39,8 +39,7 @@ def _settings_hash(*, _root_: Any) -> str:
 
 
 def register() -> None:
-    """Make the schema known to Hydra, as ``schema``, with ``${when:CONDITION,YES,NO}`` and
-    ``${settings_hash:}``."""
+    """Make ``schema``, ``${when:CONDITION,YES,NO}`` and ``${settings_hash:}`` known to Hydra."""
     OmegaConf.register_new_resolver("settings_hash", _settings_hash, replace=True)
     OmegaConf.register_new_resolver("when", _when, replace=True)
     ConfigStore.instance().store(name="schema", node=TrainConfig)

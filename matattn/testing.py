@@ -14,6 +14,7 @@ All comparisons run in float64.
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +22,11 @@ from typing import Any, cast
 import jaxtyping
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from matattn import bundle
+from matattn import bundle, citations, networks
+from matattn.attention import LayerProbe, probed
 from matattn.meshes.batch import MeshBatch
 from matattn.structures.batch import CrystalBatch, collate
 from matattn.structures.structure import tensors_from_arrays
@@ -69,13 +72,14 @@ class ModelContract:
         with torch.no_grad():
             return network(self.batch(network, samples))
 
+    def targets(self) -> int:
+        """Return the number of columns of the output."""
+        return self.arguments.get("num_targets", 1)
+
     def test_output_has_the_rows_of_its_samples(self) -> None:
         """Check the shape of the output, and that it is finite."""
         output = self.output(self.network(), self.samples())
-        assert output.shape == (
-            sum(self.rows(self.samples())),
-            self.arguments.get("num_targets", 1),
-        )
+        assert output.shape == (sum(self.rows(self.samples())), self.targets())
         assert output.isfinite().all()
 
     def test_outputs_differ_between_samples(self) -> None:
@@ -148,7 +152,10 @@ class ModelContract:
 
 
 class StructureContract(ModelContract):
-    """The contract of networks of atoms: the output does not depend on position and orientation."""
+    """The contract of networks of atoms: the output does not depend on position and orientation.
+
+    Also that the members of ``matattn.structures.network.StructureNetwork`` do what they say.
+    """
 
     def batch(self, network: Any, samples: list[dict[str, Tensor]]) -> CrystalBatch:
         """Return a batch with the neighbour lists that the network asks for."""
@@ -167,7 +174,73 @@ class StructureContract(ModelContract):
             features = network.features(self.batch(network, samples))
             assert features.shape[0] == sum(self.rows(samples)) and features.ndim == 2
             read = network.readout(features)
+            assert_close(network.readout(features[1:]), read[1:])
         assert torch.equal(read, self.output(network, samples))
+
+    def test_class_says_what_it_is(self) -> None:
+        """Check what the class says of its input, its kernels and its sources."""
+        network = self.network_class
+        assert network.kind == "structures" and network.reads_molecules in (True, False)
+        for operator in network.operators:
+            importlib.import_module(f"matattn.kernels.{operator}")
+        assert_cited(network)
+
+    def test_level_says_what_a_row_is(self) -> None:
+        """Check that there is a row for every structure, atom or pair, as ``level`` says."""
+        samples = self.samples()
+        rows: dict[str, Any] = {
+            "structure": lambda sample: 1,
+            "atom": lambda sample: len(sample["z"]),
+            "pair": lambda sample: sample["pair_index"].shape[1],
+        }
+        assert self.rows(samples) == [rows[self.network().level](sample) for sample in samples]
+
+    def test_image_rule_follows_the_tolerance(self) -> None:
+        """Check that a smaller tolerance sums more images, and symmetry is used on request."""
+        network = self.network()
+        coarse, fine = network.image_rule(1e-3), network.image_rule(TOLERANCE)
+        assert coarse.cutoff <= fine.cutoff and coarse.box == fine.box
+        assert coarse.symmetry == fine.symmetry == 0
+        assert network.image_rule(1e-3, symmetry=1e-4).symmetry in (0, 1e-4)
+
+    def test_output_layer_is_the_last_one(self) -> None:
+        """Check that the output layer has a row per target, and nothing follows it."""
+        network, samples = self.network(), self.samples()
+        before, layer = self.output(network, samples), network.output_layer()
+        assert layer.weight.shape[0] == self.targets()
+        shift = torch.arange(1.0, 1 + self.targets(), dtype=torch.float64)
+        with torch.no_grad():
+            layer.bias += shift
+        assert_close(self.output(network, samples), before + shift)
+
+    def test_check_lets_the_samples_pass(self) -> None:
+        """Check that ``check`` refuses none of the samples."""
+        network = self.network()
+        for sample in self.samples():
+            network.check(sample["z"], sample["pos"], sample["cell"], "here")
+
+    def test_element_constants_belong_to_their_elements(self) -> None:
+        """Check that a constant moves the output where its element is, and nowhere else."""
+        network, samples = self.network(), self.samples()
+        constants = network.element_constants
+        if constants is None:
+            return
+        assert constants.shape[1] == self.targets()
+        before = self.output(network, samples[:2])
+        numbers = torch.cat([sample["z"] for sample in samples[:2]])
+        absent = next(z for z in range(1, len(constants) + 1) if z not in numbers)
+        with torch.no_grad():
+            constants[absent - 1] += 1
+            assert torch.equal(self.output(network, samples[:2]), before)
+            constants[int(numbers[0]) - 1] += 1
+        assert (self.output(network, samples[:2]) - before).abs().max() > 1e-3
+
+    def test_attention_can_be_looked_into(self) -> None:
+        """Check that probes see the weights of every edge, and change nothing."""
+        network = self.network()
+        batch = self.batch(network, self.samples())
+        probes = [LayerProbe() for _ in network.attention_layers()]
+        assert_probed(network, batch, probes, batch.edge_index.shape[1])
 
     def test_rotation(self) -> None:
         """Check that a rotation of all samples does not change the output."""
@@ -306,7 +379,10 @@ class MoleculeContract(StructureContract):
 
 
 class MeshContract(ModelContract):
-    """The contract of networks of fields on meshes: one row per node, in the nodes' order."""
+    """The contract of networks of fields on meshes: one row per node, in the nodes' order.
+
+    Also that the members of ``matattn.meshes.network.MeshNetwork`` do what they say.
+    """
 
     def samples(self) -> list[Any]:
         """Return clouds of random nodes, two of them of one size."""
@@ -342,11 +418,68 @@ class MeshContract(ModelContract):
         difference = (self.output(network, [moved]) - self.output(network, [sample])).abs().amax(1)
         assert difference.min() > 1e-9
 
+    def test_class_says_what_it_is(self) -> None:
+        """Check what the class says of its input and its sources."""
+        assert self.network_class.kind == "meshes"
+        assert_cited(self.network_class)
+
+    def test_one_process_may_share_nodes_with_itself(self) -> None:
+        """Check that a network whose nodes can be shared gives the same fields afterwards."""
+        network, samples = self.network(), self.samples()
+        assert network.can_share_nodes in (True, False)
+        if not network.can_share_nodes:
+            return
+        before = self.output(network, samples)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            network.share_nodes()
+            assert_close(self.output(network, samples), before)
+        finally:
+            dist.destroy_process_group()
+
+    def test_spectrum_belongs_to_the_nodes(self) -> None:
+        """Check the shapes of eigenvalues and eigenvectors, of a network that has them."""
+        network, sample = self.network(), self.samples()[2]
+        spectrum = network.spectrum(self.batch(network, [sample]))
+        if spectrum is None:
+            return
+        values, vectors = spectrum
+        layers, heads, modes = values.shape
+        assert layers == len(network.attention_layers())
+        assert [v.shape for v in vectors] == [(heads, len(sample), modes)] * layers
+
+    def test_attention_can_be_looked_into(self) -> None:
+        """Check that probes see the weights of every node, and change nothing."""
+        network, samples = self.network(), self.samples()
+        first = torch.cat([torch.zeros(1), torch.tensor(self.rows(samples)).cumsum(0)[:-1]]).long()
+        probes = [LayerProbe(rows=first) for _ in network.attention_layers()]
+        assert_probed(network, self.batch(network, samples), probes, sum(self.rows(samples)))
+
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = EXACT) -> None:
     """Assert that no element differs by more than ``tolerance``."""
     difference = (actual - expected).abs().max().item()
     assert difference <= tolerance, f"differs by {difference:.2e} (tolerance {tolerance:.0e})"
+
+
+def assert_cited(network: type[Any]) -> None:
+    """Assert that a network of ``conf/model`` says what to cite for it."""
+    if network.__name__ in networks.known():
+        assert network.citations and citations.entries(network.citations)
+
+
+def assert_probed(network: Any, batch: Any, probes: list[LayerProbe], edges: int) -> None:
+    """Assert that probes without a change record weights [edges, H] and leave the output."""
+    layers = network.attention_layers()
+    assert all(layer.module.probe is None for layer in layers)
+    with torch.no_grad():
+        expected = network(batch)
+        with probed(network, probes):
+            assert_close(network(batch), expected)
+    for layer, probe in zip(layers, probes, strict=True):
+        assert layer.module.probe is None and layer.projection.ndim == 3
+        assert probe.seen is not None and len(probe.seen) == edges
+        assert probe.seen.shape[1] <= len(layer.projection)  # heads without edges are not seen
 
 
 def random_crystal(generator: np.random.Generator, atoms: int) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
-    """Compare predictions with labels: matattn evaluate mp-formation-energy mp2018_subset
+    """Compare predictions with labels: matattn evaluate mp-formation-energy mp2018_subset.
 
     Prints errors beside those of baselines: by split, for formulas that are not in the training
     rows of the data, by size of the cell, and by chemistry.

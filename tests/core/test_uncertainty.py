@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from matattn import bundle
 from matattn.errors import BundleError
@@ -164,13 +163,3 @@ def test_unknown_method_is_refused(tmp_path):
     fitted = Uncertainty.fit("latent_distance", network(1), *parts)
     with pytest.raises(KeyError, match="os.system"):
         Uncertainty.from_parts(fitted.config() | {"method": "os.system"}, fitted.tensors())
-
-
-def test_ensemble_is_the_mean_of_its_members():
-    members = [nn.Linear(3, 2) for _ in range(3)]
-    for member in members:
-        member.features, member.readout = (lambda batch: batch), member.forward
-    ensemble, batch = Ensemble(members), torch.randn(5, 3)
-    expected = torch.stack([member(batch) for member in members])
-    assert torch.allclose(ensemble(batch), expected.mean(0))
-    assert torch.equal(ensemble.member_outputs(ensemble.features(batch)), expected)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from matattn.ensemble import Ensemble
 from pymatgen.core import Lattice, Structure
 
 import matattn
 from matattn import bundle
 from matattn.conf.schema import register
-from matattn.ensemble import Ensemble
 from matattn.errors import BundleError, ConfigError
 from matattn.units import find_properties
 from matattn.workflows import run as training

@@ -107,12 +107,14 @@ class FieldSurrogate(L.LightningModule):
         self.share_nodes = share_nodes
 
     def on_fit_start(self) -> None:
+        """Share the nodes of every mesh, where the task says so."""
         if self.share_nodes:
             self.network.share_nodes()
 
     def transfer_batch_to_device(
         self, batch: MeshBatch, device: torch.device, dataloader_idx: int
     ) -> MeshBatch:
+        """Return the batch on the device."""
         return batch.to(device)
 
     def errors(self, batch: MeshBatch) -> tuple[Tensor, Tensor]:
@@ -122,6 +124,7 @@ class FieldSurrogate(L.LightningModule):
         return relative_errors(predicted, batch.y, batch.ptr, total), predicted
 
     def training_step(self, batch: MeshBatch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
         errors, predicted = self.errors(batch)
         loss = errors.mean()
         if self.gradient is not None:
@@ -133,12 +136,14 @@ class FieldSurrogate(L.LightningModule):
         return share_of_mean(loss, torch.tensor(len(batch)))
 
     def validation_step(self, batch: MeshBatch, batch_idx: int) -> None:
+        """Log the error of every field."""
         errors = self.errors(batch)[0].mean(0)
         self.log("val/loss", errors.mean(), batch_size=len(batch), sync_dist=True)
         for name, error in zip(self.targets, errors, strict=True):
             self.log(f"val/relative_l2/{name}", error, batch_size=len(batch), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the optimiser and its schedule."""
         return optimization(self, self.network, self.optimizer, self.schedule, decay_norms=False)
 
 
@@ -174,6 +179,7 @@ class GridGradient:
         self.inside[1:-1, 1:-1] = 1
 
     def __call__(self, predicted: Tensor, true: Tensor) -> Tensor:
+        """Return the error of the gradients of fields [nodes, T]."""
         true = true.unflatten(0, (-1, *self.grid))
         predicted = predicted.unflatten(0, (-1, *self.grid)) * self.inside.to(true.device)
         terms = []

@@ -29,11 +29,16 @@ class Samples(Protocol):
     """How many configurations are drawn: settings of the task."""
 
     @property
-    def attention_samples(self) -> int: ...
+    def attention_samples(self) -> int:
+        """Return the number of configurations whose maps are compared."""
+
     @property
-    def final_samples(self) -> int: ...
+    def final_samples(self) -> int:
+        """Return the number of configurations of an energy."""
+
     @property
-    def chunk_size(self) -> int: ...
+    def chunk_size(self) -> int:
+        """Return the number of configurations that the network sees at once."""
 
 
 def examine(

@@ -95,6 +95,7 @@ class EngineStep(torch.optim.Optimizer):
         self.engine = engine
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do one step of the engine."""
         self.engine.step()
 
 
@@ -110,12 +111,15 @@ class VariationalMonteCarlo(L.LightningModule):
         self.automatic_optimization = False
 
     def get_extra_state(self) -> Tensor:
+        """Return the state of the engine, as bytes."""
         return torch.frombuffer(bytearray(self.engine.to_bytes()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
+        """Restore the state of the engine."""
         self.engine.from_bytes(state.numpy().tobytes())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Do one step, and log what it saw."""
         self.optimizers().step()  # type: ignore[union-attr]
         stats = asdict(self.engine.last)  # type: ignore[arg-type]
         stats["rollbacks"] = self.engine.rollbacks
@@ -123,6 +127,7 @@ class VariationalMonteCarlo(L.LightningModule):
             self.log(f"train/{name}", float(value), on_step=False, on_epoch=True, batch_size=1)
 
     def configure_optimizers(self) -> EngineStep:
+        """Return the engine's step as an optimiser."""
         return EngineStep(self.engine)
 
 

@@ -69,7 +69,7 @@ def evaluate(
     dataset: PropertyDataset,
     advance: Callable[[int], Any] = lambda crystals: None,
 ) -> dict[str, Any]:
-    """What ``Predictor.predict`` says of every crystal, compared with its labels.
+    """Compare what ``Predictor.predict`` says of every crystal with its labels.
 
     Returns ``splits`` (``metrics.evaluate``), ``held_out`` ({group: ``metrics.errors``}, of
     validation and test rows), ``data``, ``remarks``, and ``failed`` ({id: message}). Baselines are

@@ -117,6 +117,7 @@ class PropertyPrediction(L.LightningModule):
         self.averaging_epochs, self.ids, self.folder = averaging_epochs, ids, folder
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
         known = ~batch.y.isnan()
         target = (batch.y.nan_to_num() - self.mean) / self.std
         error = (self.network(batch) - target).abs()
@@ -126,16 +127,19 @@ class PropertyPrediction(L.LightningModule):
         return share_of_mean(loss, known.sum())
 
     def on_validation_epoch_start(self) -> None:
+        """Forget the errors of the epoch before."""
         self._error = torch.zeros_like(self.mean)
         self._count = torch.zeros_like(self.mean)
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
+        """Add the errors of a batch."""
         predicted = self.network(batch) * self.std + self.mean
         known = ~batch.y.isnan()
         self._error += torch.where(known, (predicted - batch.y).abs(), 0).sum(0)
         self._count += known.sum(0)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the mean error of every target."""
         mae = self._error / self._count
         seen = self._count > 0
         self.log("val/loss", (mae / self.std)[seen].mean(), sync_dist=True)
@@ -143,6 +147,7 @@ class PropertyPrediction(L.LightningModule):
             self.log(f"val/mae/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the optimiser and its schedule."""
         return optimization(
             self, self.network, self.optimizer, self.schedule, self.averaging_epochs
         )

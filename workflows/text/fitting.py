@@ -54,16 +54,19 @@ class TextTraining(L.LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
         loss = self.loss(batch)
         stop_unless_finite(loss, self, self.folder, self.ids, batch["rows"], "texts")
         log_loss(self, loss, len(batch["rows"]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss of a batch."""
         generator = torch.Generator().manual_seed(batch_idx)  # the same choices in every epoch
         self.log("val/loss", self.loss(batch, generator), batch_size=len(batch["rows"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the optimiser and its schedule."""
         return optimization(self, self.network, self.optimizer, self.schedule)
 
 

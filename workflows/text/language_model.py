@@ -94,6 +94,7 @@ class MaskedWords(TextTraining):
     network: MaskedLanguageModel
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Return the loss of a batch, with words masked at random."""
         ids, owners = batch["ids"], batch["owners"]
         words = int(owners.max()) + 1
         drawn = torch.rand(len(ids), words + 1, generator=generator).to(ids.device)
@@ -113,6 +114,7 @@ class SpanLabels(TextTraining):
     """Cross-entropy of the BIO label of every word's first piece."""
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Return the loss of a batch."""
         logits = self.network(batch["ids"]).flatten(0, 1)
         return cross_entropy(logits, batch["labels"].flatten(), ignore_index=_IGNORED)
 
@@ -323,7 +325,7 @@ def _collate_chunks(chunks: Sequence[Chunk]) -> Batch:
 
 
 def _fitting(tokenizer: Any, room: int, sentence: Sentence) -> list[Sentence]:
-    """A sentence, or parts of it, of at most ``room`` pieces; one word may have more."""
+    """Return a sentence, or parts of it, of at most ``room`` pieces; one word may have more."""
     words = list(sentence.words)
     pieces = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False).ids
     if len(pieces) <= room or len(words) == 1:

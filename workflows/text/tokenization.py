@@ -89,6 +89,7 @@ class Detection(TextTraining):
     """Cross-entropy of the label of every character, each word counting once."""
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Return the loss of a batch."""
         keys = ("characters", "owners", "shapes", "lengths")
         logits = self.network(**{key: batch[key] for key in keys})
         owner = batch["owners"][batch["owners"] >= 0]
@@ -233,7 +234,7 @@ def _check_sizes(task: TokenizationSettings, dataset: TextDataset) -> None:
 
 
 def as_materials(sentence: Sentence, types: Sequence[str]) -> Sentence:
-    """The sentence with its materials as spans "formula" (made of element symbols) or "name"."""
+    """Return the sentence with spans "formula" (made of element symbols) and "name"."""
     spans: list[Span] = []
     for start, end, kind in sentence.of(types):
         if kind not in ("name", "formula"):

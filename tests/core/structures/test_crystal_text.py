@@ -22,7 +22,7 @@ from matattn.structures.crystal_text import (
     translate,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "mattext" / "xtal2txt_0.1.0_reference.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "mattext" / "xtal2txt_0.1.0_reference.json"
 CASES = json.loads(GOLDEN.read_text(encoding="utf-8"))
 SLOW = ("robocrys_rep",)
 

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from matattn.structures.batch import by_atom_budget, collate
 from matattn.structures.image_rule import ImageRule
 from matattn.structures.neighbors import periodic_neighbors
 from matattn.testing import random_crystal
@@ -44,39 +42,6 @@ def test_distances_belong_to_their_images(shift):
     vectors = pos[source] + image @ cell - pos[target]
     assert np.allclose(np.linalg.norm(vectors, axis=1), distance)
     assert (distance < 1e-8).sum() == 3  # every atom itself
-
-
-def test_boxes_are_those_of_the_published_code():
-    z, pos, cell = np.ones(1, dtype=int), np.zeros((1, 3)), np.diag([3.0, 4.0, 30.0])
-    assert len(ImageRule(0.0, box=True)(z, pos, cell).image) == 5**3
-    images = ImageRule(9.5, box=True)(z, pos, cell).image
-    assert np.abs(images).max(0).tolist() == [4, 3, 2]
-    assert len(images) == 9 * 7 * 5
-
-
-def test_batch_offsets_and_pointers():
-    generator = np.random.default_rng(2)
-    crystals = [random_crystal(generator, n) | {"row": n} for n in (2, 1, 3)]
-    batch = collate(crystals, ImageRule(5.0))
-    assert batch.batch.tolist() == [0, 0, 1, 2, 2, 2]
-    assert batch.row.tolist() == [2, 1, 3]
-    assert batch.num_graphs == 3 and batch.y.shape == (3, 0)
-    assert torch.equal(batch.batch[batch.edge_index[0]], batch.batch[batch.edge_index[1]])
-    shift = torch.einsum(
-        "et,etx->ex", batch.image.double(), batch.cell[batch.batch[batch.edge_index[1]]]
-    )
-    vectors = batch.pos[batch.edge_index[0]] + shift - batch.pos[batch.edge_index[1]]
-    assert vectors.norm(dim=1).max() <= 5
-    half = batch.to(dtype=torch.float32)
-    assert half.pos.dtype == torch.float32 and half.z.dtype == torch.int64
-
-
-@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 100))
-def test_atom_budget_keeps_everything_in_order(sizes, budget):
-    parts = list(by_atom_budget(sizes, budget))
-    assert [index for part in parts for index in part] == list(range(len(sizes)))
-    for part in parts:
-        assert len(part) == 1 or sum(sizes[index] for index in part) <= budget
 
 
 @pytest.mark.parametrize("side", [30.0, 400.0, 9000.0])

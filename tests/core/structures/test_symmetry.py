@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from matattn.structures.batch import collate, geometry
+from matattn.structures.batch import geometry
 from matattn.structures.image_rule import ImageRule
 from matattn.structures.symmetry import orbits
 from matattn.testing import random_crystal, rutile_supercell
@@ -86,12 +86,6 @@ def test_orbits_are_numbered_by_their_first_atoms(monkeypatch):
     check_all_images_are_there(reduced, full, orbit=np.array([0, 0, 1, 1, 1, 1] * 2))
 
 
-@pytest.mark.parametrize("symmetry", [-1e-3, 0.1, float("inf")])
-def test_tolerances_that_merge_shells_are_refused(symmetry):
-    with pytest.raises(ValueError, match="expected 0 to 0.01"):
-        ImageRule(7.0, symmetry=symmetry)
-
-
 def test_a_proposal_that_the_distances_deny_is_refused(monkeypatch):
     """Whatever the symmetry search says: unequal surroundings never share a row."""
     crystal = random_crystal(np.random.default_rng(3), 4)
@@ -115,18 +109,3 @@ def test_images_at_the_edge_of_the_sphere_do_not_hide_symmetry():
     pos = pos + 1e-9 * np.random.default_rng(0).standard_normal(pos.shape)
     for cutoff in (2.959, 2 * 2.959, 4.594):  # exactly at shells of the crystal
         assert len(ImageRule(cutoff, symmetry=1e-6)(z, pos, cell).counts) == 2
-
-
-def test_batch_of_reduced_crystals():
-    crystals = [rutile_supercell(), random_crystal(np.random.default_rng(1), 3)]
-    batch = collate(crystals, ImageRule(CUTOFF, symmetry=1e-6))
-    assert batch.orbit_size.tolist() == [4, 8, 1, 1, 1]
-    assert batch.batch.tolist() == [0, 0, 1, 1, 1]
-    assert batch.image is None and batch.distance.shape == batch.multiplicity.shape
-    images = collate(crystals, ImageRule(CUTOFF)).edge_index.shape[1]
-    assert (batch.multiplicity * batch.orbit_size[batch.edge_index[1]]).sum() == images
-
-
-def test_boxes_have_no_symmetry():
-    with pytest.raises(ValueError, match="do not have the symmetry"):
-        ImageRule(7.0, box=True, symmetry=1e-3)

@@ -19,7 +19,8 @@ from matattn.structures.image_rule import ImageRule
 from matattn.structures.structure import tensors_from_arrays, validate_arrays
 from matattn.testing import EXACT, TOLERANCE, CrystalContract, assert_close
 
-# MATATTN_EXAMPLES=5000 pytest tests/core/test_random_crystals.py: a long run, other ones each time.
+# A long run, with other examples each time:
+# MATATTN_EXAMPLES=5000 pytest tests/core/structures/test_random_crystals.py
 examples = settings(
     max_examples=int(os.environ.get("MATATTN_EXAMPLES", "200")),
     derandomize="MATATTN_EXAMPLES" not in os.environ,

@@ -13,9 +13,9 @@ from matattn.errors import StructureError
 from matattn.structures.files import entries
 from matattn.structures.structure import validate
 
-# MATATTN_EXAMPLES=5000 pytest tests/core/test_damaged_files.py: a long run.
+# MATATTN_EXAMPLES=5000 pytest tests/core/structures/test_damaged_files.py: a long run.
 EXAMPLES = int(os.environ.get("MATATTN_EXAMPLES", "200"))
-CIF = (Path(__file__).parents[2] / "docs/examples/SrTiO3.cif").read_bytes()
+CIF = (Path(__file__).parents[3] / "docs/examples/SrTiO3.cif").read_bytes()
 POSCAR = b"""NaCl
 1.0
 4.0 0.0 0.0
