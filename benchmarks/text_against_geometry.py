@@ -25,7 +25,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from matattn.files import write_text
-from matattn.workflows.structures.report import save_figure
+from matattn.workflows.reporting import save_figure
 from matattn.workflows.sweeps import find_runs
 
 KEYS = ("network", "data", "target", "unit", "split")
