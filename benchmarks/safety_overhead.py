@@ -59,9 +59,9 @@ OFTEN = {
 }
 ONCE = {
     "lock the run": ["matattn.workflows.run_folder:FileLock.acquire"],
-    "look for an earlier run": ["matattn.workflows.run:_earlier_run"],
-    "remove half files": ["matattn.workflows.run:_clear_partial"],
-    "write config.yaml": ["matattn.workflows.run:write_text"],
+    "look for an earlier run": ["matattn.workflows.run_folder:earlier_run"],
+    "remove half files": ["matattn.workflows.run_folder:clear_partial"],
+    "write config.yaml": ["matattn.workflows.run_folder:write_text"],
     "read the cache": ["matattn.cache:read_sealed"],
     "fingerprint of the data": [
         "matattn.structures.dataset:PropertyDataset.fingerprint",
