@@ -70,7 +70,12 @@ def _of_network(name: str) -> list[str]:
                 ast.Assign(targets=[ast.Name("citations")], value=ast.expr() as value)
                 | ast.AnnAssign(target=ast.Name("citations"), value=ast.expr() as value)
             ):
-                return list(ast.literal_eval(value))
+                try:
+                    return list(ast.literal_eval(value))
+                except ValueError:
+                    raise DataError(
+                        f"{module}.py: citations of {name} must be written out in its class body"
+                    ) from None
     return []
 
 

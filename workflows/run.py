@@ -85,7 +85,7 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
     if source.kind != entry.kind:
         raise ConfigError(
             f"model={model_name} needs data of kind {entry.kind!r}, but data={source.name} gives "
-            f"{source.kind!r}"
+            f"{source.kind!r} (task.workflow={plain['task']['workflow']})"
         )
     check_targets({**plain, "model": model, "data": data.plain()})
     origin = _origin(plain["init_from"])
@@ -163,9 +163,13 @@ def _trainer(trainer: dict[str, Any], entry: TaskEntry) -> Target:
     elif devices != 1 or not _is_count(devices):
         raise ConfigError(
             f"trainer.devices={devices!r}: expected 1 (trainer=ddp_cpu shares the batches of "
-            "property and field networks; wave functions use all devices that jax sees)"
+            f"{_sharing()}; wave functions use all devices that jax sees)"
         )
     return Target.read(trainer, "trainer")
+
+
+def _sharing() -> str:
+    return " and ".join(name for name, entry in TASKS.items() if entry.shares_batches)
 
 
 def _is_count(value: Any) -> bool:

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from matattn import bundle, networks, pretrained
+from matattn import bundle, pretrained
 from matattn.structures.network import StructureNetwork
 from matattn.units import Property
-
-
-def adopt(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` with the network of the model that ``init_from`` names, and with its checksum.
-
-    Raises BundleError when there is no such model, or it cannot be read.
-    """
-    folder = pretrained.find(config["init_from"])
-    description = bundle.describe(folder)
-    arguments = {k: v for k, v in description["arguments"].items() if k != "num_targets"}
-    target = f"{networks.known()[description['network']]}.{description['network']}"
-    origin = {"path": str(config["init_from"]), "sha256": bundle.fingerprint(folder)}
-    return {**config, "model": {"_target_": target, **arguments}, "init_from": origin}
 
 
 def start_from(

@@ -190,14 +190,14 @@ class PropertyTask:
             )
         dataset = _read_data(config)
         schedule = build(config.optimizer.schedule, "optimizer.schedule")
-        arguments = _arguments(config.model, dataset)
+        arguments = network_arguments(config.model, dataset)
         networks = []
         for member in range(task.members):
             L.seed_everything(config.seed + member, workers=True, verbose=False)
             network = build(Target(config.model.target, arguments), "model")
-            _check_reads(network, dataset)
-            _check_range(network, dataset, task.tolerance)
-            normaliser = _normalise(network, dataset)
+            check_reads(network, dataset)
+            check_range(network, dataset, task.tolerance)
+            normaliser = normalise(network, dataset)
             if config.init_from:
                 start_from(network, config.init_from.path, dataset.targets, normaliser)
             networks.append(network)
@@ -270,7 +270,7 @@ class PropertyTask:
             template="structures/report.md",
             report=report.values(self.config, dataset, metrics),
             figures=figures,
-            tables={"predictions.csv": list(_predictions(dataset, predicted, intervals))},
+            tables={"predictions.csv": list(prediction_rows(dataset, predicted, intervals))},
             uncertainty=predictor.uncertainty,
         )
 
@@ -309,7 +309,7 @@ def _hold_out(dataset: PropertyDataset, fraction: float) -> PropertyDataset:
     return held if enough.all() else dataset
 
 
-def _arguments(model: Target, dataset: PropertyDataset) -> dict[str, Any]:
+def network_arguments(model: Target, dataset: PropertyDataset) -> dict[str, Any]:
     """Return a network's arguments: where it leaves elements or readout to the data, theirs."""
     arguments = {**model.arguments, "num_targets": len(dataset.targets)}
     if arguments.get("elements", ...) is None:
@@ -320,7 +320,7 @@ def _arguments(model: Target, dataset: PropertyDataset) -> dict[str, Any]:
     return arguments
 
 
-def _check_reads(network: StructureNetwork, dataset: PropertyDataset) -> None:
+def check_reads(network: StructureNetwork, dataset: PropertyDataset) -> None:
     """Raise ConfigError when a network cannot read the structures, or predict at their level."""
     name = type(network).__name__
     if dataset.has_molecules and not network.reads_molecules:
@@ -335,7 +335,7 @@ def _check_reads(network: StructureNetwork, dataset: PropertyDataset) -> None:
         )
 
 
-def _check_range(network: StructureNetwork, dataset: PropertyDataset, tolerance: float) -> None:
+def check_range(network: StructureNetwork, dataset: PropertyDataset, tolerance: float) -> None:
     """Raise ConfigError when lists of neighbours in a crystal would fill the memory."""
     reach = network.image_rule(float(tolerance)).cutoff
     if reach > LONGEST_RANGE and not dataset.has_molecules:
@@ -345,7 +345,7 @@ def _check_range(network: StructureNetwork, dataset: PropertyDataset, tolerance:
         )
 
 
-def _normalise(network: StructureNetwork, dataset: PropertyDataset) -> Normaliser:
+def normalise(network: StructureNetwork, dataset: PropertyDataset) -> Normaliser:
     """Return mean and population standard deviation of the training labels [T].
 
     A network that has room for constants of the elements gets them, fitted to the training labels;
@@ -422,7 +422,7 @@ def _neighbors(images: ImageRule, arrays: tuple[np.ndarray, ...]) -> Neighbors:
     return images(*arrays)
 
 
-def _predictions(
+def prediction_rows(
     dataset: PropertyDataset, predicted: np.ndarray, intervals: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for every label; of atoms and pairs, their numbers stand behind the id."""
