@@ -61,7 +61,7 @@ class ModelContract:
     def network(self) -> Any:
         """Return a float64 network with no parameter at its initial value, as after training."""
         torch.manual_seed(0)
-        return copy.deepcopy(_network(type(self)))
+        return copy.deepcopy(_network(type(self), json.dumps(self.arguments)))
 
     def output(self, network: Any, samples: list[Any]) -> Tensor:
         """Return the output for samples, without gradients."""
@@ -148,10 +148,11 @@ class ModelContract:
 
 
 @cache
-def _network(contract: type[ModelContract]) -> Any:
+def _network(contract: type[ModelContract], arguments: str) -> Any:
     """Return the network of a contract, which is made once for all of its tests."""
     tests = contract()
-    network = contract.network_class(**contract.arguments).double()
+    tests.arguments = json.loads(arguments)
+    network = tests.network_class(**tests.arguments).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
