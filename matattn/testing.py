@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,12 +61,7 @@ class ModelContract:
     def network(self) -> Any:
         """Return a float64 network with no parameter at its initial value, as after training."""
         torch.manual_seed(0)
-        network = self.network_class(**self.arguments).double()
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
-            network.train()(self.batch(network, self.samples()))
-        return network.eval()
+        return copy.deepcopy(_network(type(self), json.dumps(self.arguments)))
 
     def output(self, network: Any, samples: list[Any]) -> Tensor:
         """Return the output for samples, without gradients."""
@@ -149,6 +145,19 @@ class ModelContract:
         finally:
             jaxtyping.config.update("jaxtyping_disable", False)
             torch.compiler.reset()
+
+
+@cache
+def _network(contract: type[ModelContract], arguments: str) -> Any:
+    """Return the network of a contract, which is made once for all of its tests."""
+    tests = contract()
+    tests.arguments = json.loads(arguments)
+    network = tests.network_class(**tests.arguments).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        network.train()(tests.batch(network, tests.samples()))
+    return network.eval()
 
 
 class StructureContract(ModelContract):

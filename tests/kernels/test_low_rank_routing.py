@@ -197,8 +197,10 @@ def test_gradcheck(backend):
 
     leaves = [t.requires_grad_() for t in (q, random(*q.shape), k, v)]
     assert torch.autograd.gradcheck(routed, leaves)
-    assert torch.autograd.gradgradcheck(routed, leaves)
-    assert torch.autograd.gradgradcheck(lambda q, k, v: routed(q, None, k, v), [q, k, v])
+    assert torch.autograd.gradgradcheck(routed, leaves, fast_mode=True)  # along one direction
+    assert torch.autograd.gradgradcheck(
+        lambda q, k, v: routed(q, None, k, v), [q, k, v], fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -78,7 +78,7 @@ def test_stress_is_the_slope_by_strain_over_volume(backend):
     for number, sample in enumerate(samples):
         volume = torch.linalg.det(sample["cell"][0]).abs().item()
         for a in range(3):
-            for b in range(3):
+            for b in range(a, 3):  # a strain is symmetric, and so is the stress
 
                 def energy(size, sample=sample, a=a, b=b):
                     strain = torch.eye(3, dtype=torch.float64)
@@ -111,14 +111,14 @@ def test_symmetries_of_the_result():
 def test_a_loss_on_forces_and_stress_trains_the_parameters(backend):
     """Second derivatives: the gradient of the loss against its finite difference."""
     made = network()
-    batch = batch_of(made, crystals())
+    batch = collate(crystals(), made.image_rule(1e-3))  # the same images in all steps
 
-    def loss():
-        result = energy_forces_stress(total_energy(made), batch, create_graph=True)
+    def loss(create_graph=False):
+        result = energy_forces_stress(total_energy(made), batch, create_graph=create_graph)
         return result.forces.square().sum() + 100 * result.stress.square().sum()
 
     parameters = dict(made.named_parameters())
-    gradients = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
+    gradients = torch.autograd.grad(loss(True), list(parameters.values()), allow_unused=True)
     generator = torch.Generator().manual_seed(5)
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         if name == "head.2.bias":
