@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from matattn.models.coulgat import CoulGAT
 from matattn.models.crystalformer import Crystalformer
 from matattn.structures.structure import to_tensors
-from matattn.workflows import run
+from matattn.workflows import outputs, run
 from matattn.workflows.structures.explained import prepare
 from matattn.workflows.structures.predict import Predictor
 
@@ -91,6 +92,19 @@ def assert_same_bits():
             assert torch.equal(one[name], other[name]), name
 
     return compare
+
+
+@pytest.fixture
+def assert_cleared(tmp_path):
+    """Return a function: nothing of a run stays when its folder is cleared."""
+
+    def clear(folder):
+        copy = tmp_path / "cleared"
+        shutil.copytree(folder, copy)
+        outputs.clear(copy)
+        assert not any(copy.iterdir())
+
+    return clear
 
 
 def make_predictor(network: nn.Module, kind: str) -> Predictor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from matattn import files
-from matattn.errors import TrainingError, WriteError
+from matattn.errors import ConfigError, TrainingError, WriteError
 from matattn.models.crystalformer import Crystalformer
 from matattn.training import run_log
 from matattn.training.checkpoint_files import AtomicCheckpoints, read
@@ -107,6 +107,33 @@ def test_weights_are_averaged_at_a_frozen_rate(config, weights, table, tmp_path)
     assert steps == 16 and len(set(rates[steps // 2 - 1 :])) == 1
     assert rates[0] == pytest.approx(5e-4 * (4000 / 4001) ** 0.5)
     assert rates[4] == pytest.approx(5e-4 * (4000 / 4005) ** 0.5)
+
+
+def test_callbacks_of_the_configuration_are_honoured(config, table, tmp_path):
+    stop = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1}"
+    # A rate at which validation gets worse.
+    options = ["optimizer.lr=1.0", "trainer.max_epochs=50"]
+    run.run(config(table, tmp_path, f"+trainer.callbacks=[{stop}]", *options))
+    epochs = len((tmp_path / "metrics.csv").read_text().splitlines()) - 1
+    assert 2 <= epochs < 50
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_a_callback_that_is_none_is_refused(config, table, tmp_path):
+    other = "{_target_: lightning.pytorch.strategies.SingleDeviceStrategy}"
+    message = r"trainer.callbacks\[0\]: a SingleDeviceStrategy is no callback"
+    with pytest.raises(ConfigError, match=message):
+        run.run(config(table, tmp_path, f"+trainer.callbacks=[{other}]"))
+
+
+def test_a_run_without_validation_rows_warns_of_nothing(config, table, tmp_path, capfd, recwarn):
+    """Lightning would miss a validation loader."""
+    path = tmp_path / "crystals.jsonl"
+    path.write_text(table.read_text().replace('"split": "val"', '"split": "train"'))
+    metrics = run.run(config(path, tmp_path / "run", "trainer.max_epochs=1"))
+    assert "val" not in metrics and "test" in metrics
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("epoch 1/1") and not recwarn.list
 
 
 def test_loss_that_is_not_finite_stops_the_run(config, table, tmp_path, monkeypatch):

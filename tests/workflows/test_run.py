@@ -28,6 +28,10 @@ def test_finished_run_is_kept_unless_overwritten(config, finished, table, tmp_pa
 def test_overwriting_checks_first_and_leaves_nothing_old(config, finished, table, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
+    for name in ("frequencies.csv", "nonfinite_batch.json", "spectrum.png", "notes.txt"):
+        (folder / name).write_text("")
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events").write_text("")
     before = sorted(folder.rglob("*"))
     with pytest.raises(ConfigError):
         run.run(config(table, folder, "overwrite=true", "model.num_heads=3"))
@@ -40,7 +44,9 @@ def test_overwriting_checks_first_and_leaves_nothing_old(config, finished, table
         patch.setattr(run_log.RunLog, "on_train_epoch_start", fail, raising=False)
         with pytest.raises(Stopped):
             run.run(config(table, folder, "overwrite=true"))
-    assert {path.name for path in folder.iterdir()} <= {"config.yaml", "checkpoints", "error.txt"}
+    left = {path.name for path in folder.iterdir()}
+    assert "notes.txt" in left  # a stranger's
+    assert left <= {"notes.txt", "config.yaml", "checkpoints", "error.txt"}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,9 @@ def test_overwriting_checks_first_and_leaves_nothing_old(config, finished, table
         ("trainer.accelerator=abacus", "trainer: .*abacus"),
         ("model.radial_max=0.0", "model: .*radial_max and radial_width above 0"),
         ("trainer.precision=bf16-mixed", "trainer.precision='bf16-mixed': expected 32-true"),
+        ("+trainer.plugins=[]", "trainer.plugins: is set by matattn itself; leave it out"),
+        ("+trainer.logger=true", r"trainer.logger: is set by matattn itself \(logger=... chooses"),
+        ("+trainer.enable_progress_bar=true", "trainer.enable_progress_bar: is set by matattn"),
         ("task.workflow=foo", "task.workflow='foo': expected one of"),
         ("task.select=lowest", "task.select='lowest': expected one of final, best"),
     ],
@@ -84,6 +93,14 @@ def test_whether_data_may_be_fetched_does_not_change_a_run(compose):
     assert folder("seed=2").name[6:] == first.name[6:]
 
 
-def test_crystals_do_not_fit_a_mesh_network(compose):
-    with pytest.raises(ConfigError, match="model=flare needs data of kind 'meshes'"):
-        run.run(compose("model=flare", "data=prototypes"))
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["model=flare", "data=prototypes"], "model=flare needs data of kind 'meshes'"),
+        (["model=crystalformer", "data=text_files", "data.corpus=a", "data.labelled=b"],
+         "model=crystalformer needs data of kind 'structures', but data=text_files gives 'text'"),
+    ],
+)  # fmt: skip
+def test_data_of_another_kind_are_refused(compose, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        run.run(compose(*overrides))

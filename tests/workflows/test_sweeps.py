@@ -70,6 +70,17 @@ def test_report_command(outputs):
         find_runs(outputs / "gone")
 
 
+def test_a_run_of_an_unknown_task_is_told(outputs):
+    folder = outputs / "a" / "seed0-bb"
+    config = json.loads((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(json.dumps(config | {"task": {"workflow": "alchemy"}}))
+    (run,) = (run for run in find_runs(outputs) if run.folder == folder)
+    assert run.state == "finished" and run.objective is None
+    assert "no task 'alchemy'" in run.message
+    result = CliRunner().invoke(app, ["sweep", "report", str(outputs)])
+    assert result.exit_code == 0 and "alchemy" in result.output
+
+
 def test_settings_of_one_network_only_are_not_compared(outputs):
     make_run(outputs / "b" / "seed0-cc", 0, 1e-3, mae=0.1)
     path = outputs / "b" / "seed0-cc" / "config.yaml"

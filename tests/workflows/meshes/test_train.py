@@ -17,7 +17,7 @@ from matattn.workflows.meshes import train
 from matattn.workflows.meshes.train import GridGradient, relative_errors
 
 
-def test_run_folder_is_complete(finished):
+def test_run_folder_is_complete(finished, assert_cleared):
     folder, metrics = finished
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {
@@ -33,6 +33,7 @@ def test_run_folder_is_complete(finished):
     assert 0 < result["relative_l2"] < 1 and 0 < result["relative_l2_ema"]
     report = (folder / "report.md").read_text()
     assert "| test | pressure |" in report and "broken.npz" in report and "pressure (Pa)" in report
+    assert_cleared(folder)
 
 
 def test_errors_are_those_of_the_table(finished):
@@ -88,8 +89,7 @@ def test_it_learns(config, tmp_path):
 
 
 def test_full_attention_trains(config, tmp_path):
-    overrides = ["data.inputs=[]", "trainer.max_epochs=1"]
-    metrics = run.run(config(tmp_path, *overrides, model="full_attention"))
+    metrics = run.run(config(tmp_path, "trainer.max_epochs=1", model="full_attention"))
     assert not (tmp_path / "spectrum.png").exists()
     assert metrics["rows"] == {"train": 24, "val": 6, "test": 6}
 
@@ -101,7 +101,7 @@ def test_full_attention_trains(config, tmp_path):
         ("task.ema=1.0", ConfigError, r"task.ema=1.0: expected a number from 0 to below 1"),
         ("task.export=-1", ConfigError, "task.export=-1: expected 0 or more"),
         ("data.targets=[velocity]", DataError, "no usable mesh; first problem: .*broken.npz"),
-        ("init_from=mp-band-gap", ConfigError, "init_from"),
+        ("init_from=mp-band-gap", ConfigError, "starts trainings on structures only"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(config, tmp_path, override, error, message):

@@ -17,15 +17,8 @@ from matattn import bundle
 from matattn.errors import BundleError, ConfigError
 from matattn.workflows import run
 
-SMALL = [
-    "model=wavefunction", "model.dim=8", "model.num_heads=2", "model.num_layers=1",
-    "task.samples=64", "task.chains=8", "task.chunk_size=64", "task.final_samples=256",
-    "task.symmetrized_samples=32", "task.attention_samples=32", "trainer.max_epochs=6",
-    "optimizer.warmup=5",
-]  # fmt: skip
 
-
-def test_run_folder_is_complete(finished):
+def test_run_folder_is_complete(finished, assert_cleared):
     folder, metrics = finished
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {
@@ -49,6 +42,12 @@ def test_run_folder_is_complete(finished):
     report = (folder / "report.md").read_text()
     for text in ("| fresh samples |", "Lanczos", "frozen to its mean", "Marshall sign"):
         assert text in report
+    table = report.split("| observable | value | error |\n|---|---|---|\n")[1].split("\n\n")[0]
+    listed = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()]
+    observed = json.loads((folder / "observables.json").read_text())
+    assert listed[:-1] == list(observed["scalars"]) and listed[-1].startswith("largest S(q)")
+    assert len(listed) == 6 and not any("energy" in name for name in listed)
+    assert_cleared(folder)
 
 
 def started(small, folder, devices):

@@ -14,7 +14,7 @@ from matattn.workflows.structures.fine_tune import start_from
 
 def test_known_targets_keep_their_predictions(calibrated):
     folder, _ = calibrated
-    source, config, _ = bundle.load(folder / "model")
+    (source,), config, _ = bundle.load(folder / "model")
     fresh = type(source)(**config["arguments"] | {"num_targets": 2})
     targets = find_properties(["total_energy_per_atom", "band_gap"])
     normaliser = (torch.tensor([1.0, -2.0]), torch.tensor([2.0, 0.3]))

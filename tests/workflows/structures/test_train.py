@@ -12,12 +12,11 @@ from pymatgen.core import Lattice, Molecule, Structure
 import matattn
 from matattn import bundle, parallel
 from matattn.errors import ConfigError
-from matattn.structures.ensemble import Ensemble
 from matattn.workflows import run
 from matattn.workflows.structures import train
 
 
-def test_run_folder_is_complete(finished):
+def test_run_folder_is_complete(finished, assert_cleared):
     folder, metrics = finished
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {
@@ -36,6 +35,7 @@ def test_run_folder_is_complete(finished):
     report = (folder / "report.md").read_text()
     assert "| test | band_gap |" in report and "Comparability" in report
     assert "crystals.jsonl:49 (bad)" in report  # what was left out, and why
+    assert_cleared(folder)
 
 
 def test_predictions_reproduce_the_metrics(finished):
@@ -147,18 +147,20 @@ def test_too_few_rows_are_not_kept_apart(train_polymorphs, tmp_path):
     assert "No rows were kept apart" in (tmp_path / "report.md").read_text()
 
 
-def test_ensemble_is_trained_saved_and_resumed(train_polymorphs, tmp_path):
+def test_ensemble_is_trained_saved_and_resumed(train_polymorphs, assert_cleared, tmp_path):
     ensemble = [*SMALL, "task.members=2", "task.spread=ensemble", "task.calibration=0.3"]
-    metrics = train_polymorphs(tmp_path, *ensemble)
-    network, config, _ = bundle.load(tmp_path / "model")
-    assert isinstance(network, Ensemble) and config["members"] == 2
-    one, two = (member.embedding.weight for member in network.members)
+    folder = tmp_path / "run"
+    metrics = train_polymorphs(folder, *ensemble)
+    networks, config, _ = bundle.load(folder / "model")
+    assert len(networks) == 2 and config["members"] == 2
+    one, two = (network.embedding.weight for network in networks)
     assert not torch.equal(one, two)
     assert 0.9 <= metrics["calibration"]["band_gap"]["interval"]["coverage"]
-    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
-    (tmp_path / "metrics.json").unlink()  # as if the run had been killed at the very end
-    assert train_polymorphs(tmp_path, *ensemble)["val"] == metrics["val"]
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+    (folder / "metrics.json").unlink()  # as if the run had been killed at the very end
+    assert train_polymorphs(folder, *ensemble)["val"] == metrics["val"]
+    assert (folder / "model" / "model.safetensors").read_bytes() == weights
+    assert_cleared(folder)
 
 
 def test_an_ensemble_needs_members(train_polymorphs, tmp_path):

@@ -30,7 +30,7 @@ def test_every_vocabulary_is_in_the_table(tokenized):
         assert (row["material_whole_words"] < 1) == (row["material_fertility"] > 1)
 
 
-def test_run_folder_is_whole(tokenized):
+def test_run_folder_is_whole(tokenized, assert_cleared):
     folder, metrics = tokenized
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
     report = (folder / "report.md").read_text()
@@ -41,6 +41,7 @@ def test_run_folder_is_whole(tokenized):
         assert (folder / name).stat().st_size > 1000
     pieces = (folder / "model" / "vocab.txt").read_text().split("\n")[:-1]
     assert len(pieces) == metrics["vocabularies"][-1]["pieces"] and pieces[:2] == ["[PAD]", "[UNK]"]
+    assert_cleared(folder)
 
 
 def test_words_are_counted_as_the_vocabulary_sees_them(tokenized, monkeypatch):
@@ -86,7 +87,7 @@ def test_resumed_run_equals_an_uninterrupted_one(on_sentences, tokenized, tmp_pa
         ("task.strength=-1", "task.strength=-1: expected a number from 0 on"),
         ("task.word_probability=best", "expected one of paper, first_label"),
         ("task.sizes=[3]", "task.sizes=.*expected a list of whole numbers from 6 on"),
-        ("init_from=mp-band-gap", "init_from"),
+        ("init_from=mp-band-gap", "starts trainings on structures only"),
     ],
 )
 def test_mistakes_are_named(on_sentences, tmp_path, override, message):
