@@ -68,6 +68,74 @@ def data_dir() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def compose():
+    """Return a function: the configuration that ``train.py`` composes from overrides."""
+    import hydra
+
+    from matattn.conf.schema import register
+
+    def composed(*overrides):
+        register()
+        with hydra.initialize_config_module("matattn.conf", version_base="1.3"):
+            return hydra.compose("train", list(overrides))
+
+    return composed
+
+
+MATERIALS = ["ZnO", "TiO2", "GaAs", "germanium", "hydroxyapatite", "perovskite oxide", "CdTe"]
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory):
+    """A corpus in which materials follow certain words, and labelled sentences of the same kind."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("text")
+    generator = np.random.default_rng(0)
+    lines, rows = [], []
+    for number in range(160):
+        material = MATERIALS[int(generator.integers(len(MATERIALS)))]
+        lines.append(f"films of {material} were grown by method {number} at high pressure here .")
+        rows += ["films O", "of O"]
+        parts = material.split()
+        rows += [f"{part} {'I' if n else 'B'}-MAT" for n, part in enumerate(parts)]
+        rows += ["were O", f"grown{number} O", ""]
+    (folder / "corpus.txt").write_text("\n".join(lines))
+    (folder / "labelled.txt").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def on_sentences(compose, sentences):
+    """Return a function: the configuration of a small training on ``sentences``."""
+    sizes = {
+        "matter": ["model.dim=16", "model.hidden=16", "task.vocab_size=150", "task.sizes=[80]",
+                   "task.strengths=[0.5]", "optimizer.lr=1e-2"],
+        "text_encoder": ["model.dim=16", "model.ffn_dim=32", "model.num_heads=2",
+                         "optimizer.lr=3e-3"],
+    }  # fmt: skip
+
+    def configure(model, folder, *overrides):
+        return compose(
+            "data=text_files", f"data.corpus={sentences / 'corpus.txt'}",
+            f"data.labelled={sentences / 'labelled.txt'}", f"paths.output_dir={folder}",
+            "trainer.accelerator=cpu", "task.batch_size=16", f"model={model}", *sizes[model],
+            *overrides,
+        )  # fmt: skip
+
+    return configure
+
+
+@pytest.fixture(scope="session")
+def tokenized(on_sentences, tmp_path_factory):
+    """A finished run of ``model=matter``: its folder and metrics; to be read only."""
+    from matattn.workflows.run import run
+
+    folder = tmp_path_factory.mktemp("tokenized")
+    return folder, run(on_sentences("matter", folder, "trainer.max_epochs=6"))
+
+
 @pytest.fixture
 def keyboard():
     """Ctrl-C as in a terminal: processes that a shell puts into the background ignore it."""

@@ -316,8 +316,8 @@ class Ready(Exception):
 
 @pytest.fixture
 def until_training(monkeypatch, tmp_path):
-    def stop(folder, config, names, workflow, prepared):
-        raise Ready(config, prepared)
+    def stop(config, task):
+        raise Ready(config, task)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "_run_in", stop)
@@ -343,15 +343,15 @@ def start(overrides):
         return config, line
 
 
-def begin(config, prepared):
+def begin(config, task):
     """Build what Lightning is given when training begins."""
     plugins = [LightningEnvironment()]
-    build(config["trainer"], "trainer", plugins=plugins, logger=False, enable_checkpointing=False)
-    if hasattr(prepared, "schedule"):
-        optimizer = config["optimizer"]
-        network = prepared.networks[0] if hasattr(prepared, "networks") else prepared.network
-        made = adamw(network, optimizer["lr"], optimizer["betas"], optimizer["weight_decay"])
-        per_step(made, prepared.schedule, 100)
+    build(config.trainer, "trainer", plugins=plugins, logger=False, enable_checkpointing=False)
+    if hasattr(task, "schedule"):
+        optimizer = config.optimizer
+        network = task.networks[0] if hasattr(task, "networks") else task.network
+        made = adamw(network, optimizer.lr, optimizer.betas, optimizer.weight_decay)
+        per_step(made, task.schedule, 100)
 
 
 def keys(config, prefix=""):

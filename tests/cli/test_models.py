@@ -138,7 +138,7 @@ def table(tmp_path):
 
 def test_evaluate(shipped, table, tmp_path):
     output = tmp_path / "errors.json"
-    result = run("evaluate", "mp-formation-energy", table, "data.max_sites=2", "-o", output)
+    result = run("evaluate", "mp-formation-energy", table, "data.max_sites=12", "-o", output)
     assert result.exit_code == 0, result.stderr
     for text in ("Mean absolute errors", "halides (F Cl Br I)", "1 to 4 sites", "eV/atom",
                  "linear in composition", "mine.jsonl:13: "):  # fmt: skip
@@ -156,6 +156,8 @@ def test_evaluate(shipped, table, tmp_path):
         (["mp-formation-energy", "mp2019"], "Could not find 'data/mp2019'"),
         (["mp-formation-energy", "absent.jsonl"], "absent.jsonl: no such file"),
         (["mp-formation-energy", "prototypes", "data.max_site=3"], "data.max_site: "),
+        (["mp-formation-energy", "prototypes", "task.batch_size=3"], "task: there is no such key"),
+        (["mp-formation-energy", "prototypes", "model=coulgat"], "Could not override 'model'"),
         (["mp-formation-energy", "prototypes", "data.targets=[log10_bulk_modulus]"],
          "the model predicts formation_energy_per_atom (eV/atom), not log10_bulk_modulus"),
     ],

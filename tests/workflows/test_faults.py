@@ -433,7 +433,7 @@ def predict(model, *more, **options):
 def wrong_bits_in_a_model(folder, times=20):
     """So many in each file: refused, naming the file, or harmless."""
     shutil.copytree(pretrained.find(MODEL), folder / "model")
-    network = bundle.load(folder / "model")[0].state_dict()
+    network = bundle.load(folder / "model")[0][0].state_dict()
     generator, tried, lost = np.random.default_rng(0), 0, 0
     for path in sorted((folder / "model").iterdir()):
         whole = path.read_bytes()
@@ -441,7 +441,7 @@ def wrong_bits_in_a_model(folder, times=20):
             path.write_bytes(damaged(whole, generator))
             tried += 1
             try:
-                found = bundle.load(folder / "model")[0].state_dict()
+                found = bundle.load(folder / "model")[0][0].state_dict()
                 lost += any(not torch.equal(found[name], network[name]) for name in network)
                 lost += path.name != "SHA256SUMS"
             except BundleError as error:

@@ -1,4 +1,4 @@
-"""Evaluation: the errors of what ``predict`` says, by groups."""
+"""DOC"""
 
 import dataclasses
 import json
@@ -18,6 +18,8 @@ from matattn.workflows.structures import evaluate
 from matattn.workflows.structures.predict import Predictor
 
 PLACES = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+
+
 CRYSTALS = [  # split, atomic numbers
     ("train", (11, 17)), ("train", (3, 9)), ("train", (12, 8)), ("train", (26,)),
     ("val", (17, 11)),  # a polymorph of a training row

@@ -1,0 +1,41 @@
+"""Templates, figures and tables of reports; every family's run renders its own."""
+
+from pathlib import Path
+
+import pytest
+from jinja2 import UndefinedError
+
+from matattn.workflows import reporting
+
+ROOT = Path(reporting.__file__).parent
+REPORTS = [
+    str(path.relative_to(ROOT)).removesuffix(".jinja") for path in sorted(ROOT.rglob("*.md.jinja"))
+]
+
+
+def test_every_family_has_a_template():
+    assert {name.split("/")[0] for name in REPORTS} >= {"structures", "meshes", "spins", "text"}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_value_that_is_missing_is_an_error(name):
+    with pytest.raises(UndefinedError, match="is undefined"):
+        reporting.render(name)
+
+
+def test_a_model_card_has_no_pictures():
+    assert reporting.without_pictures("# a\n\n![b](b.png)\nc\n") == "# a\n\nc\n"
+
+
+def test_losses_of_several_runs_are_drawn_once_a_label():
+    rows = [{"epoch": 1, "train/loss": 2.0}, {"epoch": 2, "train/loss": 1.0}]
+    figure = reporting.loss_plot([rows, rows], {"train/loss": "training", "val/loss": "validation"})
+    (axes,) = figure.axes
+    assert len(axes.lines) == 2
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training"]
+
+
+def test_tables_for_the_terminal_align_numbers():
+    table = reporting.text_table("title", ["name", "unit", "error"], [["a", "eV", "0.1"]])
+    assert [column.justify for column in table.columns] == ["left", "left", "right"]
+    assert table.row_count == 1
