@@ -35,6 +35,7 @@ def _settings_hash(*, _root_: Any) -> str:
 
     config = cast(dict[str, Any], OmegaConf.to_container(_root_, resolve=False))
     config.pop("hydra", None)
+    config["data"] = {k: v for k, v in config["data"].items() if k not in ("licence", "citations")}
     return config_hash(what_matters(config))
 
 

@@ -132,6 +132,8 @@ def load(folder: str | Path) -> tuple[list[nn.Module], dict[str, Any], Uncertain
     config = describe(folder)
     name = config["network"]
     network_class = registry.find(name)
+    if (kind := kind_of(config).name) != getattr(network_class, "kind", ""):
+        raise BundleError(f"{folder}/config.json: kind {kind!r} does not fit the network {name}")
     if not issubclass(network_class, nn.Module):
         raise BundleError(f"{folder}: a {name} is no torch network; matattn.load reads it")
     uncertainty = None
@@ -222,7 +224,9 @@ def describe(folder: str | Path) -> dict[str, Any]:
         raise BundleError(
             f"{folder}: format {config['format']!r}; this matattn reads format {FORMAT}"
         )
-    if config["network"] not in registry.known():
+    if not isinstance(config["arguments"], dict):
+        raise BundleError(f"{folder}/config.json: arguments is no object with names and values")
+    if str(config["network"]) not in registry.known():
         name, known = config["network"], ", ".join(registry.known())
         raise BundleError(f"{folder}/config.json: unknown network {name!r}; known: {known}")
     return config

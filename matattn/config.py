@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,11 +123,11 @@ class Target:
 
     def plain(self) -> dict[str, Any]:
         """Return the section that it was read from."""
-        return {"_target_": self.target, **self.arguments}
+        return {"_target_": self.target, **self.arguments} | {"_target_": self.target}
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Section):
     """What the configuration says of its data beside how to load them.
 
     Args:
@@ -137,22 +138,23 @@ class Source:
         citations: keys of ``matattn/references.bib``, or BibTeX entries.
     """
 
+    key: ClassVar[str] = "data"
+
     name: str
-    kind: str
-    structures: str = "crystals"
+    kind: str = one_of("", tuple(KINDS))
+    structures: str = one_of("crystals", ("crystals", "molecules"))
     licence: str = ""
-    citations: Sequence[str] = ()
+    citations: list[str] = setting([], "a list of texts", lambda _: True)
+
+
+_DESCRIBES = ("structures", "licence", "citations")
 
 
 def read_data(data: Mapping[str, Any]) -> tuple[Source, Target]:
     """Return what the section ``data`` says of its data, and how to load them."""
     arguments = dict(data)
-    described = {
-        key: arguments.pop(key) for key in ("structures", "licence", "citations") if key in data
-    }
-    if (kind := arguments.pop("kind", None)) not in KINDS:
-        raise ConfigError(f"data.kind={kind!r}: expected one of {', '.join(KINDS)}")
-    source = Source(str(data.get("name", "")), kind, **described)
+    described = {key: arguments.pop(key) for key in _DESCRIBES if key in data}
+    source = Source(str(data.get("name", "")), arguments.pop("kind", None), **described)
     return source, Target.read(arguments, "data")
 
 
@@ -200,6 +202,11 @@ class RunConfig(Generic[T, O]):
     def epochs(self) -> int:
         """Return the number of epochs."""
         return self.trainer.arguments["max_epochs"]
+
+    @property
+    def accelerator(self) -> str:
+        """Return the kind of device that Lightning is asked for."""
+        return str(self.trainer.arguments.get("accelerator", "auto"))
 
     @property
     def processes(self) -> int:
@@ -263,6 +270,8 @@ def check_targets(config: Any, key: str = "") -> None:
     if isinstance(config, str) and "${" in config:
         raise ConfigError(f"{key}={config!r}: ${{ is not allowed here")
     if isinstance(config, Mapping):
+        if special := [name for name in config if re.fullmatch("_(?!target_).*_", str(name))]:
+            raise ConfigError(f"{key}.{special[0]}: Hydra's own keys are not allowed here")
         target = config.get("_target_")
         allowed = ALLOWED.get(key.split(".")[0].split("[")[0], ())
         if target is not None:

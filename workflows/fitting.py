@@ -99,7 +99,7 @@ def fit(
             config.trainer,
             "trainer",
             max_epochs=epochs or config.epochs,
-            callbacks=[*_asked_for(config.trainer), *ours],
+            callbacks=[*asked_callbacks(config.trainer), *ours],
             logger=logger,
             # Not Slurm's: one process a run, and submitit puts runs back into the queue.
             plugins=[AtomicCheckpoints(), LightningEnvironment()],
@@ -121,8 +121,11 @@ def fit(
     return trainer.strategy.root_device
 
 
-def _asked_for(trainer: Target) -> list[L.Callback]:
-    """Return the callbacks that ``trainer.callbacks`` of the configuration describes."""
+def asked_callbacks(trainer: Target) -> list[L.Callback]:
+    """Return the callbacks that ``trainer.callbacks`` of the configuration describes.
+
+    Raises ConfigError for what is no callback, and for one that writes checkpoints.
+    """
     described = trainer.arguments.get("callbacks") or []
     if not isinstance(described, Sequence) or isinstance(described, str):
         described = [described]
@@ -132,6 +135,11 @@ def _asked_for(trainer: Target) -> list[L.Callback]:
             raise ConfigError(
                 f"trainer.callbacks[{number}]: a {type(callback).__name__} is no callback; give "
                 "one of lightning.pytorch.callbacks"
+            )
+        if isinstance(callback, ModelCheckpoint):
+            raise ConfigError(
+                f"trainer.callbacks[{number}]: checkpoints are written by matattn itself: the last "
+                "epoch, and with task.select=best the best one"
             )
     return built
 

@@ -42,6 +42,7 @@ class Outputs:
         arguments: constructor arguments of the network, with what the data decided.
         description: what config.json of the bundle says beyond what all bundles do.
         data: what is known of the data: name, fingerprint and perhaps a note.
+        epochs: that the training took; fewer than asked for if a callback stopped it.
         template: of the report, ``workflows/<template>.jinja``.
         report: values of the template beside those that all reports have.
         figures: by file name.
@@ -56,6 +57,7 @@ class Outputs:
     arguments: Mapping[str, Any]
     description: Mapping[str, Any]
     data: Mapping[str, Any]
+    epochs: int
     template: str
     report: Mapping[str, Any]
     figures: Mapping[str, Figure]
@@ -78,6 +80,7 @@ def write(folder: Path, config: RunConfig, outputs: Outputs) -> None:
         outputs.template,
         config=config,
         metrics=outputs.metrics,
+        epochs=outputs.epochs,
         model=_MODEL_PATH,
         version=__version__,
         **outputs.report,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ _TEMPLATES = Environment(
 
 def render(template: str, **values: Any) -> str:
     """Return the text of ``workflows/<template>.jinja`` filled with ``values``."""
-    return _TEMPLATES.get_template(f"{template}.jinja").render(values)
+    return _TEMPLATES.get_template(f"{template}.jinja").render(values).rstrip() + "\n"
 
 
 def save_png(figure: Figure, file: Path | IO[bytes], dpi: int = 120) -> None:
@@ -62,12 +62,12 @@ def loss_plot(
 
 
 def text_table(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]
 ) -> Table:
-    """Return a table for the terminal; the first ``left`` columns are aligned to the left."""
+    """Return a table for the terminal; columns named in ``left`` are aligned to the left."""
     table = Table(title=title)
-    for number, column in enumerate(header):
-        table.add_column(column, justify="left" if number < left else "right")
+    for column in header:
+        table.add_column(column, justify="left" if column in left else "right")
     for row in rows:
         table.add_row(*row)
     return table

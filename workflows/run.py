@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from matattn import bundle, networks, pretrained
+from matattn.citations import entries
 from matattn.conf.schema import TrainConfig
 from matattn.config import (
     Origin,
@@ -26,6 +27,7 @@ from matattn.kinds import KINDS
 from matattn.runtime import tune_malloc
 from matattn.tables import show
 from matattn.workflows import outputs, run_folder
+from matattn.workflows.fitting import asked_callbacks
 from matattn.workflows.task import TASKS, Task, TaskEntry
 
 
@@ -62,7 +64,12 @@ def _run_in(config: RunConfig, task: Task) -> dict[str, Any]:
             outputs.clear(folder)
     if finished.exists():
         print(f"{folder} holds this run, finished; overwrite=true trains again")
-        return run_folder.metrics(folder)
+        try:
+            return run_folder.metrics(folder)
+        except ValueError as error:
+            raise ConfigError(
+                f"{finished}: cannot be read: {error}; overwrite=true trains again"
+            ) from None
     run_folder.record(folder, config, task.fingerprint)
     print(
         f"{config.model_name} on {config.source.name}, seed {config.seed} -> {folder}", flush=True
@@ -92,10 +99,12 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
     target = _adopted(origin, model, model_name) if origin else Target.read(model, "model")
     name = f"init_from={origin.path}" if origin else f"model={model_name}"
     _check_reads(target, name, entry, source)
+    entries(source.citations)
     task_class = entry.load()
     seed = plain["seed"]
     if not 0 <= seed < 2**31:
         raise ConfigError(f"seed={seed!r}: expected a number from 0 to 2^31 - 1")
+    asked_callbacks(trainer := _trainer(plain["trainer"], entry))  # a wrong one is told here
     config = RunConfig(
         model_name=model_name,
         model=target,
@@ -103,7 +112,7 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
         data=data,
         task=task_class.settings.read(plain["task"]),
         optimizer=task_class.optimizer.read(plain["optimizer"]),
-        trainer=_trainer(plain["trainer"], entry),
+        trainer=trainer,
         logger=Target.read(plain["logger"], "logger") if plain["logger"] else None,
         paths=Paths.read(plain["paths"]),
         init_from=origin,
@@ -115,7 +124,7 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
 
 def _entry(task: dict[str, Any]) -> TaskEntry:
     name = task.get("workflow")
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ConfigError(f"task.workflow={name!r}: expected one of {', '.join(TASKS)}")
     return TASKS[name]
 
@@ -180,7 +189,7 @@ def _origin(model: str | None) -> Origin | None:
     """Return the model that the training starts from; raises BundleError if it cannot be read."""
     if not model:
         return None
-    if changed := [item for item in _overrides() if item.startswith("model.")]:
+    if changed := [item for item in _overrides() if item.lstrip("+~").startswith("model.")]:
         raise ConfigError(
             f"{changed[0]} cannot be combined with init_from: the network is that of {model}"
         )

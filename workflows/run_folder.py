@@ -107,7 +107,7 @@ def why_another(folder: Path, earlier: dict[str, Any], config: RunConfig, finger
     old, new = what_matters(earlier), what_matters(config.record())
     different = [key for name in new for key in _differences(old.get(name), new[name], name)]
     # Runs from before recorded here what the data had decided.
-    different = [key for key in different if key not in _OF_THE_DATA or _at(new, key) is not None]
+    different = [key for key in different if key not in OF_THE_DATA or _at(new, key) is not None]
     if not different:
         return ""
     return (
@@ -116,7 +116,7 @@ def why_another(folder: Path, earlier: dict[str, Any], config: RunConfig, finger
     )
 
 
-_OF_THE_DATA = ("model.elements", "model.readout", "model.vocab_size", "model.num_labels")
+OF_THE_DATA = ("model.elements", "model.readout", "model.vocab_size", "model.num_labels")
 
 
 def _at(config: dict[str, Any], key: str) -> Any:

@@ -15,6 +15,7 @@ from rich.table import Table
 from matattn.errors import DataError
 from matattn.tables import write_table
 from matattn.workflows import reporting, run_folder
+from matattn.workflows.run_folder import OF_THE_DATA
 from matattn.workflows.task import TASKS
 
 _HIDDEN = ("seed", "paths", "logger", "overwrite", "data_fingerprint")
@@ -53,8 +54,12 @@ def _read(folder: Path) -> Run | None:
     """Return the run in a folder; None for a folder of something else."""
     try:
         config = yaml.safe_load((folder / run_folder.RECORD).read_text(encoding="utf-8"))
-        task, seed = config["task"]["workflow"], config["seed"]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        task, seed = str(config["task"]["workflow"]), config["seed"]
+        settings = {key: value for key, value in _flat(config).items()
+                    if key.split(".")[0] not in _HIDDEN}  # fmt: skip
+        settings["model"] = str(config["model"].get("_target_", "")).rsplit(".", 1)[-1]
+        settings["data"] = str(config["data"].get("name", ""))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
         return None
     state, message = run_folder.state(folder)
     value, what = None, ""
@@ -65,10 +70,6 @@ def _read(folder: Path) -> Run | None:
             what, value = TASKS[task].objective(run_folder.metrics(folder))
         except (OSError, ValueError, LookupError, TypeError) as error:
             state, message = "failed", f"metrics.json cannot be read: {error}"
-    settings = {key: value for key, value in _flat(config).items()
-                if key.split(".")[0] not in _HIDDEN}  # fmt: skip
-    settings["model"] = str(config["model"].get("_target_", "")).rsplit(".", 1)[-1]
-    settings["data"] = str(config["data"].get("name", ""))
     return Run(folder, seed, state, settings, value, what, message)
 
 
@@ -90,6 +91,8 @@ def differing(runs: Sequence[Run]) -> list[str]:
         key
         for key in keys
         if len({repr(run.settings.get(key)) for run in runs}) > 1
+        # runs of earlier versions recorded what the data had decided
+        and not (key in OF_THE_DATA and any(run.settings.get(key) is None for run in runs))
         # arguments that only one of several networks or data sets has say nothing
         and (key in ("model", "data") or alike or all(key in r.settings for r in runs))
         and not key.endswith(("_target_", ".name"))
@@ -136,7 +139,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         for run in runs
     ]  # fmt: skip
     header = ["run", *keys, "seed", "state", "result", "", "message"]
-    every = reporting.text_table(f"{len(runs)} runs", header, rows, left=len(header))
+    every = reporting.text_table(f"{len(runs)} runs", header, rows, left=header)
     best = [
         [
             *(row[key] for key in keys), str(row["count"]), f"{row['mean']:.5g}",
@@ -146,7 +149,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     ]  # fmt: skip
     header = [*keys, "seeds", "mean", "deviation", ""]
     title = "Means over seeds, best first (less is better)"
-    return [every, reporting.text_table(title, header, best, left=len(header))]
+    return [every, reporting.text_table(title, header, best, left=header)]
 
 
 def write(path: Path, runs: Sequence[Run]) -> None:

@@ -25,7 +25,11 @@ def cite(
         if model is not None:
             path = pretrained.find(model) / "config.json"
             config = json.loads(path.read_text(encoding="utf-8"))
-        print(bibtex(config))
-    except (MatattnError, OSError, ValueError, KeyError) as error:
+        text = bibtex(config)
+    except (TypeError, AttributeError, KeyError):  # not what a bundle says
+        print(f"error: {model}: config.json names no network and data to cite", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except (MatattnError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    print(text)

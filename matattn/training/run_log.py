@@ -32,6 +32,11 @@ class RunLog(L.Callback):
         self._console = Console(file=sys.stderr)
         self._bar: Progress | None = None
 
+    @property
+    def epochs(self) -> int:
+        """Return the number of epochs that are finished."""
+        return len(self.rows)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the rows and the training time, for the checkpoint."""
         return {"rows": self.rows, "seconds": self.seconds}

@@ -8,7 +8,7 @@ from matattn.workflows import outputs
 
 def made(**named):
     values = dict.fromkeys(("metrics", "arguments", "description", "data", "report"), {})
-    return outputs.Outputs(network=[], template="", **values, **{"figures": {}, **named})
+    return outputs.Outputs(network=[], epochs=1, template="", **values, **{"figures": {}, **named})
 
 
 @pytest.mark.parametrize(

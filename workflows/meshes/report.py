@@ -30,7 +30,9 @@ _HEADER = ("split", "field", "relative L2", "averaged weights", *_BASELINES.valu
 
 def results_table(metrics: Mapping[str, Any]) -> Table:
     """Return the final table: error of every split and field beside its baselines."""
-    return reporting.text_table("Relative L2 errors", _HEADER, _result_rows(metrics), left=2)
+    return reporting.text_table(
+        "Relative L2 errors", _HEADER, _result_rows(metrics), left=("split", "field")
+    )
 
 
 def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -173,7 +175,7 @@ def values(
         "dataset": dataset,
         "shown": shown,
         "pictures": list(figures),
-        "machine": machine(config.trainer.arguments["accelerator"]),
+        "machine": machine(config.accelerator),
         "nodes": (min(nodes), max(nodes)),
         "fields": {
             kind: _described(getattr(dataset, kind))

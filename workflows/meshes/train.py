@@ -333,6 +333,7 @@ class FieldTask:
             arguments=self.arguments,
             description=description,
             data={"name": dataset.name, "fingerprint": self.fingerprint, "note": dataset.note},
+            epochs=trained.log.epochs,
             template="meshes/report.md",
             report=report.values(self.config, dataset, metrics, shown, figures),
             figures=figures,

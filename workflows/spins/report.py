@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from matattn.config import RunConfig
 from matattn.models.factored_attention import TransformerWaveFunction
 from matattn.runtime import processor
 from matattn.spins import PAULI, SpinSystem
@@ -25,7 +24,7 @@ Rows = Sequence[Mapping[str, float]]
 def results_table(metrics: Mapping[str, Any]) -> Table:
     """Return the final table: every energy with all its diagnostics, and the reference."""
     title = "Ground-state energy, S.S per site with J1 = 1"
-    return reporting.text_table(title, _HEADER, _result_rows(metrics), left=1)
+    return reporting.text_table(title, _HEADER, _result_rows(metrics), left=_HEADER[:1])
 
 
 def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -212,21 +211,20 @@ def scalars(observed: Mapping[str, Any]) -> list[tuple[str, tuple[float, float |
 
 
 def values(
-    config: RunConfig,
     system: SpinSystem,
     model: TransformerWaveFunction,
+    seed: int,
     metrics: Mapping[str, Any],
     observed: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what the report says: energies beside references, observables, settings."""
     return {
-        "title": f"{model.attention} attention on {system.name}, seed {config.seed}",
+        "title": f"{model.attention} attention on {system.name}, seed {seed}",
         "system": system,
         "header": _HEADER,
         "rows": _result_rows(metrics),
         "observables": [row for row in scalars(observed) if row[0] not in _OF_THE_ENERGY],
         "samples": observed["samples"],
-        "steps": config.epochs * config.task.steps_per_epoch,
         "attention": _attention_rows(metrics.get("attention")),
         "machine": f"{processor()}; jax {jax.__version__} on {jax.device_count()} "
         f"{jax.default_backend()} device(s)",

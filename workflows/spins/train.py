@@ -196,7 +196,8 @@ class GroundStateTask:
         metrics, measured = self._energies(engine)
         metrics["parameters"] = parameter_count(self.model)
         metrics["train_time_s"] = round(log.seconds, 1)
-        metrics["step_time_s"] = round(log.seconds / self.steps.steps, 4)
+        steps = log.epochs * self.config.task.steps_per_epoch
+        metrics["step_time_s"] = round(log.seconds / steps, 4)
         metrics["rollbacks"] = engine.rollbacks
         metrics["extrapolation"] = report.extrapolation(log.rows)
         figures = {
@@ -215,8 +216,10 @@ class GroundStateTask:
             arguments=self.arguments,
             description={"system": asdict(system), "observables": observed},
             data={"name": system.name, "fingerprint": self.fingerprint},
+            epochs=log.epochs,
             template="spins/report.md",
-            report=report.values(self.config, system, self.model, metrics, observed),
+            report=report.values(system, self.model, self.config.seed, metrics, observed)
+            | {"steps": steps},
             figures=figures,
             documents={"observables.json": observed},
         )

@@ -59,7 +59,10 @@ def load_data(data: str, predictor: Predictor, overrides: Sequence[str]) -> Prop
     dataset: PropertyDataset = build(target, "data")
     if dataset.level != "structure":
         raise ConfigError(f"{dataset.name} has a value for every {dataset.level}, not structure")
-    held_out = dataset.hold_out(plain["calibration"])
+    share = plain["calibration"]
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 0.5:
+        raise ConfigError(f"calibration={share!r}: expected a fraction below 0.5 (0: none)")
+    held_out = dataset.hold_out(share) if share else dataset
     trained_on = predictor.config.get("data", {}).get("fingerprint")
     return held_out if held_out.fingerprint() == trained_on else dataset
 
@@ -174,4 +177,4 @@ def groups_table(groups: Mapping[str, Any]) -> Table:
         "rows", "in interval", "mean width",
     ]  # fmt: skip
     title = "Mean absolute errors of groups of the validation and test rows"
-    return reporting.text_table(title, header, rows)
+    return reporting.text_table(title, header, rows, left=("group", "target", "unit"))

@@ -30,7 +30,9 @@ _COLORS = {"train": "0.7", "calibration": "tab:orange", "val": "tab:blue", "test
 def results_table(metrics: Mapping[str, Any]) -> Table:
     """Return the final table: error of every split and target beside its baselines."""
     rows = _result_rows(metrics)
-    return reporting.text_table("Mean absolute errors", _header(metrics), rows, left=2)
+    return reporting.text_table(
+        "Mean absolute errors", _header(metrics), rows, left=("split", "target", "unit")
+    )
 
 
 def _shown(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -134,6 +136,6 @@ def values(
         "rows": _result_rows(metrics),
         "dataset": dataset,
         "level": LEVEL,
-        "machine": machine(config.trainer.arguments["accelerator"]),
+        "machine": machine(config.accelerator),
         "elements": [Element.from_Z(z).symbol for z in dataset.elements()],
     }

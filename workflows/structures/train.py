@@ -267,6 +267,7 @@ class PropertyTask:
             arguments=self.arguments,
             description=description,
             data={"name": dataset.name, "fingerprint": self.fingerprint, "note": dataset.note},
+            epochs=max(log.epochs for log in trained.logs),
             template="structures/report.md",
             report=report.values(self.config, dataset, metrics),
             figures=figures,

@@ -148,7 +148,7 @@ class LanguageTask:
     @classmethod
     def prepare(cls, config: RunConfig[LanguageSettings, GradientDescent]) -> Self:
         """Read text and tokenizer, build the encoder; raises MatattnError for any mistake."""
-        task, length = config.task, config.model.arguments.get("max_length", 3)
+        task, length = config.task, config.model.arguments.get("max_length")
         check_batches(config)
         if not isinstance(length, int) or length < 3:
             raise ConfigError(f"model.max_length={length!r}: expected at least 3")
@@ -249,6 +249,7 @@ class LanguageTask:
             arguments=self.arguments,
             description=description,
             data={"name": dataset.name, "fingerprint": self.fingerprint, "note": dataset.note},
+            epochs=trained.log.epochs,
             template="text/language_model.md",
             report=report.labelling_values(self.config, dataset, metrics),
             figures={"loss.png": report.loss_plot(trained.log.rows)},

@@ -43,7 +43,7 @@ def vocabulary_table(metrics: Mapping[str, Any]) -> Table:
         "Words of materials in the test sentences",
         ["vocabulary", *_VOCABULARY.values()],
     )
-    table = reporting.text_table(title, header, rows, left=1)
+    table = reporting.text_table(title, header, rows, left=header[:1])
     scores = metrics["test"]["detector"]
     table.caption = (
         f"detector on test sentences: word F1 {scores['word_f1']:.3f}, span F1 "
@@ -63,7 +63,7 @@ def _named(row: Mapping[str, Any]) -> str:
 def labelling_table(metrics: Mapping[str, Any]) -> Table:
     """Return the final table of an encoder: scores of every split and type of spans."""
     header, rows = _labelling(metrics)
-    return reporting.text_table("Labelled spans", header, rows, left=2)
+    return reporting.text_table("Labelled spans", header, rows, left=header[:2])
 
 
 def _labelling(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -144,5 +144,4 @@ def labelling_values(
 
 
 def _run_values(config: RunConfig, dataset: TextDataset) -> dict[str, Any]:
-    accelerator = config.trainer.arguments["accelerator"]
-    return {"dataset": dataset, "machine": machine(accelerator)}
+    return {"dataset": dataset, "machine": machine(config.accelerator)}

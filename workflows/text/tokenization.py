@@ -186,6 +186,7 @@ class TokenizationTask:
             arguments=self.config.model.arguments,
             description={**described, "vocabulary": {**vocabulary, "pieces": len(chosen)}},
             data={"name": dataset.name, "fingerprint": self.fingerprint, "note": dataset.note},
+            epochs=trained.epochs,
             template="text/tokenization.md",
             report=report.vocabulary_values(self.config, dataset, metrics),
             figures={
