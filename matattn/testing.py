@@ -61,7 +61,8 @@ class ModelContract:
     def network(self) -> Any:
         """Return a float64 network with no parameter at its initial value, as after training."""
         torch.manual_seed(0)
-        return copy.deepcopy(_network(type(self), json.dumps(self.arguments)))
+        contract: Any = type(self)
+        return copy.deepcopy(_network(contract, json.dumps(self.arguments)))
 
     def output(self, network: Any, samples: list[Any]) -> Tensor:
         """Return the output for samples, without gradients."""
