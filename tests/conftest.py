@@ -75,10 +75,10 @@ def compose():
 
     from matattn.conf.schema import register
 
-    def composed(*overrides):
+    def composed(*overrides, **options):
         register()
         with hydra.initialize_config_module("matattn.conf", version_base="1.3"):
-            return hydra.compose("train", list(overrides))
+            return hydra.compose("train", list(overrides), **options)
 
     return composed
 

@@ -77,8 +77,6 @@ def test_a_killed_run_is_told(tmp_path, launcher, worker):
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "local_cluster", "joblib_pool"])
-def test_launchers_compose(launcher):
-    command = [sys.executable, "train.py", "--cfg", "hydra", f"hydra/launcher={launcher}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "_launcher" in done.stdout
+def test_launchers_compose(compose, launcher):
+    config = compose(f"hydra/launcher={launcher}", return_hydra_config=True)
+    assert "_launcher" in config.hydra.launcher._target_

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+from matattn.errors import ConfigError
 from matattn.training.processes import balanced_share, share_of_mean, summed
 from matattn.training.sampler import EpochShuffle, SharedBatches
+from matattn.workflows import run
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -120,16 +122,16 @@ def test_two_processes_train_as_one(alone, kind, more):
     assert metrics["train_time_s"] > 0
 
 
-def test_settings_that_cannot_be_shared(place):
-    for more, message in (
-        (("trainer=ddp_cpu", "task.batch_size=1"), "at least 1, and trainer.devices (2)"),
-        (("trainer.devices=2",), "trainer=ddp_cpu shares the batches"),
-    ):
-        result = train(place, "refused", "crystals", *more)
-        assert result.returncode == 2 and message in result.stderr
-    result = train(place, "refused", "meshes", "trainer=ddp_cpu", "task.share_nodes=true",
-                   "model=flare_plus_plus")  # fmt: skip
-    assert result.returncode == 2 and "model.queries=fixed" in result.stderr
+def test_settings_that_cannot_be_shared(compose, place, monkeypatch):
+    monkeypatch.chdir(place)
+    for kind, more, message in (
+        ("crystals", ("trainer=ddp_cpu", "task.batch_size=1"), "at least 1, and trainer.devices"),
+        ("crystals", ("trainer.devices=2",), "trainer=ddp_cpu shares the batches"),
+        ("meshes", ("trainer=ddp_cpu", "task.share_nodes=true", "model=flare_plus_plus"),
+         "model.queries=fixed"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            run.run(compose(*SMALL[kind], "paths.output_dir=refused", *more))
 
 
 def test_a_loss_that_is_not_finite_is_named(place):

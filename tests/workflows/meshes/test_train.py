@@ -101,7 +101,7 @@ def test_full_attention_trains(config, tmp_path):
         ("task.ema=1.0", ConfigError, r"task.ema=1.0: expected a number from 0 to below 1"),
         ("task.export=-1", ConfigError, "task.export=-1: expected 0 or more"),
         ("data.targets=[velocity]", DataError, "no usable mesh; first problem: .*broken.npz"),
-        ("init_from=mp-band-gap", ConfigError, "starts trainings on structures only"),
+        ("init_from=mp-band-gap", ConfigError, "mp-band-gap is a network of structures"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(config, tmp_path, override, error, message):
@@ -109,6 +109,11 @@ def test_mistakes_are_named_before_anything_is_written(config, tmp_path, overrid
     with pytest.raises(error, match=message):
         run.run(config(folder, override))
     assert not folder.exists()
+
+
+def test_a_training_on_meshes_starts_from_no_other(config, finished, tmp_path):
+    with pytest.raises(ConfigError, match="init_from starts trainings on structures only"):
+        run.run(config(tmp_path / "run", f"init_from={finished[0] / 'model'}"))
 
 
 def test_a_loss_that_is_not_finite_names_the_meshes(config, tmp_path, monkeypatch):

@@ -184,10 +184,11 @@ def test_what_a_model_cannot_read_is_a_row(molecule_runs):
     assert [row["status"] for row in rows] == 2 * ["StructureError"]
 
 
-def test_a_crystal_as_text_is_predicted_like_any_other(compose, tmp_path):
+def test_a_crystal_as_text_is_predicted_like_any_other(compose, table, tmp_path):
     run.run(compose(
         "model=crystal_text", "model.representation=cif_p1", "model.dim=16", "model.ffn_dim=16",
-        "model.num_blocks=1", "task.train_rows=64", "task.calibration=0", "trainer.max_epochs=1",
+        "model.num_blocks=1", "task.calibration=0", "trainer.max_epochs=1", "data=crystals",
+        f"data.path={table}", "data.targets=[e_form]",
         f"paths.output_dir={tmp_path / 'run'}",
     ))  # fmt: skip
     crystal = Structure.from_file(NACL)

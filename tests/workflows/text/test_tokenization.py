@@ -87,13 +87,19 @@ def test_resumed_run_equals_an_uninterrupted_one(on_sentences, tokenized, tmp_pa
         ("task.strength=-1", "task.strength=-1: expected a number from 0 on"),
         ("task.word_probability=best", "expected one of paper, first_label"),
         ("task.sizes=[3]", "task.sizes=.*expected a list of whole numbers from 6 on"),
-        ("init_from=mp-band-gap", "starts trainings on structures only"),
+        ("init_from=mp-band-gap", "mp-band-gap is a network of structures"),
     ],
 )
 def test_mistakes_are_named(on_sentences, tmp_path, override, message):
     with pytest.raises((ConfigError, BundleError), match=message):
         run.run(on_sentences("matter", tmp_path / "run", override))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_on_text_starts_from_no_other(on_sentences, tokenized, tmp_path):
+    start = f"init_from={tokenized[0] / 'model'}"
+    with pytest.raises(ConfigError, match="init_from starts trainings on structures only"):
+        run.run(on_sentences("matter", tmp_path / "run", start))
 
 
 def test_too_small_a_vocabulary_is_named(on_sentences, tmp_path):
