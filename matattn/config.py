@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
+import math
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import ModuleType
 from typing import (
     Any,
     ClassVar,
@@ -26,6 +25,7 @@ from typing import (
 )
 
 from matattn.errors import ConfigError
+from matattn.extras import import_extra
 from matattn.kinds import KINDS
 from matattn.runtime import memory
 
@@ -82,7 +82,8 @@ class Section:
         for item in fields(self):
             value, hint = getattr(self, item.name), hints[item.name]
             expected, valid = item.metadata.get("check", (_described(hint), lambda _: True))
-            if not _fits(value, hint) or not valid(value):
+            infinite = isinstance(value, float) and not math.isfinite(value)
+            if infinite or not _fits(value, hint) or not valid(value):
                 raise ConfigError(f"{self.key}.{item.name}={value!r}: expected {expected}")
 
     @classmethod
@@ -408,19 +409,3 @@ def _bounded_network() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def import_extra(module: str) -> ModuleType:
-    """Return a module of matattn that needs more than the core packages.
-
-    Raises ConfigError naming the package that is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith(module.partition(".")[0]):
-            raise  # there is no such module
-        raise ConfigError(
-            f"{module.rsplit('.', 1)[-1]} needs the package {error.name}: install matattn with its "
-            "extras, pip install 'matattn[all]'"
-        ) from error

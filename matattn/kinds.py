@@ -31,7 +31,7 @@ class Kind:
 
     def load(self, folder: str | Path, device: str = "cpu") -> Any:
         """Return the predictor of a bundle; raises BundleError or ConfigError."""
-        from matattn.config import import_extra
+        from matattn.extras import import_extra
 
         module = import_extra(f"matattn.workflows.{self.name}.predict")
         return getattr(module, self.predictor).load(folder, device)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from matattn.config import RunConfig, Section, import_extra
+from matattn.config import RunConfig, Section
+from matattn.extras import import_extra
 
 if TYPE_CHECKING:
     from rich.table import Table

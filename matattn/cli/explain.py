@@ -270,7 +270,7 @@ def _read_meshes(predictor: FieldPredictor, request: _Request) -> list[MeshSampl
 
 def _explain_spins(request: _Request) -> _Answer:
     """Explain a wave function."""
-    from matattn.config import import_extra
+    from matattn.extras import import_extra
     from matattn.workflows.explain.report import write
 
     prediction = import_extra("matattn.workflows.spins.predict")

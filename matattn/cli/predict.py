@@ -92,7 +92,7 @@ def _observe(
 
     if inputs:
         raise DataError(f"{inputs[0]}: a wave function needs no input; leave it out")
-    from matattn.config import import_extra
+    from matattn.extras import import_extra
 
     prediction = import_extra("matattn.workflows.spins.predict")
     return str(prediction.observe_folder(folder, rows))

@@ -17,7 +17,6 @@ from matattn.config import (
     build,
     check_targets,
     config_hash,
-    import_extra,
     network_class,
     one_of,
     read_data,
@@ -25,6 +24,7 @@ from matattn.config import (
     what_matters,
 )
 from matattn.errors import ConfigError
+from matattn.extras import import_extra
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from matattn import bundle, pretrained
-from matattn.config import (
-    RunConfig,
-    Section,
-    Target,
-    at_least,
-    build,
-    import_extra,
-    one_of,
-    setting,
-)
+from matattn.config import RunConfig, Section, Target, at_least, build, one_of, setting
 from matattn.errors import BundleError, ConfigError
+from matattn.extras import import_extra
 from matattn.models.matter_tokenizer import (
     SPECIAL,
     count_plain,

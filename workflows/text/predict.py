@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from matattn import bundle, pretrained
-from matattn.config import import_extra
 from matattn.errors import BundleError
+from matattn.extras import import_extra
 from matattn.models.material_detector import encode_words
 from matattn.models.matter_tokenizer import word_probability
 from matattn.models.text_encoder import TokenClassifier

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from matattn.config import RunConfig, Section, at_least, build, import_extra, one_of, setting
+from matattn.config import RunConfig, Section, at_least, build, one_of, setting
 from matattn.datasets.text_noise import noisy
 from matattn.errors import ConfigError
+from matattn.extras import import_extra
 from matattn.models.material_detector import LABELS, encode_words, is_formula
 from matattn.models.matter_tokenizer import (
     RULES,
