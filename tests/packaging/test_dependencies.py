@@ -13,6 +13,7 @@ DISTRIBUTIONS = {  # of imports with another name
     "hydra": "hydra-core",
     "mp_api": "mp-api",
     "skfem": "scikit-fem",
+    "sklearn": "scikit-learn",
     "torch_geometric": "torch-geometric",
     "yaml": "pyyaml",
 }
@@ -71,7 +72,8 @@ def test_imports_are_declared(root, declared):
 def test_declared_packages_are_imported(root, declared):
     names = imported(root, *PRODUCT, "tools")
     used = {DISTRIBUTIONS.get(name, name) for name in names}
-    used_by_tests = used | imported(root, "tests")
+    tests = {DISTRIBUTIONS.get(name, name) for name in imported(root, "tests")}
+    used_by_tests = used | tests
     for extra, group in declared.items():
         unused = group - (used_by_tests if extra == "test" else used)
         assert unused <= set(NEVER_IMPORTED), f"[{extra}]: nothing imports {unused}"
