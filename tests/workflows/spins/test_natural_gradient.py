@@ -6,7 +6,7 @@ import numpy as np
 
 from matattn.workflows.spins.natural_gradient import natural_gradient
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "wavefunction"
+GOLDEN = Path(__file__).parents[2] / "golden" / "wavefunction"
 
 
 def test_natural_gradient_is_the_golden_one_on_both_sides():

@@ -11,7 +11,7 @@ import pytest
 from matattn.datasets.j1j2 import load
 from matattn.workflows.spins.observables import draw, energy, exact_sum, observables, symmetrized
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "wavefunction"
+GOLDEN = Path(__file__).parents[2] / "golden" / "wavefunction"
 
 
 class Table(nn.Module):

@@ -52,7 +52,7 @@ def test_run_folder_is_complete(finished, assert_cleared):
 
 def started(small, folder, devices):
     """A run in a process of its own, with so many of jax's devices, and its progress as a file."""
-    train = Path(__file__).parents[2] / "train.py"
+    train = Path(__file__).parents[3] / "train.py"
     few = ["task.symmetrized_samples=0", "task.attention_samples=0", "trainer.max_epochs=12"]
     environment = dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
     with open(f"{folder}.log", "w") as log:
