@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import json
 import math
@@ -308,8 +309,12 @@ def find_target(target: str) -> Any:
     """
     module, _, name = target.rpartition(".")
     try:
-        return getattr(import_extra(module), name, None)
-    except (ModuleNotFoundError, ValueError):
+        return getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if not module.startswith(str(error.name)):
+            import_extra(module)  # which names the package that is missing
+        return None
+    except ValueError:
         return None
 
 

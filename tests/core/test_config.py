@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_module
 from matattn.conf.schema import register
 from matattn.config import (
     Origin,
+    Paths,
     RunConfig,
     Section,
     Source,
@@ -17,7 +18,7 @@ from matattn.config import (
     build,
     check_targets,
     config_hash,
-    network_class,
+    find_target,
     one_of,
     read_data,
     setting,
@@ -125,7 +126,7 @@ def run_config(**changes):
         optimizer=Toy(count=9),
         trainer=Target("lightning.Trainer", {"max_epochs": 5, "devices": 2}),
         logger=None,
-        paths={"output_root": "outputs", "output_dir": None, "data": "nowhere"},
+        paths=Paths(data="nowhere"),
         init_from=None,
         seed=4,
         overwrite=False,
@@ -163,9 +164,9 @@ def test_folder_depends_on_what_matters():
     for same in (
         {"overwrite": True},
         {"logger": Target("lightning.pytorch.loggers.TensorBoardLogger", {})},
-        {"paths": paths | {"data": "elsewhere"}},
+        {"paths": replace(paths, data="elsewhere")},
         {"data": Target.read(DATA | {"download": False}, "data")},
-        {"source": Source("mine", "structures", licence="CC0", citations=("qm9",))},
+        {"source": Source("mine", "structures", licence="CC0", citations=["qm9"])},
     ):
         assert run_config(**same).folder() == folder
     for other in (
@@ -177,7 +178,7 @@ def test_folder_depends_on_what_matters():
         changed = run_config(**other).folder()
         assert changed.parent == folder.parent and changed.name != folder.name
     assert run_config(seed=5).folder().name == folder.name.replace("seed4", "seed5")
-    chosen = run_config(paths=paths | {"output_dir": "here"})
+    chosen = run_config(paths=replace(paths, output_dir="here"))
     assert str(chosen.folder()) == "here"
 
 
@@ -288,10 +289,10 @@ def test_networks_that_no_memory_holds_are_refused():
         build(target, "model")
 
 
-def test_classes_of_networks_are_found():
-    assert network_class(Target("matattn.models.flare.FLARE", {})).__name__ == "FLARE"
-    for name in ("matattn.models.flare.FLAIR", "matattn.models.gone.FLARE", "matattn.models.flare"):
-        assert network_class(Target(name, {})) is None
+def test_targets_are_found_by_their_names():
+    assert find_target("matattn.models.flare.FLARE").__name__ == "FLARE"
+    for name in ("matattn.models.flare.FLAIR", "matattn.models.gone.FLARE", "gone.FLARE", ""):
+        assert find_target(name) is None
 
 
 def test_a_missing_package_is_named():
