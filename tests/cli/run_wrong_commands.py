@@ -1,7 +1,7 @@
-"""Run every line of wrong_commands.txt as arguments of train.py; print a JSON line for each.
+"""Run every line of a file as arguments of train.py; print a JSON line for each.
 
 Each runs in a process of its own, forked after the slow imports. Prints command, exit status and
-standard error. Try it on another checkout: ``PYTHONPATH=CHECKOUT python run_wrong_commands.py``.
+standard error. Another checkout: ``PYTHONPATH=CHECKOUT python run_wrong_commands.py FILE``.
 """
 
 import json
@@ -42,6 +42,6 @@ def run(command: str) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    for line in Path(__file__).with_name("wrong_commands.txt").read_text().splitlines():
+    for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines():
         code, message = run(line)
         print(json.dumps({"command": line, "status": code, "stderr": message}), flush=True)

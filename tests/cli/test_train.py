@@ -1,7 +1,6 @@
 """``train.py`` and ``matattn train`` as a user types them: a mistake is one line that helps."""
 
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -11,9 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.core.singleton import Singleton
-
-from matattn.cli.train import main
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -28,67 +24,6 @@ SMALL = [
 def train(folder, *arguments, entry=("train.py",)):
     command = [sys.executable, str(ROOT / entry[0]), *entry[1:], *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture
-def train_here(tmp_path, monkeypatch, capsys):
-    """Return a function: exit status and lines of ``train.py``, without a process of its own."""
-    state, handlers = Singleton.get_state(), logging.root.handlers[:]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MATATTN_DATA", raising=False)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-
-    def train_with(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, capsys.readouterr().err.strip().splitlines()
-
-    yield train_with
-    Singleton.set_state(state)
-    logging.root.handlers[:] = handlers
-
-
-@pytest.mark.parametrize(
-    "arguments, parts",
-    [
-        (["trainer.max_epoch=3"], ["trainer.max_epoch: there is no such key", "'max_epochs'"]),
-        (["sede=1"], ["sede: there is no such key", "did you mean 'seed'?"]),
-        (["model=crystalfromer"], ["Could not find 'model/crystalfromer'", "crystalformer"]),
-        (
-            ["-m", "hydra/sweeper=absent"],
-            ["hydra/sweeper=absent: not ", "'matattn[optuna]'", "basic"],
-        ),
-        (
-            ["-m", "hydra/launcher=absent"],
-            ["hydra/launcher=absent: not ", "'matattn[cluster]'", "slurm"],
-        ),
-        (["data=crystals"], ["data.path: has no value; give data.path=..."]),
-        (["data=crystals", "data.path=my.jsonl", "data.targets=[gap]"], ["my.jsonl: no such file"]),
-        (["data=mp2018_subset"], ["mp2018.jsonl.gz: no such file", "MATATTN_DATA"]),
-        (["data.targets=[band_gap]"], ["prototypes has no target 'band_gap'"]),
-        (["data.targets=[tc]"], ["'tc' has no known unit"]),
-        (["model.num_heads=7"], ["model: ", "num_heads=7"]),
-        (["~optimizer.lr"], ["error: optimizer.lr: cannot be left out"]),
-        (
-            ["model=wavefunction", "task.samples=1000000000"],
-            ["task.samples=1000000000: these take at least", "more than this machine has"],
-        ),
-    ],
-)
-def test_mistakes_are_one_line(train_here, arguments, parts):
-    status, lines = train_here(*arguments)
-    assert status == 2
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    for part in parts:
-        assert part in lines[0]
-
-
-def test_a_mistake_ends_the_program(tmp_path):
-    result = train(tmp_path, "sede=1")
-    assert result.returncode == 2
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: sede: there is no such key")
 
 
 def test_help_shows_commands(tmp_path):

@@ -11,24 +11,64 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.slow
-def test_every_wrong_command_is_one_line(tmp_path):
+def run_all(file, folder, timeout):
+    """Rows of run_wrong_commands.py in ``folder``, without the data of this machine."""
     environment = {k: v for k, v in os.environ.items() if k != "MATATTN_DATA"}
     environment |= {"OMP_NUM_THREADS": "1"}  # OpenMP's threads do not survive a fork
+    command = [sys.executable, str(FOLDER / "run_wrong_commands.py"), str(file)]
     result = subprocess.run(
-        [sys.executable, str(FOLDER / "run_wrong_commands.py")],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1500,
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
     )
     assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(rows) == len((FOLDER / "wrong_commands.txt").read_text().splitlines())
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_every_wrong_command_is_one_line(tmp_path):
+    table = FOLDER / "wrong_commands.txt"
+    rows = run_all(table, tmp_path, timeout=1500)
+    assert len(rows) == len(table.read_text().splitlines())
     bad = [
         row for row in rows
         if row["status"] != 2 or not row["stderr"].startswith("error: ")
         or len(row["stderr"].strip().splitlines()) != 1
     ]  # fmt: skip
     assert not bad, json.dumps(bad, indent=1)
+
+
+MISTAKES = {
+    "trainer.max_epoch=3": ["trainer.max_epoch: there is no such key", "'max_epochs'"],
+    "sede=1": ["sede: there is no such key", "did you mean 'seed'?"],
+    "model=crystalfromer": ["Could not find 'model/crystalfromer'", "crystalformer"],
+    "-m hydra/sweeper=absent": ["hydra/sweeper=absent: not ", "'matattn[optuna]'", "basic"],
+    "-m hydra/launcher=absent": ["hydra/launcher=absent: not ", "'matattn[cluster]'", "slurm"],
+    "data=crystals": ["data.path: has no value; give data.path=..."],
+    "data=crystals data.path=my.jsonl data.targets=[gap]": ["my.jsonl: no such file"],
+    "data=mp2018_subset": ["mp2018.jsonl.gz: no such file", "MATATTN_DATA"],
+    "data.targets=[band_gap]": ["prototypes has no target 'band_gap'"],
+    "data.targets=[tc]": ["'tc' has no known unit"],
+    "model.num_heads=7": ["model: ", "num_heads=7"],
+    "~optimizer.lr": ["error: optimizer.lr: cannot be left out"],
+    "model=wavefunction task.samples=1000000000": [
+        "task.samples=1000000000: these take at least",
+        "more than this machine has",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory):
+    """Exit status and standard error of every one of ``MISTAKES``, run by one process."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    file = folder / "commands.txt"
+    file.write_text("\n".join(MISTAKES))
+    return {row["command"]: row for row in run_all(file, folder, timeout=300)}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_mistakes_are_one_line(messages, command):
+    lines = messages[command]["stderr"].strip().splitlines()
+    assert messages[command]["status"] == 2
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    for part in MISTAKES[command]:
+        assert part in lines[0]
