@@ -422,7 +422,7 @@ def test_configurations(until_training, data, given):
         ("flare", "model.num_latents=1000000000", "the network does not fit into memory"),
         ("wavefunction", "model.dim=1000000000", "parameters do not fit into this machine's"),
         ("wavefunction", "data.extent=2000x2000", "expected at most 4096 sites in all"),
-        ("text_encoder", "task.types=true", "task.types=True: expected a list of MAT"),
+        ("text_encoder", "task.types=true", "task.types=True: expected a list of types of spans"),
     ],
 )
 def test_settings_that_no_training_can_have(until_training, data, model, change, message):
