@@ -120,7 +120,7 @@ class ModelContract:
     def test_bundle_is_bit_equal(self, tmp_path: Path) -> None:
         """Check that a saved network has the weights that were saved."""
         network = self.network().float()
-        description: dict[str, Any] = {"targets": [], "normaliser": {}, "elements": []}
+        description = {"kind": network.kind, **dict.fromkeys(KINDS[network.kind].bundle_keys, [])}
         bundle.save(tmp_path / "model", network, self.arguments, description, "card")
         (loaded,), _, _ = bundle.load(tmp_path / "model")
         ours, theirs = network.state_dict(), loaded.state_dict()

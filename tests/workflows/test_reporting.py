@@ -36,6 +36,7 @@ def test_losses_of_several_runs_are_drawn_once_a_label():
 
 
 def test_tables_for_the_terminal_align_numbers():
-    table = reporting.text_table("title", ["name", "unit", "error"], [["a", "eV", "0.1"]])
-    assert [column.justify for column in table.columns] == ["left", "left", "right"]
+    rows = [["a", "0.1", "eV"]]
+    table = reporting.text_table("title", ["name", "error", "unit"], rows, left=("name", "unit"))
+    assert [column.justify for column in table.columns] == ["left", "right", "left"]
     assert table.row_count == 1
