@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from matattn import bundle, citations, networks
 from matattn.attention import LayerProbe, probed
+from matattn.kinds import KINDS
 from matattn.meshes.batch import MeshBatch
 from matattn.structures.batch import CrystalBatch, collate
 from matattn.structures.structure import tensors_from_arrays
