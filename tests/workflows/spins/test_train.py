@@ -64,15 +64,15 @@ def started(small, folder, devices):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_terminated_runs_resume_bit_for_bit(tmp_path, devices):
-    whole, cut = (started(tmp_path / name, devices) for name in ("whole", "cut"))
+def test_terminated_runs_resume_bit_for_bit(small, tmp_path, devices):
+    whole, cut = (started(small, tmp_path / name, devices) for name in ("whole", "cut"))
     log = tmp_path / "cut.log"
     while "epoch 2/" not in log.read_text() and cut.poll() is None:
         time.sleep(0.02)
     cut.send_signal(signal.SIGTERM)
     assert cut.wait(300) == 143, log.read_text()
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    again = started(tmp_path / "cut", devices)
+    again = started(small, tmp_path / "cut", devices)
     assert again.wait(300) == 0 and whole.wait(300) == 0, log.read_text()
     one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "cut"))
     assert one.read_bytes() == other.read_bytes()
@@ -87,7 +87,7 @@ def test_a_run_starts_from_another(configured, finished, tmp_path):
     assert metrics["energies"]["fresh samples"]["relative_error"] < 0.5
     with pytest.raises(BundleError, match="for another lattice"):
         run.run(configured(tmp_path / "b", start, "data.extent=6x6"))
-    with pytest.raises(ConfigError, match="Crystalformer is no wave function"):
+    with pytest.raises(ConfigError, match="is a network of structures, and this task trains networks of spins"):
         run.run(configured(tmp_path / "c", "init_from=mp-band-gap"))
     with pytest.raises(BundleError, match="is no torch network"):
         bundle.load(finished[0] / "model")
