@@ -87,7 +87,7 @@ def test_a_run_starts_from_another(configured, finished, tmp_path):
     assert metrics["energies"]["fresh samples"]["relative_error"] < 0.5
     with pytest.raises(BundleError, match="for another lattice"):
         run.run(configured(tmp_path / "b", start, "data.extent=6x6"))
-    with pytest.raises(ConfigError, match="is a network of structures, and this task trains networks of spins"):
+    with pytest.raises(ConfigError, match="this task trains networks of spins"):
         run.run(configured(tmp_path / "c", "init_from=mp-band-gap"))
     with pytest.raises(BundleError, match="is no torch network"):
         bundle.load(finished[0] / "model")
