@@ -22,6 +22,7 @@ import numpy as np
 from pymatgen.core import Molecule, Structure
 
 from matattn.errors import StructureError
+from matattn.structures.formats.record import AnyStructure, Parser, Record
 
 MOST_PLACES = 10_000  # sites times operations of a CIF, which pymatgen expands one by one
 MOST_OPERATIONS = 192  # of a space group in its conventional cell
@@ -30,10 +31,6 @@ CIF_OPERATIONS = (
     "_space_group_symop_operation_xyz", "_space_group_symop_operation_xyz_",
 )  # fmt: skip
 LONGEST_LINE = 2**26  # characters: a structure with a million atoms has about as many
-AnyStructure = Structure | Molecule
-# What a parser yields: the id of a structure or "", its place, and itself or its error.
-Record = tuple[str, str, AnyStructure | StructureError]
-Parser = Callable[[Path], Iterator[Record]]
 
 
 class Entry(NamedTuple):

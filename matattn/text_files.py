@@ -1,0 +1,93 @@
+"""Text files as users have them: compressed, in several encodings, with numbers of several kinds.
+
+Errors are ValueErrors without the name of the file, which the caller knows.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO, cast
+
+MOST_BYTES = 2**30  # of a text that is read as a whole: a compressed bomb ends here
+
+_OPENERS: Mapping[str, Callable[..., object]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
+}  # fmt: skip
+_LFS = b"version https://git-lfs.github.com/spec/"
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+
+
+def without_compression(name: str) -> str:
+    """Return the name of a file without .gz, .bz2 or .xz."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and f".{ending.lower()}" in _OPENERS else name
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a file, compressed or not, for reading its bytes.
+
+    Raises ValueError for a pointer of Git LFS, which stands for the file itself.
+    """
+    with open(path, "rb") as raw:
+        if raw.read(len(_LFS)) == _LFS:
+            raise ValueError(
+                "is a pointer of Git LFS, and the file itself is missing: git lfs pull"
+            )
+    return cast(BinaryIO, _OPENERS.get(path.suffix.lower(), open)(path, "rb"))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, compressed or not, with Unix ends of lines.
+
+    Raises ValueError when it unpacks to more than ``MOST_BYTES``, or is a pointer of Git LFS;
+    OSError, EOFError or lzma.LZMAError when it cannot be read.
+    """
+    with open_bytes(path) as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"holds more than {MOST_BYTES / 2**30:g} GiB of text")
+    return decode(content)
+
+
+def encoding_of(start: bytes) -> str:
+    """Return the encoding of a text from its first bytes: UTF-8 if no mark tells another."""
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding
+    if start[1:2] == b"\0" and start[:1] != b"\0":
+        return "utf-16-le"
+    if start[:1] == b"\0" and start[1:2] != b"\0":
+        return "utf-16-be"
+    return "utf-8"
+
+
+def decode(content: bytes) -> str:
+    """Return a text from UTF-8, UTF-16 or UTF-32, and from Latin-1 if it is none of these."""
+    try:
+        text = content.decode(encoding_of(content[:4]))
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_number(text: str) -> float | None:
+    """Return the number that a text is, with a point and no other mark; else None.
+
+    A minus sign may be U+2212, as spreadsheets and typesetters write it. Unlike ``float``, "1_5",
+    "nan" and "inf" are no numbers.
+    """
+    text = text.strip().replace("\N{MINUS SIGN}", "-")
+    return float(text) if _NUMBER.fullmatch(text) else None

@@ -1,0 +1,53 @@
+"""Tests of matattn.text_files."""
+
+import bz2
+import gzip
+import lzma
+
+import pytest
+
+from matattn.text_files import parse_number, read_text, without_compression
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+def test_every_encoding(tmp_path, encoding):
+    path = tmp_path / "a.txt"
+    path.write_bytes("data_x Müller\r\nnext\rlast".encode(encoding))
+    assert read_text(path) == "data_x Müller\nnext\nlast"
+
+
+@pytest.mark.parametrize("module, ending", [(gzip, ".gz"), (bz2, ".bz2"), (lzma, ".xz")])
+def test_every_compression(tmp_path, module, ending):
+    path = tmp_path / f"a.txt{ending}"
+    path.write_bytes(module.compress(b"text\n"))
+    assert read_text(path) == "text\n"
+    assert without_compression(path.name) == "a.txt"
+
+
+def test_compression_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("matattn.text_files.MOST_BYTES", 1000)
+    (path := tmp_path / "a.gz").write_bytes(gzip.compress(bytes(10**6)))
+    with pytest.raises(ValueError, match="holds more than"):
+        read_text(path)
+
+
+def test_pointer_of_git_lfs_is_named(tmp_path):
+    path = tmp_path / "a.vtu"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        read_text(path)
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("-1.5", -1.5),
+        ("\N{MINUS SIGN}4.0168", -4.0168),
+        (" .5 ", 0.5),
+        ("1.", 1),
+        ("2e-3", 0.002),
+        *((text, None) for text in ("1_5", "nan", "inf", "1,5", "", ".", "1.0 eV", "٣", "0x10")),
+    ],
+)
+def test_parse_number(text, value):
+    assert parse_number(text) == value
