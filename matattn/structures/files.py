@@ -22,14 +22,9 @@ import numpy as np
 from pymatgen.core import Molecule, Structure
 
 from matattn.errors import StructureError
+from matattn.structures.formats import cif
 from matattn.structures.formats.record import AnyStructure, Parser, Record
 
-MOST_PLACES = 10_000  # sites times operations of a CIF, which pymatgen expands one by one
-MOST_OPERATIONS = 192  # of a space group in its conventional cell
-CIF_OPERATIONS = (
-    "_symmetry_equiv_pos_as_xyz", "_symmetry_equiv_pos_as_xyz_",
-    "_space_group_symop_operation_xyz", "_space_group_symop_operation_xyz_",
-)  # fmt: skip
 LONGEST_LINE = 2**26  # characters: a structure with a million atoms has about as many
 
 
@@ -142,24 +137,6 @@ def _whole_file(parse: Callable[[Path], Iterable[Structure]]) -> Parser:
             yield "", str(path), structure
 
     return parse_whole
-
-
-def _cif(path: Path) -> Iterable[Structure]:
-    from pymatgen.io.cif import CifParser
-
-    # An occupancy slightly above 1 is rounding; one below 1 is kept, for validate().
-    parser = CifParser(path, occupancy_tolerance=1.01)
-    for block in cast(Any, parser)._cif.data.values():
-        sites = len(block.data.get("_atom_site_fract_x", ()))
-        operations = max(len(block.data.get(key, ())) for key in CIF_OPERATIONS)
-        if not operations and sites * MOST_OPERATIONS > MOST_PLACES:  # the group is only named
-            operations = len(parser.get_symops(block))
-        if (places := sites * max(1, operations)) > MOST_PLACES:
-            raise ValueError(
-                f"{places} places of atoms, more than {MOST_PLACES}; write so large a cell as "
-                "POSCAR or extended XYZ"
-            )
-    return parser.parse_structures(primitive=False, check_occu=True)
 
 
 def _poscar(path: Path) -> Iterable[Structure]:
@@ -302,7 +279,7 @@ def is_molecule(atoms: Any) -> bool:
 
 # Kinds of files: a pattern of the whole name (in lower case), and the parser.
 KINDS: dict[str, tuple[str, Parser]] = {
-    "CIF": (r".*\.m?cif", _whole_file(_cif)),
+    "CIF": (r".*\.m?cif", cif.parse),
     "POSCAR": (r"(poscar|contcar).*|.*\.(vasp|poscar)", _whole_file(_poscar)),
     "extended XYZ": (r".*\.(ext)?xyz", _extended_xyz),
     "pymatgen JSON": (r".*\.json", _json),
