@@ -266,8 +266,8 @@ def _orbit(site: Site, operations: Operations, cell: np.ndarray, notes: Notes) -
             "position, or is a split place meant?"
         )
     if shift > _SILENT_SHIFT:
-        rounding = float(np.linalg.norm(site.rounding * np.linalg.norm(cell, axis=1)))
-        note = notes.remark if shift <= rounding else notes.doubt
+        is_rounding = (np.abs(frac - site.frac) <= site.rounding).all()
+        note = notes.remark if is_rounding else notes.doubt
         note("moved to the special position beside it", f"{site.label} ({shift:.3f} Å)")
     return orbit
 

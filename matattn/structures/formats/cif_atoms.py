@@ -236,7 +236,7 @@ def _to_fractional(block: Block, cell: np.ndarray) -> tuple[np.ndarray, np.ndarr
         if matrix.format(1, 1) in block:
             return _numbers(block, matrix, (3, 3)), _numbers(block, vector, (3,))
     axes = (block.value("_atom_sites_cartn_transform_axes") or "").lower()
-    if axes and not re.search(r"a\W*(along|\|\||parallel)\W*(to )?x", axes):
+    if axes and not re.search(r"(^|[^a-z])a\s*(along|\|\||parallel)\W*(to )?x", axes):
         raise StructureError(
             f"has Cartesian coordinates in axes of its own ({axes[:40]}); write _atom_site_fract_x,"
             " y and z"
@@ -329,7 +329,9 @@ def _from_label(label: str, formula: Mapping[str, float], notes: Notes) -> str:
     if len(borne_out) == 1:
         notes.remark("labels taken as elements of the formula", f"{label} ({borne_out[0]})")
         return borne_out[0]
-    if candidates and not formula and len(letters) <= 2 and letters.upper() not in _WITH_HYDROGEN:
+    of_one_case = letters in (letters.upper(), letters.lower())  # SI, si, but not Cg
+    may_be_told = len(letters) <= 2 and of_one_case and letters.upper() not in _WITH_HYDROGEN
+    if candidates and not formula and may_be_told:
         notes.doubt("labels without type symbols taken as elements", f"{label} ({candidates[0]})")
         return candidates[0]
     raise StructureError(

@@ -38,7 +38,7 @@ _SYMBOL = (
 )  # fmt: skip
 _NUMBER = ("_space_group_it_number", "_symmetry_int_tables_number")
 _STRAIN = 0.02  # of a product of lattice vectors: more than rounding and thermal expansion
-_SLIGHT_STRAIN = 0.002
+_SLIGHT_STRAIN = 0.005
 
 
 def listed_operations(block: Block) -> Operations | None:
@@ -68,7 +68,7 @@ def _joined(triplets: list[str]) -> list[str]:
         if joined[-1].count(",") == 2 and not joined[-1].endswith(","):
             joined.append("")
         joined[-1] += part
-    return joined
+    return joined if all(triplet.count(",") >= 2 for triplet in joined) else triplets
 
 
 def _without_time(triplet: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -167,11 +168,18 @@ def _codes(rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
 def _number(rotations: bytes, translations: bytes, count: int) -> int:
     shape = np.frombuffer(rotations, np.int64).reshape(count, 3, 3).astype(np.int32)
     shifts = np.frombuffer(translations, np.int64).reshape(count, 3) / GRAIN
-    try:
-        group: Any = spglib.get_spacegroup_type_from_symmetry(shape, shifts)
-    except spglib.SpglibError:
-        return 0
+    group = _spglib("get_spacegroup_type_from_symmetry", shape, shifts)
     return group.number if group is not None else 0
+
+
+def _spglib(function: str, *arguments: Any) -> Any:
+    """Return what spglib returns; None instead of its error."""
+    with warnings.catch_warnings():  # it announces that None will become an exception
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return getattr(spglib, function)(*arguments)
+        except spglib.SpglibError:
+            return None
 
 
 # --- The 530 settings ---
@@ -201,7 +209,7 @@ class Setting:
 
 @cache
 def _operations(hall: int) -> Operations:
-    table: Any = spglib.get_symmetry_from_database(hall)
+    table = _spglib("get_symmetry_from_database", hall)
     shifts = np.rint(table["translations"] * GRAIN).astype(np.int64)
     return Operations(table["rotations"].astype(np.int64), shifts % GRAIN)
 
@@ -211,7 +219,7 @@ def settings() -> tuple[Setting, ...]:
     """Return all settings, in spglib's order."""
     found = []
     for hall in SETTINGS:
-        group: Any = spglib.get_spacegroup_type(hall)
+        group = _spglib("get_spacegroup_type", hall)
         symbols, choice = group.international.split("="), group.choice
         name = symbols[len(symbols) > 1].strip().replace("_", "")
         shown = f"{name} :{choice[0]}" if choice[:1] in ("1", "2", "H", "R") else name
@@ -226,7 +234,7 @@ def by_hall(symbol: str) -> Setting | None:
 
 @cache
 def _by_hall() -> dict[str, Setting]:
-    symbols = [spglib.get_spacegroup_type(hall).hall_symbol for hall in SETTINGS]  # type: ignore
+    symbols = [_spglib("get_spacegroup_type", hall).hall_symbol for hall in SETTINGS]
     return dict(zip(map(_plain_hall, symbols), settings(), strict=True))
 
 
@@ -298,7 +306,7 @@ def _by_symbol() -> tuple[dict[str, list[Setting]], dict[str, list[Setting]]]:
 
 
 def _names(setting: Setting) -> set[str]:
-    group: Any = spglib.get_spacegroup_type(setting.hall)
+    group = _spglib("get_spacegroup_type", setting.hall)
     symbols = group.international.split("=")  # of several, the first is that of the type
     names = {_plain(name) for name in (*(symbols[1:] or symbols), group.international_full)}
     if 3 <= setting.number <= 15:  # P 1 21/c 1 is P 21/c

@@ -18,6 +18,7 @@ from matattn.structures.remarks import doubts_of
 
 SOME = sorted(np.random.default_rng(0).permutation(np.arange(1, 531))[:200].tolist())
 DIGITS = 5
+pytestmark = pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:DeprecationWarning")
 ELEMENTS = ("Mg", "Al", "O")
 
 
