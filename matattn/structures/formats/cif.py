@@ -279,22 +279,25 @@ def _without_images(
 
     Databases list equivalent atoms, too, where they have drawn whole molecules.
     """
-    if len(operations) == 1:
+    if len(operations) == 1 or len(sites) == 1:
         return list(sites)
-    kept: list[Site] = []
-    for site in sites:
-        others = [k for k in kept if k.element == site.element and k.occupancy == 1]
-        if site.occupancy == 1 and others:
-            offsets = _offsets(
-                np.array([k.frac for k in others])[None], operations.images(site.frac)[:, None]
-            )
-            distance = np.linalg.norm(offsets @ cell, axis=2).min(axis=0)
-            if distance.min() <= _SAME_PLACE:
-                twin = others[int(distance.argmin())]
-                notes.remark("one atom, given twice", f"{twin.label} and {site.label}")
-                continue
-        kept.append(site)
-    return kept
+    places = np.array([site.frac for site in sites]) % 1 % 1  # twice: -1e-17 % 1 is 1
+    images = np.concatenate([operations.images(frac) for frac in places]) % 1 % 1
+    height = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    reach = min(_SAME_PLACE / height.min(), 0.5)
+    _, near = KDTree(places, boxsize=1).query(images, k=2, distance_upper_bound=reach)
+    image, column = np.nonzero(near < len(sites))
+    first, second = image // len(operations), near[image, column]
+    offset = _offsets(images[image], places[second])
+    is_pair = (first < second) & (np.linalg.norm(offset @ cell, axis=1) <= _SAME_PLACE)
+    dropped: set[int] = set()
+    for i, j in sorted(set(zip(first[is_pair], second[is_pair], strict=True))):
+        one, other = sites[i], sites[j]
+        is_whole = one.occupancy == other.occupancy == 1 and one.element == other.element
+        if is_whole and i not in dropped and j not in dropped:
+            dropped.add(j)
+            notes.remark("one atom, given twice", f"{one.label} and {other.label}")
+    return [site for index, site in enumerate(sites) if index not in dropped]
 
 
 def _offsets(positions: np.ndarray, origin: np.ndarray) -> np.ndarray:

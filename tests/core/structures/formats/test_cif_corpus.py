@@ -5,15 +5,20 @@ symmetry can be told, and in formats as users have them. The reader must give th
 that something is unclear. A different crystal without a word is an error.
 """
 
+import io
+import os
+import warnings
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import spglib
+from pymatgen.core import Composition, Structure
 
 from matattn.errors import StructureError
-from matattn.structures.formats.cif import parse_text
+from matattn.structures.formats.cif import parse, parse_text
 from matattn.structures.remarks import doubts_of
 
 SOME = sorted(np.random.default_rng(0).permutation(np.arange(1, 531))[:200].tolist())
@@ -295,13 +300,18 @@ def is_same(structure, c: Crystal) -> bool:
     return (distance.min(axis=0) < allowed).all() and (distance.min(axis=1) < allowed).all()
 
 
+def is_untold(kind: str, c: Crystal) -> bool:
+    """Return whether a file does not tell the setting, because its name is that of another one."""
+    return not c.is_standard and (kind == "number" or (kind in NAMED and c.has_shared_name))
+
+
 def check(kind: str, halls) -> dict[str, list]:
     """Read the file of this kind of every setting; return settings by what came of them."""
     results: dict[str, list] = {"same": [], "refused": [], "doubted": [], "SILENT": []}
     for hall in halls:
         c = crystal(hall)
-        if not c.is_standard and (kind == "number" or (kind in NAMED and c.has_shared_name)):
-            continue  # the name alone means the standard setting
+        if is_untold(kind, c):
+            continue
         ((_, _, structure),) = parse_text(KINDS[kind](c), "x.cif")
         if isinstance(structure, StructureError):
             results["refused"].append((hall, str(structure)))
@@ -336,3 +346,42 @@ def test_no_other_crystal_in_silence_in_any_setting(kind):
     print(kind, {name: len(halls) for name, halls in results.items()})
     assert not results["SILENT"] and not results["doubted"]
     assert kind in AMBIGUOUS or not results["refused"]
+
+
+@pytest.mark.slow
+def test_ase_reads_the_same_files_the_same():
+    """A second reader, where it reads files at all: operations beside the name of the group."""
+    from ase.io.cif import read_cif
+
+    for hall in range(1, 531):
+        text = KINDS["operations and names"](crystal(hall))
+        ((_, _, structure),) = parse_text(text, "x.cif")
+        atoms = read_cif(io.StringIO(text), index=0)
+        other = Structure(atoms.cell.array, atoms.numbers, atoms.get_scaled_positions())
+        assert is_same(structure, crystal(hall)) and is_same(other, crystal(hall))
+
+
+@pytest.mark.slow
+def test_real_files_as_pymatgen_and_ase_read_them():
+    """Two other readers that agree are never contradicted in silence."""
+    from ase.io.cif import read_cif
+    from pymatgen.io.cif import CifParser
+
+    folder = os.environ.get("MATATTN_DATA")
+    paths = sorted(Path(folder).rglob("*.cif")) if folder else []
+    if not paths:
+        pytest.skip("no CIF below MATATTN_DATA")
+    for path in paths:
+        ours = [structure for _, _, structure in parse(path)]
+        if len(ours) != 1 or isinstance(ours[0], StructureError) or doubts_of(ours[0]):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                (theirs,) = CifParser(path).parse_structures(primitive=False)
+                atoms = read_cif(path, index=0)
+        except Exception:  # readers raise anything
+            continue
+        if theirs.composition == Composition(atoms.get_chemical_formula()):
+            assert ours[0].composition == theirs.composition, path
+            assert ours[0].volume == pytest.approx(theirs.volume, rel=1e-3), path
