@@ -37,6 +37,7 @@ from matattn.tables import write_table
 
 CORPUS = Path(__file__).parents[1] / "tests/core/structures/formats/test_cif_corpus.py"
 FILES = 1000
+OUTCOMES = ("the crystal", "refused", "another, doubted", "another, silent")
 
 
 def by_matattn(text: str) -> Structure:
@@ -137,12 +138,12 @@ def main() -> None:
     for name in READERS:
         own = [row for row in rows if row["reader"] == name and "files_per_second" not in row]
         total = {key: sum(row.get(key, 0) for row in own)  # type: ignore[misc, arg-type]
-                 for key in ("files", "the crystal", "refused", "another, doubted",
-                             "another, silent")}  # fmt: skip
+                 for key in ("files", *OUTCOMES)}  # fmt: skip
         rows.append({"kind": "all", "reader": name, **total})
         print(rows[-1])
     if arguments.output:
-        write_table(arguments.output, rows)
+        columns = ("kind", "reader", "files", *OUTCOMES, "files_per_second")
+        write_table(arguments.output, [{c: row.get(c) for c in columns} for row in rows])
 
 
 if __name__ == "__main__":
