@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -76,5 +77,5 @@ def energy_forces_stress(
 
 def _recorded(batch: CrystalBatch) -> CrystalBatch:
     """Return a copy that can be differentiated of a batch that was made in inference mode."""
-    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    tensors: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return CrystalBatch(**{name: t if t is None else t.clone() for name, t in tensors.items()})

@@ -93,36 +93,30 @@ def _is_sites(given: Any) -> bool:
 def _take_one(element: Any, where: str) -> Iterator[Given]:
     """Yield a structure, those of a file, or the error in its place."""
     if isinstance(element, str | os.PathLike):
-        yield from _read(os.fspath(element), where)
+        yield from _read(os.fsdecode(element), where)
         return
     try:
-        yield where, _structure(element)
+        yield where, _structure(element, where)
     except StructureError as error:
         yield where, error
     except Exception as error:  # pymatgen raises anything on damaged data
         reason = " ".join(str(error).split()) or type(error).__name__
-        yield (
-            where,
-            StructureError(f"{where} {reason}" if reason[:3] == "is " else f"{where}: {reason}"),
-        )
+        yield where, StructureError(f"{where}: {reason}")
 
 
-def _read(path: str | bytes, where: str) -> Iterator[Given]:
+def _read(name: str, where: str) -> Iterator[Given]:
     """Yield the structures of a file, of those in a folder, or of those that a glob names."""
-    name = os.fsdecode(path)
     if "\n" in name or "\0" in name:
-        yield (
-            where,
-            StructureError(f"{where}: a text is taken for the path of a file; this is none"),
-        )
+        error = "a text is taken for the path of a file; this one has several lines"
+        yield where, StructureError(f"{where}: {error}")
         return
     for source in find_sources([name]) if name != "-" else [name]:
         for entry in entries(source):
             yield entry.place, entry.structure
 
 
-def _structure(element: Any) -> AnyStructure:
-    """Return an object as pymatgen's Structure or Molecule; raises ValueError if it is none."""
+def _structure(element: Any, where: str) -> AnyStructure:
+    """Return an object as pymatgen's Structure or Molecule; raises StructureError if it is none."""
     if isinstance(element, StructureError):
         raise element
     if isinstance(element, Structure | Molecule):
@@ -138,5 +132,5 @@ def _structure(element: Any) -> AnyStructure:
     if _is_sites(element):
         kind = Structure if hasattr(element[0], "lattice") else Molecule
         return kind.from_sites(list(element))
-    kind = "None" if element is None else f"an object of type {type(element).__name__}"
-    raise ValueError(f"is {kind}, expected {TAKEN.partition(', or several')[0]}")
+    what = "None" if element is None else f"an object of type {type(element).__name__}"
+    raise StructureError(f"{where} is {what}, expected {TAKEN.partition(', or several')[0]}")
