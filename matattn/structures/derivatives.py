@@ -77,5 +77,8 @@ def energy_forces_stress(
 
 def _recorded(batch: CrystalBatch) -> CrystalBatch:
     """Return a copy that can be differentiated of a batch that was made in inference mode."""
-    tensors: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return CrystalBatch(**{name: t if t is None else t.clone() for name, t in tensors.items()})
+    copies: dict[str, Any] = {}
+    for field in fields(batch):
+        tensor = getattr(batch, field.name)
+        copies[field.name] = tensor if tensor is None else tensor.clone()
+    return CrystalBatch(**copies)

@@ -24,8 +24,9 @@ QUANTILE = 0.99  # of training crystals have no more empty space than a model ca
 MOST_CRYSTALS = 2000  # that tell the quantile
 _UNKNOWN = "this model was trained on bulk crystals, and surfaces cost energy"
 _FEW = 64  # atoms, which rule out most directions
-_STEP = 2.0  # Å between the first points of the search for spheres
+_STEP = 4.0  # Å between the first points of the search for spheres
 _MOST_POINTS = 1e5  # of them
+_CORNERS = np.array(list(product((-0.5, 0.5), repeat=3)))
 
 
 Geometry = tuple[np.ndarray, np.ndarray, np.ndarray]  # z [N], pos [N, 3] Å, cell [3, 3] Å
@@ -101,47 +102,48 @@ def empty_sphere(z: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> float:
     """Return the diameter, Å, of the largest sphere without atoms, or 0; arguments as above.
 
     Boxes that can hold no better centre than the best one are left out, and the others are cut
-    into eight, until all are.
+    into eight, until all are. In most crystals none of the first boxes is left.
     """
     cell = compact_basis(cell) @ cell
-    distance = _surface_distance(z, pos, cell)
     step = max(_STEP, float(abs(np.linalg.det(cell)) / _MOST_POINTS) ** (1 / 3))
     parts = np.ceil(np.linalg.norm(cell, axis=1) / step)
     box = cell / parts[:, None]
-    corners = np.array(list(product((-0.5, 0.5), repeat=3)))
     centres = (np.indices(parts.astype(int)).reshape(3, -1).T + 0.5) @ box
     best = NARROWEST / 2
+    reach = _reach(box)
+    if (_surface_distance(z, pos, cell, best - reach)(centres) < best - reach).all():
+        return 0.0
+    distance = _surface_distance(z, pos, cell, WIDEST / 2)
     while len(centres) and best < WIDEST / 2:
         found = distance(centres)
         best = max(best, float(found.max()))
-        reach = np.linalg.norm(corners @ box, axis=1).max()  # the distance grows no faster
+        open_ones = centres[found + _reach(box) > best + EXACT / 2]
         box = box / 2
-        open_ones = centres[found + reach > best + EXACT / 2]
-        centres = (open_ones[:, None] + corners @ box).reshape(-1, 3)
+        centres = (open_ones[:, None] + _CORNERS @ box).reshape(-1, 3)
     return min(2 * best, WIDEST) if best > NARROWEST / 2 else 0.0
 
 
+def _reach(box: np.ndarray) -> float:
+    """Return the distance of the corners of a box from its centre: the most that a sphere gains."""
+    return float(np.linalg.norm(_CORNERS @ box, axis=1).max())
+
+
 def _surface_distance(
-    z: np.ndarray, pos: np.ndarray, cell: np.ndarray
+    z: np.ndarray, pos: np.ndarray, cell: np.ndarray, most: float
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function of points [n, 3] in the cell: how far the nearest atom's surface is, Å.
 
-    Beyond ``WIDEST`` / 2 it is infinite.
+    Beyond ``most`` it is infinite.
     """
     from scipy.spatial import cKDTree
 
-    dual = np.linalg.inv(cell)
-    frac = pos @ dual % 1
-    trees = []
-    for number in np.unique(z):
-        radius = radii()[number]
-        margin = (WIDEST / 2 + radius) * np.linalg.norm(dual, axis=0)
-        images = _images(frac[z == number], margin)
-        trees.append((cKDTree(images @ cell), radius))
+    margin = max(most + float(radii()[z].max()), 0.0)
+    number, images = _images(z, pos, cell, margin)
+    trees = [(cKDTree(images[number == one]), radii()[one]) for one in np.unique(z)]
 
     def distance(points: np.ndarray) -> np.ndarray:
         nearest = [
-            tree.query(points, distance_upper_bound=WIDEST / 2 + radius)[0] - radius
+            tree.query(points, distance_upper_bound=max(most + radius, 0.0))[0] - radius
             for tree, radius in trees
         ]
         return np.min(nearest, axis=0)
@@ -149,11 +151,16 @@ def _surface_distance(
     return distance
 
 
-def _images(frac: np.ndarray, margin: np.ndarray) -> np.ndarray:
-    """Return all images of points [N, 3] in the unit cube widened by ``margin`` [3]."""
-    ranges = (range(-reach, reach + 1) for reach in np.ceil(margin).astype(int))
-    images = (frac + np.array(list(product(*ranges)))[:, None]).reshape(-1, 3)
-    return images[((images >= -margin) & (images <= 1 + margin)).all(1)]
+def _images(
+    z: np.ndarray, pos: np.ndarray, cell: np.ndarray, margin: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return atomic numbers [M] and positions [M, 3] of the atoms up to ``margin`` Å outside."""
+    dual = np.linalg.inv(cell)
+    edge = margin * np.linalg.norm(dual, axis=0)
+    ranges = (range(-reach, reach + 1) for reach in np.ceil(edge).astype(int).tolist())
+    frac = np.array(list(product(*ranges)))[:, None] + pos @ dual % 1
+    inside = ((frac >= -edge) & (frac <= 1 + edge)).all(-1)
+    return np.broadcast_to(z, inside.shape)[inside], frac[inside] @ cell
 
 
 @cache
