@@ -22,7 +22,6 @@ WIDEST = 14.0  # Å: and a wider one as this
 EXACT = 0.02  # Å: of a sphere
 QUANTILE = 0.99  # of training crystals have no more empty space than a model calls normal
 MOST_CRYSTALS = 2000  # that tell the quantile
-_UNKNOWN = "this model was trained on bulk crystals, and surfaces cost energy"
 _FEW = 64  # atoms, which rule out most directions
 _STEP = 4.0  # Å between the first points of the search for spheres
 _MOST_POINTS = 1e5  # of them
@@ -44,12 +43,18 @@ def normal_space(crystals: Sequence[Geometry]) -> dict[str, float]:
 
 def doubts(crystal: Geometry, normal: Mapping[str, float]) -> list[str]:
     """Return what to say of a crystal with more empty space than is ``normal`` for a model."""
-    if (layer := empty_layer(*crystal)) > normal.get("layer", 0):
-        return [f"{layer:.1f} Å of vacuum: {_UNKNOWN}"]
-    if (sphere := empty_sphere(*crystal)) > normal.get("sphere", 0):
+    if (layer := empty_layer(*crystal)) > (usual := normal.get("layer", 0)):
+        return [f"{layer:.1f} Å of vacuum: {_why(usual)}"]
+    if (sphere := empty_sphere(*crystal)) > (usual := normal.get("sphere", 0)):
         more = " or more" if sphere == WIDEST else ""
-        return [f"an empty sphere of {sphere:.1f} Å{more}: {_UNKNOWN}"]
+        return [f"an empty sphere of {sphere:.1f} Å{more}: {_why(usual)}"]
     return []
+
+
+def _why(usual: float) -> str:
+    if usual:
+        return f"few of the crystals that this model was trained on have more than {usual:.1f} Å"
+    return "this model was trained on bulk crystals, and surfaces cost energy"
 
 
 def empty_layer(z: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> float:
