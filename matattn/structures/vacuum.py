@@ -17,7 +17,7 @@ from matattn.structures.neighbors import compact_basis
 # Of the crystals of Materials Project 2018, 0.1 % have a thicker layer: single layers of WSe2 and
 # their like in a box. Between the layers of MoS2 and graphite there are 1 to 2 Å.
 THINNEST = 4.0  # Å: a thinner layer counts as none
-NARROWEST = 10.0  # Å: a narrower sphere counts as none; zeolites have up to 9.5 Å,
+NARROWEST = 10.0  # Å: a narrower sphere, as in most zeolites, counts as none,
 WIDEST = 14.0  # Å: and a wider one as this
 EXACT = 0.02  # Å: of a sphere
 QUANTILE = 0.99  # of training crystals have no more empty space than a model calls normal
@@ -26,7 +26,6 @@ _FEW = 64  # atoms, which rule out most directions
 _STEP = 4.0  # Å between the first points of the search for spheres
 _MOST_POINTS = 1e5  # of them
 _CORNERS = np.array(list(product((-0.5, 0.5), repeat=3)))
-
 
 Geometry = tuple[np.ndarray, np.ndarray, np.ndarray]  # z [N], pos [N, 3] Å, cell [3, 3] Å
 
