@@ -25,6 +25,7 @@ from matattn import networks as registry
 from matattn.errors import BundleError
 from matattn.files import sha256, write_bytes, write_json, write_text
 from matattn.kinds import KINDS, kind_of
+from matattn.runtime import plain_torch
 from matattn.uncertainty import Uncertainty
 
 FORMAT = 1
@@ -120,6 +121,7 @@ def _together(networks: Sequence[nn.Module]) -> nn.Module:
     return nn.ModuleDict({"members": nn.ModuleList(networks)})
 
 
+@plain_torch()
 def load(folder: str | Path) -> tuple[list[nn.Module], dict[str, Any], Uncertainty | None]:
     """Return the networks of a bundle, in evaluation mode, its config, and its uncertainty.
 

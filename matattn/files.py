@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,11 @@ def encodable(text: str) -> str:
     r"""Return ``text`` with escapes for what a UTF-8 table cannot hold.
 
     Escaped are surrogates, which stand for undecodable bytes of a file name or for half a character
-    of JSON, and carriage returns, which would end a line of a CSV file.
+    of JSON, and carriage returns, which would end a line of a CSV file. Bytes of a name that are
+    undecodable only in an ASCII locale are decoded.
     """
+    with suppress(UnicodeError):
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8")
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\r", "\\r")
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 from rich.console import Console
@@ -55,21 +55,42 @@ def parallel_map(
     earlier = signal.signal(signal.SIGTERM, _leave) if main else None
     pool = process_pool(processes, partial(_start, start))
     try:
-        yield from shown(pool.map(run, items, chunksize=chunk))
+        if pool is None:
+            yield from shown(map(run, items))
+        else:
+            yield from shown(pool.map(run, items, chunksize=chunk))
     finally:
         if main:
             signal.signal(signal.SIGTERM, earlier)
-        pool.shutdown(cancel_futures=True)
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
 
-def process_pool(processes: int, start: Callable[[], object]) -> ProcessPoolExecutor:
-    """Return a pool of processes that call ``start`` first.
+def process_pool(processes: int, start: Callable[[], object]) -> ProcessPoolExecutor | None:
+    """Return a pool of processes that call ``start`` first; None where the system has none.
 
-    They are forked, Python's default, unless this process has loaded JAX: its threads may hold
+    That is told once, on the standard error: as in a container whose /dev/shm is full or cannot be
+    written, there are no semaphores.
+
+    Processes are forked, Python's default, unless this process has loaded JAX: its threads may hold
     locks that a fork would never see released.
     """
     context = multiprocessing.get_context("forkserver") if "jax" in sys.modules else None
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=start)
+    running = set(multiprocessing.active_children())
+    try:
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=start)
+        pool.submit(int)  # starts the processes
+    except (OSError, ImportError, NotImplementedError, RuntimeError) as error:
+        for process in set(multiprocessing.active_children()) - running:
+            process.kill()  # it would wait for the rest of the pool
+        _tell(f"no further processes here, so this one does all work: {error}")
+        return None
+    return pool
+
+
+@cache
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _leave(number: int, _: object) -> None:

@@ -8,7 +8,7 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,32 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def on_cpu() -> AbstractContextManager[object]:
+    """Return a block in which new tensors are on the CPU, whatever this process has set."""
+    import torch
+
+    cpu = torch.get_default_device().type == "cpu"
+    return nullcontext() if cpu else torch.device("cpu")  # which slows each operation
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Run with PyTorch's own defaults, whatever this process has set.
+
+    New tensors are float32 and on the CPU, and gradients are known. Other libraries, MACE among
+    them, set float64 for the whole process. So does this block the opposite: threads share it.
+    """
+    import torch
+
+    dtype = torch.get_default_dtype()
+    with on_cpu(), torch.inference_mode(False), torch.enable_grad():
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def start_predicting() -> None:
@@ -108,7 +134,7 @@ def machine(accelerator: str) -> str:
     return text
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str | torch.device) -> torch.device:
     """Return the device called ``name``; "auto" is a GPU if there is one, else the CPU.
 
     Raises ConfigError when there is no such device.
@@ -117,6 +143,7 @@ def find_device(name: str) -> torch.device:
 
     from matattn.errors import ConfigError
 
+    name = str(name)
     gpus = torch.cuda.device_count()
     names = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
     if name == "auto":

@@ -62,8 +62,12 @@ class LatentDistance:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return the distances [m] of features [m, F], in standard deviations."""
-        points, references = (features - self.center) @ self.axes, self.references.float()
+        points, references = self.points(features), self.references.float()
         return torch.cat([torch.cdist(part, references).amin(1) for part in points.split(256)])
+
+    def points(self, features: Tensor) -> Tensor:
+        """Return the components [m, K] of features [m, F] that distances are measured in."""
+        return (features.to(self.center) - self.center) @ self.axes
 
 
 def _latent_distance(network: object, features: Tensor, distance: LatentDistance) -> Tensor:
@@ -73,9 +77,10 @@ def _latent_distance(network: object, features: Tensor, distance: LatentDistance
 def _last_layer(network: object, features: Tensor, distance: LatentDistance) -> Tensor:
     """Return the standard deviation of a Bayesian linear layer on the same components."""
     references = distance.references.double()
-    points = ((features - distance.center) @ distance.axes).double()
+    points = distance.points(features).double()
     covariance = references.T @ references / len(references)
-    inverse = torch.linalg.inv(covariance + 1e-6 * torch.eye(references.shape[1]))
+    ridge = 1e-6 * torch.eye(references.shape[1], dtype=torch.float32)
+    inverse = torch.linalg.inv(covariance + ridge)
     return (1 + (points @ inverse * points).sum(1)).sqrt().float()[:, None]
 
 
@@ -131,7 +136,8 @@ class Uncertainty:
         """Return half widths of the intervals [m, T], physical units, from features [m, F]."""
         spread = SPREADS[self.method](network, features, self.distance) + self.floor
         columns = [column[~column.isnan()] for column in self.scores.T]
-        return spread * torch.tensor([conformal_quantile(column, level) for column in columns])
+        quantiles = [conformal_quantile(column, level) for column in columns]
+        return spread * torch.tensor(quantiles, dtype=torch.float32)
 
     def novelty(self, features: Tensor) -> Tensor:
         """Return the latent distances [m] in units of ``far``: above 1 is flagged."""

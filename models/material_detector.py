@@ -122,6 +122,6 @@ def encode_words(sentences: Sequence[Sequence[str]]) -> dict[str, Tensor]:
     return {
         "characters": torch.tensor(characters),
         "owners": torch.tensor(owners),
-        "shapes": torch.tensor([shape(word) for word in words]),
+        "shapes": torch.tensor([shape(word) for word in words], dtype=torch.float32),
         "lengths": torch.tensor([len(sentence) for sentence in sentences]),
     }

@@ -24,13 +24,14 @@ from matattn.config import (
 )
 from matattn.errors import ConfigError
 from matattn.kinds import KINDS
-from matattn.runtime import tune_malloc
+from matattn.runtime import plain_torch, tune_malloc
 from matattn.tables import show
 from matattn.workflows import outputs, run_folder
 from matattn.workflows.fitting import asked_callbacks
 from matattn.workflows.task import TASKS, Task, TaskEntry
 
 
+@plain_torch()
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Run one configuration (``conf/train.yaml``) and return its metrics.
 

@@ -12,6 +12,7 @@ from matattn.cli.info import info
 from matattn.cli.models import models
 from matattn.cli.predict import predict
 from matattn.cli.sweep import sweep
+from matattn.cli.terminal import terminal
 from matattn.cli.tokenize import tokenize
 from matattn.cli.train import train
 
@@ -48,4 +49,5 @@ def _options(
 
 def main() -> None:
     """Run the ``matattn`` command."""
-    app()
+    with terminal():
+        app()

@@ -76,6 +76,6 @@ def evaluate(
     for message in dataset.skipped[:10]:
         console.print(f"left out: {message}", soft_wrap=True, markup=False)
     for name, message in list(result["failed"].items())[:10]:
-        console.print(f"not predicted: {name}: {message}", soft_wrap=True)
+        console.print(f"not predicted: {name}: {message}", soft_wrap=True, markup=False)
     for remark in [*result["remarks"], f"Comparability: {dataset.note}"]:
-        console.print(remark, soft_wrap=True)
+        console.print(remark, soft_wrap=True, markup=False)

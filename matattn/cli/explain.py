@@ -182,8 +182,10 @@ def _read(predictor: Predictor, request: _Request) -> tuple[list[dict[str, Any]]
     with StructureStream(find_sources(request.inputs)) as stream:
         for entry in stream:
             try:
-                item, _ = predictor.read(entry.structure, entry.place)
-                items.append({"id": entry.id, **item})
+                readable = predictor.read(entry.structure, entry.place)
+                items.append({"id": entry.id, **readable.item})
+                for remark in readable.remarks + readable.doubts:
+                    print(f"{entry.place}: {remark}", file=sys.stderr)
             except StructureError as error:
                 print(f"left out: {error}", file=sys.stderr)
             if len(items) == request.most:

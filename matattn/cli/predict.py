@@ -154,9 +154,9 @@ def _screen(
             with Progress(console=console, disable=not console.is_terminal) as progress:
                 bar = progress.add_task("structures", total=stream.total)
                 screening.run(lambda crystals: progress.advance(bar, crystals))
+            return screening.summary()
         except BackendError as error:
             raise MatattnError(str(error)) from error
-    return screening.summary()
 
 
 def _refuse_text(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from matattn.cli.terminal import terminal
 from matattn.errors import MatattnError, TrainingError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def train(context: typer.Context) -> None:
     main()
 
 
+@terminal()
 def main() -> None:
     """Train as the command line says; a user's mistake ends with one line and exit status 2."""
     import hydra
@@ -71,6 +73,8 @@ def main() -> None:
 
     try:
         job()
+    except BrokenPipeError:  # who reads the help has seen enough
+        raise
     except (MatattnError, HydraException, OmegaConfBaseException, OSError) as error:
         stop(error)
     except (RuntimeError, ValueError) as error:

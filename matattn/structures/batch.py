@@ -110,7 +110,7 @@ def to_graph(item: Mapping[str, Any] | Any, neighbors: Neighbors) -> CrystalGrap
     With symmetry, atoms and pairs cannot have values of their own.
     """
     atoms = torch.from_numpy(neighbors.atoms)
-    y = item["y"] if "y" in item else torch.empty(1, 0)
+    y = item["y"] if "y" in item else torch.empty(1, 0, dtype=torch.float32)
     row = int(item["row"]) if "row" in item else -1
     pairs = item["pair_index"] if "pair_index" in item else None
     return CrystalGraph(

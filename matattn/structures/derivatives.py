@@ -14,7 +14,8 @@ pressure is minus a third of its trace.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -48,7 +49,9 @@ def energy_forces_stress(
         raise ValueError(
             "forces and stress need a batch of all atoms; make its neighbour list with symmetry=0"
         )
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        if batch.pos.is_inference():
+            batch = _recorded(batch)
         pos = batch.pos.detach().requires_grad_()
         strain = torch.zeros_like(batch.cell).requires_grad_()
         symmetric = (strain + strain.transpose(1, 2)) / 2
@@ -70,3 +73,12 @@ def energy_forces_stress(
         forces=-by_pos,
         stress=by_strain / volume[:, None, None],
     )
+
+
+def _recorded(batch: CrystalBatch) -> CrystalBatch:
+    """Return a copy that can be differentiated of a batch that was made in inference mode."""
+    copies: dict[str, Any] = {}
+    for field in fields(batch):
+        tensor = getattr(batch, field.name)
+        copies[field.name] = tensor if tensor is None else tensor.clone()
+    return CrystalBatch(**copies)

@@ -47,14 +47,20 @@ def periodic_neighbors(
     """
     if not cell.any():
         return _search(pos, cell, cutoff)
-    volume, basis = abs(np.linalg.det(cell)), np.eye(3)
-    if np.prod(np.linalg.norm(cell, axis=1)) > MOST_SHEARED * volume:
-        basis = np.rint(Lattice(cell).lll_mapping)  # whole numbers
+    basis = compact_basis(cell)
     compact = basis @ cell
     moved = -np.rint(pos @ np.linalg.inv(compact) - 0.5)  # lattice vectors into the compact cell
     target, source, image, distance = _search(pos + moved @ compact, compact, cutoff)
     image = (image + moved[source] - moved[target]) @ basis
     return target, source, image.astype(np.int64), distance
+
+
+def compact_basis(cell: np.ndarray) -> np.ndarray:
+    """Return whole numbers [3, 3] by which ``cell`` becomes one that is hardly sheared."""
+    volume = abs(np.linalg.det(cell))
+    if np.prod(np.linalg.norm(cell, axis=1)) > MOST_SHEARED * volume:
+        return np.rint(Lattice(cell).lll_mapping)
+    return np.eye(3)
 
 
 def _search(

@@ -80,6 +80,7 @@ class StructureStream:
     def __enter__(self) -> StructureStream:
         if self.processes:
             self._pool = process_pool(self.processes, _ignore_interrupts)
+            self.processes *= self._pool is not None
         self._fill()
         return self
 

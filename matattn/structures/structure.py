@@ -213,8 +213,8 @@ def tensors_from_arrays(
     pos, cell = _wrapped(np.array(coords, dtype=np.float64), cell)
     return {
         "z": torch.as_tensor(np.asarray(z), dtype=torch.long),
-        "pos": torch.as_tensor(pos, dtype=dtype or torch.get_default_dtype()),
-        "cell": torch.as_tensor(cell, dtype=dtype or torch.get_default_dtype())[None],
+        "pos": torch.as_tensor(pos, dtype=dtype or torch.float32),
+        "cell": torch.as_tensor(cell, dtype=dtype or torch.float32)[None],
     }
 
 

@@ -303,9 +303,10 @@ def test_output_that_cannot_be_written_is_known_before(model, files, path):
     assert result.exit_code == 2 and "cannot be written" in result.stderr
 
 
-def test_unknown_backend_is_one_line(model, files, monkeypatch):
+@pytest.mark.parametrize("name", [".", "lost.cif"])
+def test_unknown_backend_is_one_line(model, files, monkeypatch, name):
     monkeypatch.setenv("MATATTN_BACKEND", "foo")
-    result, _ = predict(model, files)
+    result, _ = predict(model, files / name)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: periodic_attention: no backend named 'foo'")
 

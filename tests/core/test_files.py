@@ -70,6 +70,8 @@ def test_a_sealed_archive_is_one_for_others(tmp_path):
 
 def test_texts_that_utf8_cannot_hold(tmp_path):
     assert encodable("Å\n\udcff\r") == "Å\n\\udcff\\r"
+    assert encodable("\udcc3\udca4.cif\ud83d") == "\\udcc3\\udca4.cif\\ud83d"
+    assert encodable("N\udcc3\udca4cl.cif") == "Näcl.cif"  # the name in an ASCII locale
     write_text(tmp_path / "a.txt", "Å \udcff")
     assert (tmp_path / "a.txt").read_bytes() == "Å \\udcff".encode()
     write_json(tmp_path / "a.json", {"unit": "Å"})

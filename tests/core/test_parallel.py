@@ -1,5 +1,6 @@
 """Work in processes: the same results as here, and nothing left behind."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -79,3 +80,47 @@ def test_sigterm_leaves_no_process_behind(tmp_path):
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
+
+
+def no_semaphores(*_, **__):
+    raise OSError(30, "Read-only file system")
+
+
+def no_processes(*_, **__):
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+def one_process_only(fork):
+    """A system that forks once, and then no more."""
+    started = []
+
+    def popen(process):
+        if started:
+            no_processes()
+        started.append(fork(process))
+        return started[0]
+
+    return popen
+
+
+@pytest.fixture(params=["semaphores", "memory for them", "any process", "a second process"])
+def bare_system(request, monkeypatch):
+    parallel._tell.cache_clear()
+    if request.param == "semaphores":
+        monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", no_semaphores)
+    elif request.param == "memory for them":
+        monkeypatch.setattr("multiprocessing.context.BaseContext.SimpleQueue", no_semaphores)
+    else:
+        fork = multiprocessing.context.ForkProcess._Popen
+        limit = no_processes if request.param == "any process" else one_process_only(fork)
+        monkeypatch.setattr(multiprocessing.context.ForkProcess, "_Popen", staticmethod(limit))
+
+
+def test_without_processes_this_one_does_the_work(bare_system, capsys):
+    handler = signal.getsignal(signal.SIGTERM)
+    for _ in range(2):
+        assert set(parallel_map(process, range(40), "")) == {os.getpid()}
+    assert signal.getsignal(signal.SIGTERM) == handler
+    (told,) = capsys.readouterr().err.splitlines()  # once
+    assert told.startswith("no further processes here, so this one does all work: [Errno ")
+    assert not multiprocessing.active_children()

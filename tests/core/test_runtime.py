@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from matattn.runtime import machine, one_thread
+from matattn.errors import ConfigError
+from matattn.runtime import find_device, machine, on_cpu, one_thread, plain_torch
 
 
 @pytest.mark.parametrize("accelerator, gpu", [("cpu", False), ("auto", True), ("gpu", True)])
@@ -10,3 +11,28 @@ def test_reports_name_the_gpu_that_trained(accelerator, gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     with one_thread():
         assert machine(accelerator).endswith(", 1 thread" + ", NVIDIA H200" * gpu)
+
+
+def test_plain_torch_is_that_of_a_fresh_process_and_leaves_no_trace():
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode():
+            with pytest.raises(KeyError), plain_torch():
+                made = torch.zeros(1, requires_grad=True)
+                assert (made.dtype, made.device.type) == (torch.float32, "cpu")
+                assert not made.is_inference() and (made * 2).requires_grad
+                raise KeyError
+            assert torch.is_inference_mode_enabled()
+        assert torch.zeros(1).dtype == torch.float64 and torch.zeros(1).device.type == "meta"
+        with on_cpu():
+            assert torch.zeros(1).device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
+def test_devices_are_found_by_name_or_object():
+    assert find_device(torch.device("cpu")) == find_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="no device 'meta'; this machine has cpu"):
+        find_device(torch.device("meta"))

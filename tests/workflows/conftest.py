@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,29 @@ def assert_same_bits():
             assert torch.equal(one[name], other[name]), name
 
     return compare
+
+
+@contextmanager
+def _default(setter, changed, usual):
+    setter(changed)
+    try:
+        yield
+    finally:
+        setter(usual)
+
+
+UNUSUAL = {
+    "float64": lambda: _default(torch.set_default_dtype, torch.float64, torch.float32),
+    "no gradients": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "another device": lambda: _default(torch.set_default_device, "meta", None),
+}
+
+
+@pytest.fixture(params=UNUSUAL)
+def unusual_torch(request):
+    """Return a function: a block in which PyTorch is set as other libraries or users set it."""
+    return UNUSUAL[request.param]
 
 
 @pytest.fixture

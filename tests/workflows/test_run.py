@@ -104,3 +104,10 @@ def test_whether_data_may_be_fetched_does_not_change_a_run(compose):
 def test_data_of_another_kind_are_refused(compose, overrides, message):
     with pytest.raises(ConfigError, match=message):
         run.run(compose(*overrides))
+
+
+def test_how_torch_is_set_does_not_matter(config, table, tmp_path, unusual_torch, assert_same_bits):
+    run.run(config(table, tmp_path / "usual", "trainer.max_epochs=1"))
+    with unusual_torch():
+        run.run(config(table, tmp_path / "unusual", "trainer.max_epochs=1"))
+    assert_same_bits(tmp_path / "usual", tmp_path / "unusual")

@@ -20,6 +20,7 @@ from matattn.attention import AttentionLayer, AttentionRecord, LayerProbe, probe
 from matattn.meshes.batch import InputScaling, MeshBatch, collate_meshes
 from matattn.meshes.fields import MeshSample
 from matattn.meshes.network import MeshNetwork
+from matattn.runtime import plain_torch
 from matattn.workflows.explain import checks, faithfulness, heads
 from matattn.workflows.explain.report import Section
 from matattn.workflows.explain.sections import (
@@ -159,6 +160,7 @@ def prepare(
     return whole, replace(whole, points=True)
 
 
+@plain_torch()
 def explain(
     predictor: FieldPredictor,
     samples: Sequence[MeshSample],

@@ -18,7 +18,7 @@ from matattn.meshes.batch import InputScaling, collate_meshes
 from matattn.meshes.fields import Field, MeshSample
 from matattn.meshes.files import is_mesh_file, read_mesh, write_vtu
 from matattn.meshes.network import MeshNetwork
-from matattn.runtime import find_device, peak_memory
+from matattn.runtime import find_device, on_cpu, peak_memory
 
 NODES_PER_BATCH = 20_000
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ class FieldPredictor:
         self.network.eval()
         for group in _by_node_budget(samples):
             batch = collate_meshes(group, scaling).to(self.device)
-            with torch.no_grad():
+            with torch.no_grad(), on_cpu():
                 output = self.network(batch).cpu().numpy() * std + mean
             yield from np.split(output.astype(np.float32), batch.ptr[1:-1].numpy())
 

@@ -75,8 +75,8 @@ def evaluate(
     """Compare what ``Predictor.predict`` says of every crystal with its labels.
 
     Returns ``splits`` (``metrics.evaluate``), ``held_out`` ({group: ``metrics.errors``}, of
-    validation and test rows), ``data``, ``remarks``, and ``failed`` ({id: message}). Baselines are
-    fitted on the training rows of the data.
+    validation and test rows), ``data``, ``remarks``, and ``noted`` and ``failed`` ({id: message}).
+    Baselines are fitted on the training rows of the data.
 
     Raises ConfigError when the model does not predict the targets of the data.
     """
@@ -113,7 +113,14 @@ def evaluate(
             "note": dataset.note,
             "left_out": dataset.skipped,
         },
-        "remarks": _remarks(predictor.config.get("data", {}), dataset.name, fingerprint),
+        "remarks": [
+            *_remarks(predictor.config.get("data", {}), dataset.name, fingerprint),
+            *_doubtful(rows),
+        ],
+        "noted": {
+            name: row["message"] for name, row in zip(ids, rows, strict=True)
+            if row["status"] == "ok" and row.get("message")
+        },
         "failed": {
             name: row["message"] for name, row in zip(ids, rows, strict=True)
             if row["status"] != "ok"
@@ -158,6 +165,18 @@ def _remarks(trained_on: dict[str, Any], name: str, fingerprint: str) -> list[st
         ]
     known = trained_on.get("name", "data that its config does not name")
     return [f"The model was trained on {known}: rows of these that stand here are not held out."]
+
+
+def _doubtful(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line on the predictions that have a message, if there are some."""
+    told = [row for row in rows if row["status"] == "ok" and row.get("message")]
+    if not told:
+        return []
+    flagged = sum(bool(row["ood_flag"]) for row in told)
+    return [
+        f"{len(told)} of {len(rows)} rows have a remark, and {flagged} of them are flagged: not to "
+        f"be trusted. One of them: {max(told, key=lambda row: bool(row['ood_flag']))['message']}"
+    ]
 
 
 def groups_table(groups: Mapping[str, Any]) -> Table:

@@ -14,6 +14,7 @@ from pymatgen.core import Composition, Element
 
 from matattn.attention import AttentionRecord
 from matattn.errors import ExplanationError
+from matattn.runtime import plain_torch
 from matattn.structures.ensemble import Ensemble
 from matattn.structures.neighbors import SELF
 from matattn.workflows.explain import checks, faithfulness, heads
@@ -92,6 +93,7 @@ class Sample:
         }
 
 
+@plain_torch()
 def structures(
     predictor: Predictor,
     items: Sequence[Mapping[str, Any]],

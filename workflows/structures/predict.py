@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,10 +18,13 @@ from pymatgen.core import Element, Molecule, Structure
 
 from matattn import bundle, pretrained
 from matattn.errors import BundleError, PredictionError, StructureError
-from matattn.runtime import find_device
-from matattn.structures.batch import CrystalBatch, by_atom_budget, collate
+from matattn.runtime import find_device, on_cpu
+from matattn.structures import vacuum
+from matattn.structures.batch import CrystalBatch, by_atom_budget, collate, geometry
 from matattn.structures.ensemble import Ensemble
+from matattn.structures.inputs import take
 from matattn.structures.network import StructureNetwork
+from matattn.structures.remarks import doubts_of, remarks_of
 from matattn.structures.structure import to_tensors, validate
 from matattn.uncertainty import LEVEL, Uncertainty
 from matattn.units import PROPERTIES
@@ -45,6 +48,7 @@ def encode(
     """
     was_training = network.training
     network.eval().to(device)
+    dtype = next(network.parameters()).dtype
     images = network.image_rule(TOLERANCE)
     order = sorted(range(len(items)), key=lambda index: len(items[index]["z"]))
     sizes = (len(items[index]["z"]) for index in order)
@@ -54,7 +58,7 @@ def encode(
         while waiting:
             indices = waiting.popleft()
             try:
-                batch = collate([items[index] for index in indices], images).to(device)
+                batch = collate([items[index] for index in indices], images).to(device, dtype)
                 done.append((indices, network.features(batch).cpu()))
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -64,7 +68,7 @@ def encode(
                     continue
             advance(len(indices))
     network.train(was_training).to(CPU)
-    sample = done[0][1] if done else torch.empty(0, 1)
+    sample = done[0][1] if done else torch.empty(0, 1, dtype=dtype)
     counts = [rows_of(network, item) for item in items]
     features = [sample.new_full((count, sample.shape[1]), torch.nan) for count in counts]
     for indices, rows in done:
@@ -157,20 +161,26 @@ class Predictor:
 
     def predict(
         self,
-        structures: Structure | Molecule | Iterable[Structure | Molecule | StructureError],
+        structures: Any,
         places: Sequence[str] | None = None,
         advance: Callable[[int], Any] = lambda structures: None,
     ) -> list[dict[str, Any]]:
         """Return a row per structure: formula, natoms, targets, novelty, status and message.
 
+        ``structures`` are pymatgen's objects, ASE's ``Atoms`` (periodic everywhere: a crystal;
+        nowhere: a molecule), paths of files, dictionaries of pymatgen, or a collection of them: a
+        list, an array, a dictionary by name, a DataFrame with a column "structure". A file has a
+        row for each of its structures. Raises TypeError for what is none of these.
+
         Each target has an interval and a unit: ``<target>_lower`` and ``_upper`` hold 90 % of the
         true values of crystals like those the model was calibrated on. ``ood_score`` is the
         distance from the training crystals in units of one that 1 % of the calibration crystals
-        exceed. ``ood_flag`` is true above 1, and for elements that the model never saw.
+        exceed. ``ood_flag`` is true above 1, for elements that the model never saw, for more
+        empty space than its training crystals have, and where the structure itself is in doubt.
 
-        ``status`` is "ok" or the name of the error, and ``message`` says what is wrong or worth
-        knowing. A bad structure (or a StructureError instead of one) gives a row without values and
-        does not stop the others.
+        ``status`` is "ok" or the name of the error, and ``message`` says what is wrong, was assumed
+        or is worth knowing. What is no structure (None, a StructureError) gives a row without
+        values and does not stop the others.
 
         Of a model of atoms or pairs, a target and its ends are lists, with a value for every atom
         or for every pair in ``pairs``, and the novelty is that of the most unusual one.
@@ -178,39 +188,42 @@ class Predictor:
         ``places`` are what messages call the structures. ``advance`` is called with the number of
         structures done after each batch.
         """
-        if isinstance(structures, Structure | Molecule):
-            structures = [structures]
-        structures = list(structures)
-        places = places or [f"structure {number + 1}" for number in range(len(structures))]
-        readings = []
-        for structure, where in zip(structures, places, strict=True):
-            readings.append(self._reading(structure, where))
-            if readings[-1].item is None:
-                advance(1)
-        items = [reading.item for reading in readings if reading.item is not None]
-        results = iter(self._results(items, advance))
-        return [self._row(reading, next(results) if reading.item else None) for reading in readings]
+        with on_cpu():
+            readings = []
+            for where, structure in take(structures, places):
+                readings.append(self._reading(structure, where))
+                if readings[-1].item is None:
+                    advance(1)
+            items = [reading.item for reading in readings if reading.item is not None]
+            results = iter(self._results(items, advance))
+            return [self._row(one, next(results) if one.item else None) for one in readings]
 
-    def read(
-        self, structure: Structure | Molecule | StructureError, where: str
-    ) -> tuple[dict[str, Any], list[str]]:
-        """Return what the network is given of a structure, and remarks.
+    def read(self, structure: Structure | Molecule | StructureError, where: str) -> Readable:
+        """Return what the network is given of a structure, with remarks and doubts.
 
         Raises StructureError, beginning with ``where``, for what is not physical, or what the
         network was not made for.
         """
         if isinstance(structure, StructureError):
             raise structure
-        remarks = validate(structure, where)
+        remarks = [*remarks_of(structure), *validate(structure, where)]
         self._check_reads(structure, where)
         item = to_tensors(structure)
         self.network.check(item["z"], item["pos"], item["cell"], where)
         if self.network.level == "pair":
             item["pair_index"] = torch.triu_indices(len(structure), len(structure), 1)
-        return item, remarks
+        doubts = doubts_of(structure)
+        if isinstance(structure, Structure):
+            doubts += vacuum.doubts(geometry(item), self.config.get("vacuum", {}))
+        return Readable(item, remarks, doubts)
 
     def _check_reads(self, structure: Structure | Molecule, where: str) -> None:
         """Raise StructureError for what the network was not made for."""
+        if isinstance(structure, Structure) and not all(structure.pbc):
+            raise StructureError(
+                f"{where}: is not periodic in all directions (pbc {structure.pbc}); expected a "
+                "crystal, or a Molecule"
+            )
         kind = "molecules" if isinstance(structure, Molecule) else "crystals"
         if (trained_on := self.config.get("structures", "crystals")) != kind:
             raise StructureError(
@@ -230,10 +243,10 @@ class Predictor:
         if not isinstance(structure, StructureError):
             formula, natoms = structure.composition.reduced_formula, len(structure)
         try:
-            item, remarks = self.read(structure, where)
+            readable = self.read(structure, where)
         except StructureError as error:
             return _Reading(formula, natoms, None, type(error).__name__, [str(error)])
-        return _Reading(formula, natoms, item, "ok", remarks)
+        return _Reading(formula, natoms, readable.item, "ok", readable.remarks, readable.doubts)
 
     def _results(
         self, items: Sequence[Mapping[str, Any]], advance: Callable[[int], Any]
@@ -277,7 +290,7 @@ class Predictor:
         """Return the row of a structure from all that is known of it."""
         item, status, remarks, flag = reading.item, reading.status, reading.remarks, None
         if item is not None and result is not None:
-            warnings = self._warnings(item["z"], result.get("ood_score"))
+            warnings = reading.doubts + self._warnings(item["z"], result.get("ood_score"))
             remarks, flag = remarks + warnings, bool(warnings)
         elif item is not None:
             status = PredictionError.__name__
@@ -303,6 +316,14 @@ class Predictor:
         return warnings
 
 
+class Readable(NamedTuple):
+    """A structure that the network can read: what it is given, and what to say of the value."""
+
+    item: dict[str, Any]
+    remarks: list[str]  # what was assumed
+    doubts: list[str]  # why the value may be wrong
+
+
 @dataclass(frozen=True)
 class _Reading:
     """A structure as far as it could be read: ``item`` is what the network is given of it.
@@ -315,6 +336,7 @@ class _Reading:
     item: dict[str, Any] | None
     status: str
     remarks: list[str]
+    doubts: list[str] = field(default_factory=list)
 
 
 def _symbols(elements: Iterable[int]) -> str:

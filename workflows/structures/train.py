@@ -27,6 +27,7 @@ from matattn.structures.image_rule import LARGEST_SYMMETRY, ImageRule
 from matattn.structures.metrics import element_constants, evaluate
 from matattn.structures.neighbors import SELF, Neighbors
 from matattn.structures.network import StructureNetwork
+from matattn.structures.vacuum import normal_space
 from matattn.training.averaging import LastEpochsAveraging
 from matattn.training.processes import share_of_mean
 from matattn.training.run_log import RunLog
@@ -241,12 +242,15 @@ class PropertyTask:
         """Return predictions with intervals, errors beside baselines, figures and the model."""
         dataset, network = self.dataset, trained.network.cpu()
         mean, std = (values.tolist() for values in self.normaliser)
-        description = {
+        description: dict[str, Any] = {
             "targets": [{"name": t.name, "unit": t.unit} for t in dataset.targets],
             "normaliser": {"mean": mean, "std": std},
             "elements": dataset.elements(),
             "structures": "molecules" if dataset.has_molecules else "crystals",
         }
+        if not dataset.has_molecules:
+            train = [geometry(dataset.items[row]) for row in dataset.rows("train")]
+            description["vacuum"] = normal_space(train)
         features = encode(network, dataset.items, trained.device)
         predictor = Predictor(network, description)
         predictor = replace(predictor, uncertainty=self._uncertainty(predictor, features))

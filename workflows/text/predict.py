@@ -20,6 +20,7 @@ from matattn.extras import import_extra
 from matattn.models.material_detector import encode_words
 from matattn.models.matter_tokenizer import word_probability
 from matattn.models.text_encoder import TokenClassifier
+from matattn.runtime import on_cpu
 from matattn.text import Sentence, Span, check_unicode, spans_of, split_words
 
 WINDOW = 128  # words that a network sees at once
@@ -156,7 +157,7 @@ def _windows(
 
 def _probabilities(model: TextModel, texts: list[Sequence[str]]) -> list[list[np.ndarray]]:
     """Return the probabilities [n, C] of the n pieces of every word of every text."""
-    with torch.no_grad():
+    with torch.no_grad(), on_cpu():
         if isinstance(model.network, TokenClassifier):
             return _piece_probabilities(model.network, model.tokenizer, texts)
         arguments = encode_words(texts)

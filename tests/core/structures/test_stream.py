@@ -41,6 +41,15 @@ def test_order_is_that_of_the_inputs_with_and_without_processes(folder, monkeypa
     assert there == here and stream.processes == 2 and stream.seconds > 0
 
 
+def test_without_processes_the_stream_is_read_here(folder, monkeypatch):
+    here, _ = ids(find_sources([str(folder)]))
+    monkeypatch.setattr(structure_stream, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(structure_stream, "cores", lambda: 2)
+    monkeypatch.setattr(structure_stream, "process_pool", lambda *_: None)
+    alone, stream = ids(find_sources([str(folder)]))
+    assert alone == here and stream.processes == 0
+
+
 def test_an_abandoned_stream_ends_its_processes(folder, monkeypatch):
     monkeypatch.setattr(structure_stream, "WORTH_A_PROCESS", 1)
     with pytest.raises(KeyError), StructureStream(find_sources([str(folder)])) as stream:

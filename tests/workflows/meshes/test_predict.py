@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import matattn
 from matattn.cli import app
+from matattn.meshes.files import read_mesh
 
 
 @pytest.fixture()
@@ -61,3 +63,14 @@ def test_predict_says_what_is_wrong(invoke, meshes, finished, tmp_path):
     assert result.exit_code == 1
     with open(tmp_path / "out" / "predictions.csv") as lines:
         assert "load" in next(csv.DictReader(lines))["message"]
+
+
+def test_how_torch_is_set_does_not_matter(finished, meshes, unusual_torch):
+    folder = finished[0] / "model"
+    samples = [read_mesh(meshes / "m00.npz", 2, ["load"])]
+    loaded = matattn.load(folder)
+    (expected,) = loaded.predict(samples)
+    with unusual_torch():
+        for model in (loaded, matattn.load(folder)):
+            (field,) = model.predict(samples)
+            assert np.array_equal(field, expected)

@@ -172,3 +172,27 @@ def test_rows_kept_apart_for_intervals_stay_apart(predictor):
     trained = dataclasses.replace(predictor, config=predictor.config | {"data": trained_on})
     data = evaluate.load_data("prototypes", trained, ["data.targets=[e_form]"])
     assert len(data.rows("calibration")) > 100
+
+
+def test_rows_with_remarks_are_counted(dataset, predictor):
+    def told(known):
+        config = predictor.config | {"elements": known}
+        return evaluate.evaluate(dataclasses.replace(predictor, config=config), dataset)
+
+    result = told([z for z in range(1, 99) if z != 57])
+    assert result["noted"] == {"c10": "no training crystal contains La: do not trust this value"}
+    assert result["remarks"][-1] == (
+        "1 of 12 rows have a remark, and 1 of them are flagged: not to be trusted. One of them: "
+        "no training crystal contains La: do not trust this value"
+    )
+    assert told(list(range(1, 99)))["noted"] == {}
+    assert len(told(list(range(1, 99)))["remarks"]) == 1
+
+
+def test_vacuum_is_remarked(dataset, predictor):
+    slab = to_data(tensors_from_arrays((11, 17), PLACES[:2], np.diag([4, 4, 40])), [0.0], "slab")
+    with_slab = dataclasses.replace(
+        dataset, items=[*dataset.items, slab], split=np.array([*dataset.split, "test"])
+    )
+    result = evaluate.evaluate(predictor, with_slab)
+    assert list(result["noted"]) == ["slab"] and "Å of vacuum" in result["remarks"][-1]

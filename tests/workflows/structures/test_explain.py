@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from pymatgen.core import Molecule
+from pymatgen.core import Lattice, Molecule, Structure
 from typer.testing import CliRunner
 
 from matattn import bundle
@@ -88,3 +88,17 @@ def test_command(coulgat, predictor, tmp_path):
     ):
         failed = CliRunner().invoke(app, [*command, *extra, "-o", out])
         assert failed.exit_code == 2 and message in failed.output, failed.output
+
+
+def test_command_tells_remarks_and_doubts(coulgat, predictor, tmp_path):
+    network = coulgat()
+    config = predictor(network, "crystals").config
+    arguments = {"dim": 16, "num_heads": 2, "num_blocks": 2, "ffn_dim": 16,
+                 "elements": [1, 6, 8, 11, 17]}  # fmt: skip
+    bundle.save(tmp_path / "model", network, arguments, config, "card")
+    slab = Structure(Lattice.tetragonal(4, 25), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0]])
+    slab.to(filename=str(tmp_path / "POSCAR"), fmt="poscar")
+    command = ["explain", str(tmp_path / "model"), str(tmp_path / "POSCAR")]
+    done = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert f"{tmp_path / 'POSCAR'}: 21.7 Å of vacuum: " in done.stderr

@@ -21,6 +21,7 @@ from matattn.models.flare import FLARE
 from matattn.structures.batch import collate
 from matattn.structures.derivatives import energy_forces_stress
 from matattn.structures.files import read
+from matattn.structures.remarks import add_doubt, add_remark
 from matattn.structures.structure import to_tensors
 from matattn.workflows import run
 from matattn.workflows.structures.predict import Predictor, encode
@@ -204,3 +205,89 @@ def test_a_mesh_model_is_refused_where_crystals_are_wanted(tmp_path):
     bundle.save(tmp_path / "model", FLARE(**arguments), arguments, description, "card")
     with pytest.raises(BundleError, match="this model reads meshes, not structures"):
         Predictor.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("run", ["finished", "calibrated", "whole", "pairs"])
+def test_how_torch_is_set_does_not_matter(run, request, unusual_torch, molecule_runs):
+    folder = (molecule_runs.get(run) or request.getfixturevalue(run))[0] / "model"
+    molecule = Molecule(["O", "H", "H"], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    given = [molecule if run in molecule_runs else Structure.from_file(NACL)]
+    loaded = matattn.load(folder)
+    rows = loaded.predict(given)
+    assert rows[0]["status"] == "ok"
+    with unusual_torch():
+        assert loaded.predict(given) == rows
+        loaded_here = matattn.load(folder)
+        assert loaded_here.predict(given) == rows
+    assert loaded_here.predict(given) == rows
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_forces_do_not_depend_on_how_torch_is_set(finished, unusual_torch):
+    def forces():
+        model = matattn.load(finished[0] / "model")
+        batch = collate([to_tensors(Structure.from_file(NACL))], model.network.image_rule(1e-6))
+        return energy_forces_stress(model.energy, batch).stress
+
+    expected = forces()
+    with unusual_torch(), torch.device("cpu"):  # else to_tensors makes them where it is told
+        assert torch.equal(forces(), expected)
+
+
+def test_a_network_in_float64_predicts(calibrated):
+    model = matattn.load(calibrated[0] / "model")
+    (expected,) = model.predict(Structure.from_file(NACL))
+    model.network.double()
+    (row,) = model.predict(Structure.from_file(NACL))
+    for key in ("formation_energy_per_atom", "formation_energy_per_atom_lower", "ood_score"):
+        assert row[key] == pytest.approx(expected[key], abs=1e-4)
+
+
+def test_remarks_and_doubts_are_in_the_row(finished):
+    model = matattn.load(finished[0] / "model")
+    rounded, doubtful = (
+        Structure(Lattice.cubic(4), ["Li", "F"], [[0] * 3, [0.5] * 3]) for _ in range(2)
+    )
+    add_remark(rounded, "rounded")
+    add_remark(doubtful, "labels")
+    add_doubt(doubtful, "another setting")
+    before = rounded.copy(), doubtful.copy()
+    one, two = model.predict([rounded, doubtful])
+    assert (rounded, doubtful) == before
+    assert rounded.properties == before[0].properties
+    assert (one["message"], one["ood_flag"], one["status"]) == ("rounded", False, "ok")
+    assert (two["message"], two["ood_flag"]) == ("labels; another setting", True)
+    assert one["band_gap"] == pytest.approx(two["band_gap"], abs=1e-5)
+
+
+def test_vacuum_is_doubted_unless_the_model_was_trained_on_it(finished, molecule_runs):
+    model = matattn.load(finished[0] / "model")
+    assert model.config["vacuum"] == {"layer": 0, "sphere": 0}
+    slab = Structure(Lattice.tetragonal(4, 30), ["Li", "F"], [[0, 0, 0], [0.5, 0.5, 0]])
+    slab_in_a_part_of_space = Structure(
+        Lattice(4 * np.eye(3), pbc=(True, True, False)), ["Li"], [[0, 0, 0]]
+    )
+    one, two = model.predict([slab, slab_in_a_part_of_space])
+    assert one["message"].startswith("27.4 Å of vacuum: this model was trained on bulk crystals")
+    assert one["ood_flag"] is True and one["status"] == "ok"
+    assert "structure 2: is not periodic in all directions" in two["message"]
+    normal = {"vacuum": {"layer": 28.0, "sphere": 14.0}}
+    used_to = dataclasses.replace(model, config=model.config | normal)
+    assert used_to.predict(slab)[0]["message"] == ""
+    shipped = {key: value for key, value in model.config.items() if key != "vacuum"}
+    assert dataclasses.replace(model, config=shipped).predict(slab)[0]["ood_flag"] is True
+    molecules = matattn.load(molecule_runs["whole"][0] / "model")
+    assert "vacuum" not in molecules.config
+    assert molecules.predict(Molecule(["H"], [[0, 0, 0]]))[0]["message"] == ""
+
+
+def test_one_bad_element_stops_no_other(finished):
+    model = matattn.load(finished[0] / "model")
+    good = Structure(Lattice.cubic(4), ["Li", "F"], [[0] * 3, [0.5] * 3])
+    rows = model.predict([good, None, 3, good, StructureError("lost"), object])
+    assert [row["status"] == "ok" for row in rows] == [True, False, False, True, False, False]
+    assert rows[1]["message"].startswith("structure 2 is None, expected a Structure or Molecule")
+    assert rows[2]["message"].startswith("structure 3 is an object of type int, expected")
+    assert rows[3]["band_gap"] == pytest.approx(rows[0]["band_gap"], abs=1e-5)
+    with pytest.raises(TypeError, match="type int, expected a Structure or Molecule of pymatgen"):
+        model.predict(3)

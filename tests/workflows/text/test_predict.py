@@ -88,3 +88,13 @@ def test_tokenizer_file_that_is_none(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="tokenizer.json: cannot be read"):
         predict.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("run", ["tokenized", "labelled"])
+def test_how_torch_is_set_does_not_matter(run, request, unusual_torch):
+    folder = request.getfixturevalue(run)[0] / "model"
+    loaded = matattn.load(folder)
+    expected = loaded.tokenize("films of GaAs were grown")
+    with unusual_torch():
+        for model in (loaded, matattn.load(folder)):
+            assert model.tokenize("films of GaAs were grown") == expected
