@@ -143,6 +143,8 @@ def test_evaluate(shipped, table, tmp_path):
     for text in ("Mean absolute errors", "halides (F Cl Br I)", "1 to 4 sites", "eV/atom",
                  "linear in composition", "mine.jsonl:13: "):  # fmt: skip
         assert text in result.stdout
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"1 of 13 rows left out; the first: {table}:13: not a JSON object")
     saved = json.loads(output.read_text())
     assert saved["model"] == "mp-formation-energy" and saved["data"]["name"] == "mine.jsonl"
     assert saved["splits"]["val"][TARGET]["n"] == 3
