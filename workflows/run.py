@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from dataclasses import fields
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,6 +21,8 @@ from matattn.config import (
     RunConfig,
     Source,
     Target,
+    check_finite,
+    check_keys,
     check_targets,
     find_target,
     read_data,
@@ -89,6 +93,9 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if missing := [item.name for item in fields(TrainConfig) if item.name not in plain]:
         raise ConfigError(f"{missing[0]}: cannot be left out")
+    check_keys(plain, [item.name for item in fields(TrainConfig)])
+    _check_hydra()
+    check_finite(plain)
     model = dict(plain["model"])
     model_name = model.pop("name", "")
     source, data = read_data(plain["data"])
@@ -198,6 +205,14 @@ def _origin(model: str | None) -> Origin | None:
             f"{changed[0]} cannot be combined with init_from: the network is that of {model}"
         )
     return Origin(str(model), bundle.fingerprint(pretrained.find(model)))
+
+
+def _check_hydra() -> None:
+    """Raise ConfigError for a key that ``+hydra.foo=1`` adds, and nothing reads."""
+    given = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
+    added = (re.match(r"\++hydra\.(\w+)", item) for item in given)
+    known = [item.name for item in fields(HydraConf)]
+    check_keys({key[1]: None for key in added if key}, known)
 
 
 def _overrides() -> list[str]:
