@@ -99,7 +99,7 @@ def read_mesh(
     A component of a vector field is named ``displacement_x`` (y, z) or ``displacement:0``. Without
     ``dimension``, a mesh with a constant third coordinate counts as plane, because most formats
     have no plane meshes; constant means but for rounding. Voxels and pixels become hexahedra and
-    quadrilaterals, strips triangles. ``cells`` leaves out single vertices.
+    quadrilaterals, strips triangles, polyhedra their faces. ``cells`` leaves out single vertices.
 
     Raises DataError, naming the file, when it cannot be read, has no nodes or another dimension,
     when a field is missing, is not a finite number at every node, and when a cell names a node that
@@ -226,9 +226,11 @@ def _from_meshio(path: Path) -> _Content:
             mesh = meshio.read(path)
         except SystemExit:
             reason = " ".join(reasons.getvalue().split())
+            if re.search("cannot handle|supported", reason):
+                reason += "; save it as .vtu, for example with ParaView"
             raise ValueError(reason or f"not a {path.suffix} file that meshio knows") from None
         except KeyError as error:
-            raise ValueError(f"meshio knows nothing of {error}, which the file holds") from None
+            raise ValueError(f"has {error}, which meshio does not read; save it as .vtu") from None
     if dropped := re.search(r"skip|cannot handle|discard", warned.getvalue(), re.IGNORECASE):
         raise ValueError(f"meshio cannot read all of it: {' '.join(dropped.string.split())}")
     if many := [block.type for block in mesh.cells if block.type.startswith("polyhedron")]:

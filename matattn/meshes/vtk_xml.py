@@ -6,6 +6,7 @@ All pieces of a file are joined in their order. Errors are ValueErrors without t
 from __future__ import annotations
 
 import base64
+import itertools
 import lzma
 import warnings
 import zlib
@@ -49,7 +50,8 @@ _REORDERED = {
     11: ("hexahedron", [0, 1, 3, 2, 4, 5, 7, 6]),
     13: ("wedge", [0, 2, 1, 3, 5, 4]),  # as meshio orders them
 }
-_LEFT_OUT = (0, 1, 2)  # nothing, and single points
+_POLYHEDRON = 42
+_LEFT_OUT = (0, 1, 2, _POLYHEDRON)  # nothing, single points, and what is read as its faces
 _SURFACE = {"Verts": 1, "Lines": 4, "Strips": 6, "Polys": 7}
 
 
@@ -160,7 +162,25 @@ def _cells(piece: Element, file: _File) -> Iterator[Block]:
             if "types" not in arrays:
                 raise ValueError("Cells has no types")
             types = file.values(arrays["types"], count)
+            if (types == _POLYHEDRON).any():
+                yield from _faces(arrays.get("faces"), file)
         yield from _blocks(nodes, ends, types)
+
+
+def _faces(stored: Element | None, file: _File) -> Iterator[Block]:
+    """Yield the faces of all polyhedra as polygons, each once: meshes here have no polyhedra."""
+    if stored is None:
+        raise ValueError("has polyhedra (VTK's type 42) without an array of their faces")
+    stream = iter(file.values(stored, None).tolist())
+    faces: dict[int, dict[frozenset[int], list[int]]] = {}
+    for count in stream:
+        for _ in range(count):
+            face = list(itertools.islice(stream, next(stream, 0)))
+            if len(face) < 3:
+                raise ValueError("has polyhedra (VTK's type 42) with damaged faces")
+            faces.setdefault(len(face), {}).setdefault(frozenset(face), face)
+    for same_size in faces.values():
+        yield _named(7, np.array(list(same_size.values())))
 
 
 def _blocks(nodes: np.ndarray, ends: np.ndarray, types: np.ndarray) -> Iterator[Block]:
@@ -195,10 +215,9 @@ def _named(kind: int, cells: np.ndarray) -> Block:
         return "triangle", strip.reshape(-1, 3)
     if kind == 7 and size >= 3:
         return {3: "triangle", 4: "quad"}.get(size, f"polygon{size}"), cells
-    name = "polyhedra (VTK's type 42)" if kind == 42 else f"cells of VTK's type {kind}"
     raise ValueError(
-        f"has {len(cells)} {name} with {size} nodes, which are not read; convert them, for example "
-        "with ParaView's filter Tetrahedralize"
+        f"has {len(cells)} cells of VTK's type {kind} with {size} nodes, which are not "
+        "read; convert them, for example with ParaView's filter Tetrahedralize"
     )
 
 
@@ -212,17 +231,17 @@ class _File:
     header: np.dtype
     unpack: Callable[[bytes, int], bytes] | None
 
-    def values(self, stored: Element, count: int) -> np.ndarray:
+    def values(self, stored: Element, count: int | None) -> np.ndarray:
         """Return an array [count] or [count, k]; raise ValueError if it has another size."""
         name, kind = stored.get("Name"), stored.get("type", "")
         if kind not in _NUMBERS:
             raise ValueError(f"{name} holds {kind or 'no type'}, not numbers")
         width = int(stored.get("NumberOfComponents") or 1)
         values = self._read(stored, _NUMBERS[kind])
-        if values.size != count * width:
+        if count is not None and values.size != count * width:
             shape = f"{count} x {width}" if width > 1 else f"{count}"
             raise ValueError(f"{name} has {values.size} values, expected {shape}")
-        return values.reshape(count, width) if width > 1 else values
+        return values.reshape(-1, width) if width > 1 else values
 
     def _read(self, stored: Element, kind: np.dtype) -> np.ndarray:
         how = stored.get("format", "ascii")
@@ -242,7 +261,7 @@ class _File:
         size = self.header.itemsize
         count = int(np.frombuffer(_taken(data, 0, size, encoded)[0], self.header)[0])
         if self.unpack is None:
-            if encoded and b"=" not in data[: _chars(size)]:  # header and array in one
+            if encoded and len(base64.b64decode(data[: _chars(size)])) > size:  # both in one text
                 return _taken(data, 0, size + count, True)[0][size:]
             return _taken(data, _chars(size) if encoded else size, count, encoded)[0]
         header, start = _taken(data, 0, (3 + count) * size, encoded)
@@ -279,7 +298,7 @@ def _from_text(text: str, kind: type) -> np.ndarray:
         warnings.simplefilter("error")  # NumPy only warns of what is no number
         try:
             return np.fromstring(text, kind, sep=" ")
-        except DeprecationWarning:
+        except (DeprecationWarning, ValueError):
             raise ValueError("holds a text that is no number") from None
 
 

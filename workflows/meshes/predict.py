@@ -46,7 +46,7 @@ class FieldPredictor:
     def remarks(self, sample: MeshSample) -> list[str]:
         """Return what of a mesh is unlike the training, as other units are.
 
-        The models of before this was written down say nothing.
+        Models from before that was kept say nothing.
         """
         known = self.config.get("training_range")
         names = [field.name for kind in ("coordinates", "inputs") for field in self.fields(kind)]

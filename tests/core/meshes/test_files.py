@@ -238,10 +238,64 @@ def test_meshes_that_cannot_be_used(tmp_path):
     refused(tmp_path / "b.vtk", "a triangle cell names node 7; there are nodes 0 to 2")
 
 
+def legacy(path, version, cells):
+    points = " ".join(f"{x} {y} {z}" for z in (0, 1) for y in (0, 1) for x in (0, 1))
+    path.write_text(
+        f"# vtk DataFile Version {version}\nx\nASCII\nDATASET UNSTRUCTURED_GRID\n"
+        f"POINTS 8 float\n{points}\n{cells}\n"
+    )
+    return path
+
+
+def test_cells_that_meshio_drops_are_no_silence(tmp_path):
+    path = legacy(tmp_path / "a.vtk", "3.0", "CELLS 1 5\n4 0 1 2 3\nCELL_TYPES 1\n8")
+    refused(path, "cannot handle.; save it as .vtu, for example with ParaView")
+    nodes = "OFFSETS vtktypeint64\n0 {0}\nCONNECTIVITY vtktypeint64\n{1}\nCELL_TYPES 1\n{2}"
+    for kind, ids, message in [
+        (11, "0 1 2 3 4 5 6 7", r"cannot read all of it: .*cannot handle \(type 11\)"),
+        (8, "0 1 2 3", "has 'pixel', which meshio does not read; save it as .vtu"),
+    ]:
+        count = len(ids.split())
+        cells = f"CELLS 2 {count}\n" + nodes.format(count, ids, kind)
+        refused(legacy(path, "5.1", cells), message)
+
+
+@pytest.mark.parametrize("suffix", [".vtu", ".vtk", ".npz", ".xdmf", ".vtu.gz"])
+def test_a_pointer_of_git_lfs(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refused(path, "is a pointer of Git LFS, and the file itself is missing: git lfs pull")
+
+
+def test_entities_of_xml_stay_closed(tmp_path):
+    path = tmp_path / "a.xdmf"
+    path.write_text('<!DOCTYPE x [<!ENTITY a "lol">]><Xdmf>&a;</Xdmf>')
+    refused(path, "declares the XML entity 'a'")
+
+
+@pytest.mark.parametrize("height", [0.0, 5.0, -300.0])
+def test_rounding_is_no_third_dimension(tmp_path, height):
+    noise = 1e-17 if not height else 2e-16 * abs(height)
+    points = np.pad(POS.astype(float), ((0, 0), (0, 1)), constant_values=height)
+    points[::2, 2] += noise
+    path = write_mesh(tmp_path / "a.vtu", points)
+    assert read_mesh(path).pos.shape == read_mesh(path, 2).pos.shape == (5, 2)
+    points[0, 2] += 1e-3
+    assert read_mesh(write_mesh(tmp_path / "b.vtu", points)).pos.shape == (5, 3)
+
+
+def test_small_meshes_have_their_third_dimension(tmp_path):
+    points = np.pad(POS * 1e-9, ((0, 0), (0, 1)))
+    points[0, 2] = 1e-12
+    assert read_mesh(write_mesh(tmp_path / "a.vtu", points)).pos.shape == (5, 3)
+
+
 def test_without_meshio(tmp_path, monkeypatch):
     path = write_mesh(tmp_path / "a.vtu")
+    other = write_mesh(tmp_path / "a.vtk")
     monkeypatch.setitem(sys.modules, "meshio", None)
-    refused(path, r"needs the package meshio: pip install 'matattn\[mesh\]'")
+    assert len(read_mesh(path).pos) == 5
+    refused(other, r"needs the package meshio: pip install 'matattn\[mesh\]'")
     with pytest.raises(DataError, match=r"needs the package meshio: pip install"):
         write_vtu(path, MeshSample("s", POS, POS, POS), {})
     assert read_mesh(write_npz(tmp_path / "a.npz"), targets=["pressure"]).y.shape == (5, 1)
