@@ -159,6 +159,7 @@ def test_evaluate(shipped, table, tmp_path):
         (["mp-formation-energy", "absent.jsonl"], "absent.jsonl: no such file"),
         (["mp-formation-energy", "prototypes", "data.max_site=3"], "data.max_site: "),
         (["mp-formation-energy", "prototypes", "task.batch_size=3"], "task: there is no such key"),
+        (["mp-formation-energy", "prototypes", "+foo=1"], "foo: there is no such key"),
         (["mp-formation-energy", "prototypes", "model=coulgat"], "Could not override 'model'"),
         (["mp-formation-energy", "prototypes", "data.targets=[log10_bulk_modulus]"],
          "the model predicts formation_energy_per_atom (eV/atom), not log10_bulk_modulus"),
