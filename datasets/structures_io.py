@@ -177,7 +177,7 @@ def select_labels(
     for index, target in enumerate(properties):
         column = _find_column(target, table, source)
         parsed = [_number(value) for value in table.columns[column]]
-        for row in [row for row, value in enumerate(parsed) if value is None]:
+        for row in [row for row, value in enumerate(parsed) if value is None and usable[row]]:
             usable[row] = False
             text = str(table.columns[column][row])
             reason = f"{text[:40]!r}, not a number{_advice(text)}"

@@ -405,7 +405,11 @@ def _check_arguments(target: Target, key: str) -> None:
         return
     for name, value in target.arguments.items():
         if name in hints and not _fits(value, hints[name]):
-            raise ConfigError(f"{key}.{name}={value!r}: expected {_described(hints[name])}")
+            is_text = key == "data" and str in (hints[name], *get_args(hints[name]))
+            hint = (
+                f"; quote a text that looks like a number: '{key}.{name}=\"01\"'" if is_text else ""
+            )
+            raise ConfigError(f"{key}.{name}={value!r}: expected {_described(hints[name])}{hint}")
 
 
 def _described(hint: Any) -> str:

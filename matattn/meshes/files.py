@@ -35,6 +35,8 @@ _CELL_NODES = {
     "wedge": 6, "wedge15": 15, "pyramid": 5, "pyramid13": 13,
 }  # fmt: skip
 _AXES = "xyz"
+# What meshio takes one of and drops the others in silence, by format: zones, and fields in time.
+_ONCE = {".tec": r"(?im)^\s*(zone)\b", ".msh": r"(?s)\$NodeData\s+\d+\s+(\".*?\")"}
 
 
 @dataclass
@@ -214,6 +216,10 @@ def _from_meshio(path: Path) -> _Content:
 
     if path.suffix.lower() == ".xdmf":
         parse_xml(path.read_bytes())  # it declares no entities
+    if pattern := _ONCE.get(path.suffix.lower()):
+        found = re.findall(pattern, path.read_text(encoding="latin-1"))
+        if several := [name for name in found if found.count(name) > 1]:
+            raise ValueError(f"has {several[0]} several times, and meshio reads one; keep one")
     # On an error meshio prints the reason and exits.
     reasons, warned = io.StringIO(), io.StringIO()
     with (

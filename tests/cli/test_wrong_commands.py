@@ -58,6 +58,9 @@ MISTAKES = {
     "data=table data.path=a=b": ["quote the value: 'data.path=\"a=b\"'"],
     "data=table data.path=e#f": ["quote the value: 'data.path=\"e#f\"'"],
     "data=table data.path=~/no/x.csv data.targets=[e_form]": ["/no/x.csv: no such file"],
+    "data=table data.path=2024 data.targets=[e_form]": [
+        "data.path=2024: expected str; quote a text that looks like a number: 'data.path=\"01\"'"
+    ],
     "data.targets=[a=b]": ["data.targets=[a=b]: is no list that can be read; quote the texts"],
     "seed=0,1": ["seed=0,1: several values need -m for a sweep", "'seed=\"0,1\"'"],
     "trainer.gradient_clip_val=nan": ["trainer.gradient_clip_val=nan: expected a finite number"],

@@ -169,6 +169,12 @@ def test_cells_that_are_no_numbers(tmp_path, cell):
     assert "table.csv:2 (s0): " + LEFT_OUT[cell] in message
 
 
+def test_a_row_is_left_out_once(tmp_path):
+    lines = ["id,tc,e_form", "s0,high,low", "s1,1,low", "s2,,", "s3,1,2"]
+    data = load(write_table(tmp_path / "d", lines), ["tc", "e_form"])
+    assert [item.id for item in data.items] == ["s3"] and len(data.skipped) == 3
+
+
 def test_minus_signs_of_typesetters(tmp_path):
     path = write_table(tmp_path / "d", ["id,tc", "s0,\N{MINUS SIGN}1.5", "s1,2e\N{MINUS SIGN}1"])
     assert load(path).labels()[:, 0].tolist() == pytest.approx([-1.5, 0.2])

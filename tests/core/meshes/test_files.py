@@ -260,6 +260,25 @@ def test_cells_that_meshio_drops_are_no_silence(tmp_path):
         refused(legacy(path, "5.1", cells), message)
 
 
+def test_zones_and_steps_that_meshio_drops_are_no_silence(tmp_path):
+    zone = "ZONE N=3, E=1, F=FEPOINT, ET=TRIANGLE\n0 0 1\n1 0 2\n0 1 3\n1 2 3\n"
+    path = tmp_path / "a.tec"
+    path.write_text(f'TITLE="x"\nVARIABLES="X","Y","p"\n{zone}')
+    assert read_mesh(path, targets=["p"]).y[:, 0].tolist() == [1, 2, 3]
+    path.write_text(path.read_text() + zone)
+    refused(path, "has ZONE several times, and meshio reads one; keep one")
+    step = '$NodeData\n1\n"p"\n1\n{0}\n3\n0\n1\n3\n1 {0}\n2 {0}\n3 {0}\n$EndNodeData\n'
+    mesh = (
+        "$MeshFormat\n2.2 0 8\n$EndMeshFormat\n$Nodes\n3\n1 0 0 0\n2 1 0 0\n3 0 1 0\n$EndNodes\n"
+        "$Elements\n1\n1 2 2 0 0 1 2 3\n$EndElements\n"
+    )
+    path = tmp_path / "a.msh"
+    path.write_text(mesh + step.format(1))
+    assert read_mesh(path, targets=["p"]).y[:, 0].tolist() == [1, 1, 1]
+    path.write_text(mesh + step.format(1) + step.format(2))
+    refused(path, 'has "p" several times, and meshio reads one; keep one')
+
+
 @pytest.mark.parametrize("suffix", [".vtu", ".vtk", ".npz", ".xdmf", ".vtu.gz"])
 def test_a_pointer_of_git_lfs(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
