@@ -35,6 +35,7 @@ _CELL_NODES = {
     "wedge": 6, "wedge15": 15, "pyramid": 5, "pyramid13": 13,
 }  # fmt: skip
 _AXES = "xyz"
+_LOST = 1e-3  # of the length of a mesh: what single precision may take from its coordinates
 # What meshio takes one of and drops the others in silence, by format: zones, and fields in time.
 _ONCE = {".tec": r"(?im)^\s*(zone)\b", ".msh": r"(?s)\$NodeData\s+\d+\s+(\".*?\")"}
 
@@ -260,15 +261,23 @@ def _positions(points: np.ndarray, dimension: int | None, path: Path) -> np.ndar
     if dimension not in (None, points.shape[1]):
         raise DataError(f"{path}: the mesh has {points.shape[1]} coordinates, expected {dimension}")
     columns = [_numbers(c, _AXES[i], path) for i, c in enumerate(points.T)]
-    return np.stack(columns, axis=1)
+    pos = np.stack(columns, axis=1)
+    length = np.ptp(points.astype(np.float64), axis=0).max()
+    if length and np.abs(pos - points.astype(np.float64)).max() > _LOST * length:
+        raise DataError(
+            f"{path}: the mesh is {length:.3g} long, and {np.abs(points).max():.3g} from the "
+            "origin: single precision cannot tell its nodes apart; move it to the origin"
+        )
+    return pos
 
 
 def _is_plane(points: np.ndarray) -> bool:
     """Return whether the third coordinate is constant but for rounding."""
     with np.errstate(invalid="ignore", over="ignore"):
         extents = np.ptp(points.astype(np.float64), axis=0)
-        size = max(*extents[:2], np.abs(points[:, 2]).max())
-        return bool(extents[2] <= ROUNDING * size)
+        stored = np.finfo(points.dtype).eps if points.dtype.kind == "f" else 0
+        rounding = max(ROUNDING * extents[:2].max(), 4 * stored * np.abs(points[:, 2]).max())
+        return bool(extents[2] <= rounding)
 
 
 def _column(content: _Content, name: str, nodes: int, path: Path) -> np.ndarray:

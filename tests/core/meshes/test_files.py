@@ -303,6 +303,15 @@ def test_rounding_is_no_third_dimension(tmp_path, height):
     assert read_mesh(write_mesh(tmp_path / "b.vtu", points)).pos.shape == (5, 3)
 
 
+def test_meshes_far_from_the_origin(tmp_path):
+    points = np.pad(POS.astype(float), ((0, 0), (0, 1)))
+    points[0, 2] = 0.5
+    sample = read_mesh(write_mesh(tmp_path / "a.vtu", points + 1e3))
+    assert np.ptp(sample.pos[:, 2]) == pytest.approx(0.5, abs=1e-3)
+    path = write_mesh(tmp_path / "b.vtu", points + 3000000.1)
+    refused(path, r"the mesh is 2 long, and 3e\+06 from the origin: .*; move it to the origin")
+
+
 def test_small_meshes_have_their_third_dimension(tmp_path):
     points = np.pad(POS * 1e-9, ((0, 0), (0, 1)))
     points[0, 2] = 1e-12
