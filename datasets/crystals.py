@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matattn.datasets.structure_formats import find_files, read_rows
+from matattn.datasets.structure_formats import find_files, read_remarks, read_rows
 from matattn.datasets.structures_io import make_dataset, read_table
 from matattn.errors import DataError
 from matattn.structures.dataset import PropertyDataset
@@ -46,6 +47,10 @@ def load(
             if no usable row is left.
     """
     table = read_table(path, find_files(Path(path)), lambda: read_rows(Path(path)))
+    remarks = read_remarks(Path(path))
+    for remark in remarks:
+        print(f"remark: {remark}", file=sys.stderr)
+    note = " ".join([note, *remarks])
     if "" in table.columns:  # the values of a CSV without a header
         if len(names := [targets] if isinstance(targets, str) else list(targets)) != 1:
             raise DataError(

@@ -14,6 +14,7 @@ import numpy as np
 
 from matattn.errors import DataError
 from matattn.structures.dataset import SPLITS
+from matattn.text_files import open_bytes
 
 Shape = tuple[int | None, ...]  # None: any length
 
@@ -21,12 +22,20 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def present(path: Path, source: str) -> Path:
-    """Return the file or folder ``path``; raises DataError, which names ``source``, without it."""
+    """Return the file or folder ``path``.
+
+    Raises DataError, which names ``source``, when it is missing, or only a pointer of Git LFS.
+    """
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; get it from {source} and unpack it there, or set "
             "MATATTN_DATA to the folder of data sets"
         )
+    try:
+        if path.is_file():
+            open_bytes(path).close()
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     return path
 
 

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from matattn.errors import DataError
 from matattn.meshes.fields import SCALINGS, Field, FieldDataset, MeshSample
-from matattn.meshes.files import SUFFIXES, is_mesh_file, read_mesh
+from matattn.meshes.files import SUFFIXES, mesh_files, mesh_name, read_mesh
 from matattn.structures.dataset import SPLITS, check_sizes, random_split
 
 
@@ -105,16 +105,16 @@ def _find(path: str | Sequence[str]) -> tuple[Path, dict[str, Path], list[str]]:
                 f"{root}: no such folder; give data.path=FOLDER, a folder of mesh files, or "
                 "data.path=[FILE,FILE,...]"
             )
-        paths = sorted(file for file in root.rglob("*") if is_mesh_file(file))
+        paths = mesh_files(root, below=True)
     else:
-        paths = sorted(Path(file).absolute() for file in path)
+        paths = sorted(p.absolute() for file in path for p in mesh_files(Path(file)))
         root = Path(os.path.commonpath([file.parent for file in paths])) if paths else Path()
     if not paths:
         raise DataError(f"{root}: holds no mesh file; expected {', '.join(SUFFIXES)}")
     files: dict[str, Path] = {}
     skipped = []
     for file in paths:
-        identifier = file.relative_to(root).with_suffix("").as_posix()
+        identifier = file.relative_to(root).with_name(mesh_name(file)).as_posix()
         if identifier in files:
             used = files[identifier].name
             skipped.append(f"{file}: duplicate id: {used} is used, this file is skipped")

@@ -1,63 +1,80 @@
 """Rows of crystals or molecules from the files that users have.
 
-- JSON lines, plain or gzipped: one row a line, as ``matattn.datasets.structures_io`` describes it,
-  or with pymatgen's ``structure`` in place of ``lattice``, ``Z`` and ``frac``.
+- JSON lines: one row a line, as ``matattn.datasets.structures_io`` describes it, or with pymatgen's
+  ``structure`` in place of ``lattice``, ``Z`` and ``frac``.
 - A CSV with the columns ``id`` and the properties, beside one structure file per id; or CGCNN's and
-  ALIGNN's ``id_prop.csv``, without a header: id, value. A folder means the CSV in it.
+  ALIGNN's ``id_prop.csv``, without a header: id, value. A folder means the CSV in it. Separators
+  are commas, semicolons or tabs.
 - Extended XYZ with the properties (and ``id`` and ``split``) in the comment line of each frame.
 
-The row of a molecule, a structure that is periodic nowhere, has ``pos`` (N x 3, Å) in place of
-``lattice`` and ``frac``.
+The former two may be compressed (.gz, .bz2, .xz). The row of a molecule, a structure that is
+periodic nowhere, has ``pos`` (N x 3, Å) in place of ``lattice`` and ``frac``.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import itertools
 import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pymatgen.core import Element, Molecule
 
-from matattn.datasets.structures_io import Row, Rows
+from matattn.datasets.structures_io import BESIDE, MISSING, Row, Rows
 from matattn.errors import DataError, StructureError
 from matattn.parallel import parallel_map
 from matattn.structures.files import is_molecule, is_structure_file, parse_extxyz, read
 from matattn.structures.structure import validate
+from matattn.text_files import encoding_of, open_bytes, parse_number, read_text, without_compression
 
 # What may follow an id in the name of its structure file.
 _ENDINGS = ("", ".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", "/POSCAR", "/CONTCAR")
-_MISSING = ("", "na", "n/a", "nan", "null", "none")
+_TABLES = (".csv", ".jsonl")  # these may be compressed
+_THOUSAND = re.compile(r"[+\-\u2212]?[1-9]\d{0,2}(\.\d{3})+")  # or a number with a decimal mark
+_DAMAGED = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error)
 _WORTH_A_PROCESS = 100  # structure files, about a second of parsing
 
 
 def find_files(path: Path) -> list[Path]:
     """List all files that ``read_rows(path)`` reads, the table itself first.
 
-    Raises DataError when there is no such table.
+    Raises DataError when there is no such table, or it cannot be read.
     """
     table = _find_table(path)
-    if table.suffix != ".csv":
+    if not _is_csv(table):
         return [table]
-    entries, _ = _read_csv(table)
+    entries, _, _ = _read_csv(table)
     files = (_structure_file(table.parent, row["id"]) for _, row in entries)
     return [table, *(file for file in files if file)]
 
 
 def read_rows(path: Path) -> Rows:
-    """Read all rows of ``path``; returns also messages about those that cannot be read."""
+    """Read all rows of ``path``; returns also messages about those that cannot be read.
+
+    Raises DataError when there is no such table, or it cannot be read.
+    """
     table = _find_table(path)
+    if _is_csv(table):
+        return _with_structures(table, *_read_csv(table)[:2])
     try:
-        if table.suffix == ".csv":
-            return _with_structures(table, *_read_csv(table))
         if table.suffix in (".xyz", ".extxyz"):
             return _read_extxyz(table)
         return _read_lines(table)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{table}: cannot be read: {error}") from error
+
+
+def read_remarks(path: Path) -> list[str]:
+    """Return what is assumed about the table that ``path`` means: one sentence for each."""
+    table = _find_table(path)
+    return _read_csv(table)[2] if _is_csv(table) else []
 
 
 def pymatgen_row(structure: Any, where: str) -> Row:
@@ -76,12 +93,15 @@ def pymatgen_row(structure: Any, where: str) -> Row:
     return {"Z": z, "frac": frac, "lattice": structure["lattice"]["matrix"]}
 
 
+def _is_csv(path: Path) -> bool:
+    return without_compression(path.name).lower().endswith(".csv")
+
+
 def _find_table(path: Path) -> Path:
     if path.is_dir():
-        tables = [path / "id_prop.csv"]
-        if not tables[0].is_file():
-            tables = sorted(path.glob("*.csv"))
-        if len(tables) != 1:
+        tables = sorted(t for t in path.iterdir() if _is_csv(t) and not t.name.startswith("."))
+        named = [t for t in tables if without_compression(t.name) == "id_prop.csv"]
+        if len(tables := named[:1] or tables) != 1:
             raise DataError(
                 f"{path}: is a folder with {', '.join(t.name for t in tables) or 'no CSV file'}; "
                 "give data.path=FILE.csv, a table with id and properties beside the structure files"
@@ -94,7 +114,12 @@ def _find_table(path: Path) -> Path:
         )
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
-    if not path.name.endswith((".csv", ".xyz", ".extxyz", ".jsonl", ".jsonl.gz")):
+    try:
+        open_bytes(path).close()
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    known = without_compression(path.name).lower().endswith(_TABLES)
+    if not known and not path.name.endswith((".xyz", ".extxyz")):
         raise DataError(
             f"{path}: unknown file type; expected .jsonl, .jsonl.gz, .csv, .extxyz or a folder"
         )
@@ -103,89 +128,190 @@ def _find_table(path: Path) -> Path:
 
 def _read_lines(path: Path) -> Rows:
     rows, bad = [], []
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                where = f"{path}:{number} ({row['id']})"
-            except (ValueError, KeyError, TypeError, RecursionError):
-                bad.append(f"{path}:{number}: not a JSON object with an id")
-                continue
-            try:
-                if "structure" in row:
-                    row |= pymatgen_row(row.pop("structure"), where)
-                rows.append((where, row))
-            except StructureError as error:
-                bad.append(str(error))
-            except (KeyError, TypeError, ValueError) as error:
-                bad.append(f"{where}: structure is not pymatgen's: {error!r}")
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if row["id"] is None:
+                raise ValueError("id is null")
+            where = f"{path}:{number} ({row['id']})"
+        except (ValueError, KeyError, TypeError, RecursionError):
+            bad.append(f"{path}:{number}: not a JSON object with an id")
+            continue
+        try:
+            if "structure" in row:
+                row |= pymatgen_row(row.pop("structure"), where)
+            rows.append((where, row))
+        except StructureError as error:
+            bad.append(str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            bad.append(f"{where}: structure is not pymatgen's: {error!r}")
     return rows, bad
 
 
-def _read_csv(path: Path) -> Rows:
-    """Read the lines of a CSV as rows without structures; an unnamed value column is called ""."""
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file of any size."""
+    with open_bytes(path) as file:
+        encoding = encoding_of(file.read(4))
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding
+    with open_bytes(path) as file, io.TextIOWrapper(file, encoding=encoding) as lines:
+        yield from lines
+
+
+def _read_csv(path: Path) -> tuple[list[tuple[str, Row]], list[str], list[str]]:
+    """Read the lines of a CSV as rows without structures, their properties in ``BESIDE``.
+
+    The value column of a table without header is called "". Returns also messages about bad lines,
+    and what is assumed.
+    """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text; save it as CSV in UTF-8") from None
-    numbered = [(f"{path}:{n}", line) for n, line in enumerate(lines, start=1) if line.strip()]
-    first = numbered[0][1] if numbered else ""
-    separator = max(",;\t", key=first.count)
-    if path.name == "id_prop.csv" and not first.lower().startswith("id"):
-        names = ["id", ""]
-    else:
-        names = _header(*numbered.pop(0), separator) if numbered else ["id"]
+        lines = read_text(path).split("\n")
+    except _DAMAGED as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    separator = _separator(numbered)
+    records = list(_records(numbered, separator))
+    names, remarks = _header(path, records)
     rows: list[tuple[str, Row]] = []
     bad: list[str] = []
-    for where, line in numbered:
-        try:
-            cells = _cells(line, separator)
-        except csv.Error as error:  # a line of its own, so that an open quote harms no other row
-            bad.append(f"{where}: not a line of a CSV file: {error}")
-            continue
-        if len(cells) != len(names):
+    for number, cells in records:
+        where = f"{path}:{number}"
+        if isinstance(cells, csv.Error):
+            bad.append(f"{where}: not a line of a CSV file: {cells}")
+        elif (fitting := _fitted(cells, names)) is None:
             bad.append(f"{where}: has {len(cells)} columns; expected {len(names)}")
-        elif any(cells):
-            row = {name: _value(cell) for name, cell in zip(names, cells, strict=True)}
-            row["id"] = cells[names.index("id")]
+        elif any(fitting):
+            row: Row = {BESIDE: {n: c for n, c in zip(names, fitting, strict=True) if n != _NONE}}
+            row["id"] = row[BESIDE].pop("id")
             rows.append((f"{where} ({row['id']})", row))
-    return rows, bad
+    remarks += _read_values(path, [row[BESIDE] for _, row in rows], separator)
+    return rows, bad, remarks
 
 
-def _cells(line: str, separator: str) -> list[str]:
-    (cells,) = csv.reader([line], delimiter=separator, strict=True)
+_NONE = "Unnamed"  # stands for every column without a name
+_Record = tuple[int, list[str] | csv.Error]  # the number of its first line, and its cells
+
+
+def _separator(numbered: list[tuple[int, str]]) -> str:
+    """Return what separates the cells, by the first line, which is left out if it says so."""
+    first = numbered[0][1] if numbered else ""
+    if told := re.fullmatch(r'"?sep=(.)"?,*', first.strip(" "), re.IGNORECASE):  # Excel's
+        del numbered[0]
+        return told[1]
+    likely = sorted(",;\t", key=first.count, reverse=True)
+    return next((s for s in likely if _names_id(first.split(s))), likely[0])
+
+
+def _names_id(cells: Sequence[str]) -> bool:
+    return any(cell.strip(' "').lower() == "id" for cell in cells)
+
+
+def _records(numbered: Sequence[tuple[int, str]], separator: str) -> Iterator[_Record]:
+    """Yield the records: lines, and several lines where a quoted cell goes over their ends.
+
+    An open quote harms no other line.
+    """
+    at = 0
+    while at < len(numbered):
+        number, line = numbered[at]
+        cells, used = _cells(line, separator), 1
+        if isinstance(cells, csv.Error) and line.count('"') % 2:
+            rest = numbered[at + 1 :]
+            end = next((n for n, (_, text) in enumerate(rest, 2) if text.count('"') % 2), 1)
+            together = "\n".join(text for _, text in numbered[at : at + end])
+            if not isinstance(joined := _cells(together, separator), csv.Error):
+                cells, used = joined, end
+        yield number, cells
+        at += used
+
+
+def _cells(text: str, separator: str) -> list[str] | csv.Error:
+    try:
+        (cells,) = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+    except csv.Error as error:
+        return error
+    except ValueError:  # several records
+        return csv.Error("a quoted cell ends in another line")
     return [cell.strip() for cell in cells]
 
 
-def _header(where: str, line: str, separator: str) -> list[str]:
-    try:
-        cells = _cells(line, separator)
-    except csv.Error as error:
-        raise DataError(f"{where}: not a line of a CSV file: {error}") from error
-    names = ["id" if cell.lower() == "id" else cell for cell in cells]
+def _fitted(cells: list[str], names: Sequence[str]) -> list[str] | None:
+    """Return one cell for every name: empty ones without a name may be too many, or lacking."""
+    surplus, lacking = cells[len(names) :], names[len(cells) :]
+    if any(surplus) or any(name != _NONE for name in lacking):
+        return None
+    return cells[: len(names)] + [""] * len(lacking)
+
+
+def _header(path: Path, records: list[_Record]) -> tuple[list[str], list[str]]:
+    """Return the names of the columns, and what is assumed; takes their line off the records."""
+    first = records[0][1] if records else ["id"]
+    if without_compression(path.name) == "id_prop.csv" and not (
+        isinstance(first, list) and _names_id(first)
+    ):
+        return ["id", ""], []
+    where = f"{path}:{records.pop(0)[0]}" if records else str(path)
+    if isinstance(first, csv.Error):
+        raise DataError(f"{where}: not a line of a CSV file: {first}")
+    names = ["id" if cell.lower() == "id" else cell for cell in first]
+    names = [name if name and not re.match(r"Unnamed: \d", name) else _NONE for name in names]
     if "id" not in names:
         raise DataError(
             f"{where}: the first line must name the columns, one of them 'id'; it has "
-            f"{', '.join(map(repr, cells))}"
+            f"{', '.join(map(repr, first))}"
         )
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+    if duplicates := sorted({n for n in names if names.count(n) > 1 and n != _NONE}):
         raise DataError(
             f"{where}: duplicate column {', '.join(map(repr, duplicates))}; give every column its "
             "own name"
         )
-    return names
+    unnamed = [str(n) for n, name in enumerate(names, start=1) if name == _NONE]
+    if not unnamed:
+        return names, []
+    what = f"column {unnamed[0]} has" if len(unnamed) == 1 else f"columns {', '.join(unnamed)} have"
+    return names, [f"{path}: {what} no name and {'is' if len(unnamed) == 1 else 'are'} left out."]
+
+
+def _read_values(path: Path, rows: Sequence[Row], separator: str) -> list[str]:
+    """Turn cells into numbers and None where they are; return what is assumed."""
+    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    commas = [n for n, cells in columns.items() if separator != "," and _decimal_commas(cells)]
+    remarks = []
+    for name, cells in columns.items():
+        pointed = any("." in cell and parse_number(cell) is not None for cell in cells)
+        if converted := name in commas and not pointed:
+            cells = [_with_point(cell) for cell in cells]
+            remarks.append(f"{path}: {name or 'the value'} has decimal commas: 1,5 is read as 1.5.")
+        doubtful = bool(commas) and not converted  # beside decimal commas, 1.234 may be a thousand
+        for row, cell in zip(rows, cells, strict=True):
+            if doubtful and _THOUSAND.fullmatch(cell):
+                cell = f"{cell} or {cell.replace('.', '')}"
+            row[name] = _value(cell)
+    return remarks
+
+
+def _decimal_commas(cells: Sequence[str]) -> bool:
+    """Return whether some cells have decimal commas, which no 1,234 tells."""
+    pointed = [_with_point(cell) for cell in cells]
+    return any(
+        old != new and not _THOUSAND.fullmatch(new) for old, new in zip(cells, pointed, strict=True)
+    )
+
+
+def _with_point(cell: str) -> str:
+    """Return a number with a decimal comma as one with a point, and anything else as it is."""
+    pointed = cell.replace(",", ".", 1)
+    return cell if "." in cell or parse_number(pointed) is None else pointed
 
 
 def _value(cell: str) -> float | str | None:
-    if cell.lower() in _MISSING:
+    if cell.lower() in MISSING:
         return None
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
+    number = parse_number(cell)
+    return cell if number is None else number
 
 
 def _structure_file(folder: Path, identifier: str) -> Path | None:

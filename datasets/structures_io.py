@@ -2,7 +2,8 @@
 
 A row is a dictionary with ``id``, ``lattice`` 3 x 3 (rows, Å), ``Z`` (atomic numbers), ``frac``
 (N x 3), any number of properties, and optionally ``split`` ("train", "val", "test"). The row of a
-molecule has ``pos`` (N x 3, Å) in place of ``lattice`` and ``frac``.
+molecule has ``pos`` (N x 3, Å) in place of ``lattice`` and ``frac``. Properties may also stand
+apart, in a dictionary under ``BESIDE``: then their names may be those of parts of a structure.
 ``matattn.datasets.structure_formats`` reads such rows from users' files.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from matattn.structures.dataset import (
     random_split,
 )
 from matattn.structures.structure import tensors_from_arrays, to_data, validate_arrays
+from matattn.text_files import parse_number
 from matattn.units import Property, find_properties
 
 if TYPE_CHECKING:
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Rows = tuple[list[tuple[str, Row]], list[str]]  # (location, row) pairs; messages about other rows
 
-_FORMAT = 3  # of cached tables: raise it whenever reading or checking gives other rows
+BESIDE = "properties beside the structure"
+MISSING = ("", "na", "n/a", "nan", "null", "none")  # what stands for no number, in small letters
+_FORMAT = 4  # of cached tables: raise it whenever reading or checking gives other rows
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ def check_rows(source: str, rows: Rows) -> Table:
         except (KeyError, TypeError, ValueError) as error:
             skipped.append(f"{where}: bad or missing value: {error}")
     usable = [row for _, row in entry_by_id.values()]
-    names = {name: None for row in usable for name in row if name not in _STRUCTURE}
+    properties = [_properties(row) for row in usable]
+    names = {name: None for row in properties for name in row}
     return Table(
         ids=list(entry_by_id),
         locations=[where for where, _ in entry_by_id.values()],
@@ -96,7 +102,7 @@ def check_rows(source: str, rows: Rows) -> Table:
         z=np.array([z for row in usable for z in row["Z"]], dtype=np.int64),
         frac=np.concatenate([np.empty((0, 3)), *(_floats(_geometry(row)[0]) for row in usable)]),
         lattice=_floats([_cell(row) for row in usable]).reshape(-1, 3, 3),
-        columns={name: _column(name, usable) for name in names},
+        columns={name: _column(name, properties) for name in names},
         skipped=skipped,
     )
 
@@ -171,10 +177,11 @@ def select_labels(
     for index, target in enumerate(properties):
         column = _find_column(target, table, source)
         parsed = [_number(value) for value in table.columns[column]]
-        for row in [row for row, value in enumerate(parsed) if value is None]:
+        for row in [row for row, value in enumerate(parsed) if value is None and usable[row]]:
             usable[row] = False
-            text = str(table.columns[column][row])[:40]
-            skipped.append(f"{table.locations[row]}: {column} is {text!r}, not a number")
+            text = str(table.columns[column][row])
+            reason = f"{text[:40]!r}, not a number{_advice(text)}"
+            skipped.append(f"{table.locations[row]}: {column or 'the value'} is {reason}")
         values = np.array(parsed, dtype=float)  # None becomes NaN
         if column in target.log10_of:
             values = np.log10(values, where=values > 0, out=np.full_like(values, np.nan))
@@ -182,8 +189,10 @@ def select_labels(
     if max_sites is not None:
         usable &= table.sites <= max_sites
     has_label = np.isfinite(labels).any(axis=1)
-    if (usable & has_label).any() and (count := int((usable & ~has_label).sum())):
-        skipped.append(f"{source}: rows that have none of the labels: {count}")
+    if (usable & has_label).any():
+        names = " or ".join(target.name for target in properties)
+        without = np.flatnonzero(usable & ~has_label)
+        skipped += [f"{table.locations[row]}: has no usable value of {names}" for row in without]
         usable &= has_label
     rows = np.flatnonzero(usable)
     return rows, labels[rows], properties, skipped
@@ -205,6 +214,22 @@ _STRUCTURE = ("id", "Z", "frac", "lattice", "pos")
 _NO_CELL = np.zeros((3, 3))
 _ARRAYS = ("sites", "z", "frac", "lattice")
 _TEXTS = ("ids", "locations", "skipped")
+
+
+def _properties(row: Row) -> Row:
+    """Return all of a row but its structure."""
+    if BESIDE in row:
+        return row[BESIDE]
+    return {name: value for name, value in row.items() if name not in _STRUCTURE}
+
+
+def _advice(text: str) -> str:
+    """Return what to do about a text that a reader may take for a number."""
+    if re.fullmatch(r"[+\-\u2212]?\d[\d.,'\u2019\s]*", text):
+        return "; write all numbers with a decimal point and without separators of thousands"
+    if re.match(r"[+\-\u2212]?\d+\.?\d*\s*[^\d\s.,_]+$", text):
+        return "; write the number alone"
+    return ""
 
 
 def _geometry(row: Row) -> tuple[Any, Any]:
@@ -244,11 +269,19 @@ def _column(name: str, rows: list[Row]) -> np.ndarray | list[Any]:
 
 
 def _number(value: Any) -> float | None:
-    """Return NaN for a missing value and None for anything that is not a number."""
+    """Return NaN for a missing value and None for anything that is not a number.
+
+    A text is a number if it is written as one; true and false are none.
+    """
+    if isinstance(value, str):
+        return math.nan if value.strip().lower() in MISSING else parse_number(value)
+    if isinstance(value, bool):
+        return None
     try:
-        return math.nan if value is None else float(value)
+        number = math.nan if value is None else float(value)
     except (TypeError, ValueError, OverflowError):
         return None
+    return None if math.isinf(number) else number
 
 
 def _floats(values: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import inspect
@@ -9,7 +10,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -155,6 +156,8 @@ _DESCRIBES = ("structures", "licence", "citations")
 def read_data(data: Mapping[str, Any]) -> tuple[Source, Target]:
     """Return what the section ``data`` says of its data, and how to load them."""
     arguments = dict(data)
+    if str(arguments.get("path")).startswith("~/"):
+        arguments["path"] = str(Path(arguments["path"]).expanduser())
     described = {key: arguments.pop(key) for key in _DESCRIBES if key in data}
     source = Source(str(data.get("name", "")), arguments.pop("kind", None), **described)
     return source, Target.read(arguments, "data")
@@ -264,6 +267,39 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def check_keys(config: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise ConfigError for a section that nothing reads, as ``+foo=1`` adds one."""
+    for name in config:
+        if name not in known:
+            places = dict(_places({key: config[key] for key in known if key in config}))
+            raise ConfigError(f"{name}: there is no such key{_near(str(name), places)}")
+
+
+def _near(name: str, places: Mapping[str, str]) -> str:
+    near = difflib.get_close_matches(name, places, n=1)
+    return f"; did you mean {places[near[0]]!r}?" if near else ""
+
+
+def _places(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the name and the whole name of every key, the outermost last."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _places(value, f"{place}{name}.")
+        yield str(name), f"{place}{name}"
+
+
+def check_finite(config: Any, key: str = "") -> None:
+    """Raise ConfigError naming the key of a number that is not finite."""
+    if isinstance(config, float) and not math.isfinite(config):
+        raise ConfigError(f"{key}={config}: expected a finite number")
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            check_finite(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            check_finite(value, f"{key}[{index}]")
+
+
 def check_targets(config: Any, key: str = "") -> None:
     """Raise ConfigError if a ``_target_`` in a (nested) plain config is not on the allow-list.
 
@@ -344,6 +380,12 @@ def build(target: Target | Mapping[str, Any], key: str, **arguments: Any) -> Any
             mistakes = (*mistakes, RuntimeError, MemoryError)
         if isinstance(cause, mistakes) or type(cause).__module__.startswith("lightning"):
             reason = " ".join(str(cause).split()) or type(cause).__name__
+            if (unknown := re.search(r"unexpected keyword argument '(\w+)'", reason)) and (
+                unknown[1] in target.arguments
+            ):
+                names = inspect.signature(find_target(target.target)).parameters
+                hint = _near(unknown[1], {name: name for name in names})
+                raise ConfigError(f"{key}.{unknown[1]}: there is no such key{hint}") from error
             if "allocate" in reason:  # PyTorch says where in its sources, and hydra in whose call
                 reason = "the network does not fit into memory; choose smaller sizes"
             raise ConfigError(f"{key}: {reason}") from error
@@ -363,7 +405,11 @@ def _check_arguments(target: Target, key: str) -> None:
         return
     for name, value in target.arguments.items():
         if name in hints and not _fits(value, hints[name]):
-            raise ConfigError(f"{key}.{name}={value!r}: expected {_described(hints[name])}")
+            is_text = key == "data" and str in (hints[name], *get_args(hints[name]))
+            hint = (
+                f"; quote a text that looks like a number: '{key}.{name}=\"01\"'" if is_text else ""
+            )
+            raise ConfigError(f"{key}.{name}={value!r}: expected {_described(hints[name])}{hint}")
 
 
 def _described(hint: Any) -> str:

@@ -61,6 +61,18 @@ def loss_plot(
     return figure
 
 
+def left_out(dataset: Any, where: str) -> str:
+    """Return a line on what was left out of any data set, "" if nothing; ``where`` has all of it.
+
+    Who trains must know when a table is not what it seems, before the training.
+    """
+    if not getattr(dataset, "skipped", ()):
+        return ""
+    count, items = len(dataset.skipped), getattr(dataset, "items", None)
+    what = f"{count} lines or files" if items is None else f"{count} of {count + len(items)} rows"
+    return f"{what} left out; the first: {dataset.skipped[0]}; {where}"
+
+
 def text_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]
 ) -> Table:

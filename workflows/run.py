@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from dataclasses import fields
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,6 +21,8 @@ from matattn.config import (
     RunConfig,
     Source,
     Target,
+    check_finite,
+    check_keys,
     check_targets,
     find_target,
     read_data,
@@ -28,6 +33,7 @@ from matattn.runtime import plain_torch, tune_malloc
 from matattn.tables import show
 from matattn.workflows import outputs, run_folder
 from matattn.workflows.fitting import asked_callbacks
+from matattn.workflows.reporting import left_out
 from matattn.workflows.task import TASKS, Task, TaskEntry
 
 
@@ -44,6 +50,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     tune_malloc()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     task = task_class.prepare(config)  # a mistake ends the run before anything is written
+    if line := left_out(getattr(task, "dataset", None), "more in report.md"):
+        print(line, file=sys.stderr)
     with run_folder.working_on(folder):
         metrics = _run_in(config, task)
     show(task_class.results_table(metrics))
@@ -86,6 +94,9 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if missing := [item.name for item in fields(TrainConfig) if item.name not in plain]:
         raise ConfigError(f"{missing[0]}: cannot be left out")
+    check_keys(plain, [item.name for item in fields(TrainConfig)])
+    _check_hydra()
+    check_finite(plain)
     model = dict(plain["model"])
     model_name = model.pop("name", "")
     source, data = read_data(plain["data"])
@@ -195,6 +206,14 @@ def _origin(model: str | None) -> Origin | None:
             f"{changed[0]} cannot be combined with init_from: the network is that of {model}"
         )
     return Origin(str(model), bundle.fingerprint(pretrained.find(model)))
+
+
+def _check_hydra() -> None:
+    """Raise ConfigError for a key that ``+hydra.foo=1`` adds, and nothing reads."""
+    given = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
+    added = (re.match(r"\++hydra\.(\w+)", item) for item in given)
+    known = [item.name for item in fields(HydraConf)]
+    check_keys({key[1]: None for key in added if key}, known)
 
 
 def _overrides() -> list[str]:

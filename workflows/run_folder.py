@@ -110,10 +110,13 @@ def why_another(folder: Path, earlier: dict[str, Any], config: RunConfig, finger
     different = [key for key in different if key not in OF_THE_DATA or _at(new, key) is not None]
     if not different:
         return ""
-    return (
+    reason = (
         f"{folder} holds a run of another configuration ({', '.join(different)} differ); choose "
         "another paths.output_dir, or overwrite=true"
     )
+    if (folder / FINISHED).exists() and config.source.kind == "structures":
+        reason += f"; to train its model further, choose a folder and init_from={folder / 'model'}"
+    return reason
 
 
 OF_THE_DATA = ("model.elements", "model.readout", "model.vocab_size", "model.num_labels")

@@ -50,6 +50,7 @@ def evaluate(
     from matattn.files import write_json
     from matattn.kernels.dispatch import BackendError
     from matattn.tables import show
+    from matattn.workflows.reporting import left_out
     from matattn.workflows.structures import evaluate as evaluation
     from matattn.workflows.structures.predict import Predictor
     from matattn.workflows.structures.report import results_table
@@ -58,6 +59,8 @@ def evaluate(
     try:
         predictor = Predictor.load(folder, device)
         dataset = evaluation.load_data(data, predictor, overrides or [])
+        if line := left_out(dataset, "ten of them stand below, all in the file of -o"):
+            print(line, file=sys.stderr)
         with Progress(console=errors, disable=not errors.is_terminal) as progress:
             bar = progress.add_task("crystals", total=len(dataset.items))
             result = evaluation.evaluate(

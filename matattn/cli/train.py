@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -40,6 +41,7 @@ def main() -> None:
 
     from matattn.conf.schema import register
 
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
     full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the lines below instead of Hydra's printer
     register()
@@ -87,13 +89,48 @@ def main() -> None:
         stop(error)
 
 
+def _at_home(argument: str) -> str:
+    """Return an override whose path begins with ~/ as one with the whole path: Hydra knows no ~."""
+    key, sign, value = argument.partition("=")
+    return key + sign + (os.path.expanduser(value) if value.startswith("~/") else value)
+
+
+def _escaped(text: str) -> str:
+    """Return a text as it stands between double quotes of Hydra."""
+    return re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and "\\" + m[2]), text)
+
+
+def _unreadable(override: str) -> str:
+    """Return what to do about an override that Hydra cannot read."""
+    key, sign, value = override.partition("=")
+    if not sign:
+        return f"{override}: expected key=value"
+    quoted = shlex.quote(f'{key}="{_escaped(value)}"')
+    if value[:1] in ("[", "{") and value[-1:] in ("]", "}"):
+        return f"{override}: is no list that can be read; quote the texts in it: '{key}=[\"a=b\"]'"
+    return f"{override}: has characters with a meaning of their own; quote the value: {quoted}"
+
+
 def one_line(error: Exception) -> str:
     """Return what is wrong with a configuration, with the nearest key to a misspelt one."""
+    from hydra.errors import OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
     cause = "" if isinstance(error, MatattnError) else error.__cause__ or ""
     text = " ".join(f"{error} {cause}".split())
     misspelt = re.search(r"Key '(\w+)' is not in struct full_key: (\S+)", text) or re.search(
         r"Key '(\w+)' not in 'TrainConfig' full_key: (\S+)", text
     )
+    if several := re.search(r"Ambiguous value for argument '(.*?)' 1\. To use", text):
+        key, _, value = several.group(1).partition("=")
+        quoted = shlex.quote(f'{key}="{_escaped(value)}"')
+        return (
+            f"{key}={value}: several values need -m for a sweep, or brackets for a list: "
+            f"'{key}=[{value}]'; if it is one text, quote it: {quoted}"
+        )
+    if absent := re.search(r"Could not delete from config\. '(\S+)' does not exist", text):
+        return f"{absent.group(1)}: there is no such key (python train.py --help lists all)"
     if missing := re.search(r"Missing mandatory value: \w+ full_key: (\S+)", text):
         return f"{missing.group(1)}: has no value; give {missing.group(1)}=..."
     plugin = re.search(r"find 'hydra/(launcher|sweeper)/(\w+)' (.*) Config search path", text)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial import KDTree
 
-from matattn.meshes.fields import FieldDataset, MeshSample
+from matattn.meshes.fields import ROUNDING, FieldDataset, MeshSample
 
 Predict = Callable[[MeshSample], np.ndarray]
 PROBES = 256  # points at which meshes without common nodes are compared
@@ -35,10 +35,11 @@ def baselines(dataset: FieldDataset) -> dict[str, Predict]:
     mean = np.concatenate([sample.y for sample in train]).mean(0)
     predictors: dict[str, Predict] = {"constant": lambda s: np.broadcast_to(mean, s.y.shape)}
     if not dataset.aligned:
-        return predictors | {"nearest_sample": _nearest_at_probes(train)}
+        return predictors | {"nearest_sample": _nearest_at_probes(dataset, train)}
     inputs = np.stack([sample.inputs.ravel() for sample in train]).astype(np.float64)
     spread = inputs.std(0)
-    varying = spread > 0
+    rounding = ROUNDING * dataset.magnitudes()
+    varying = spread > np.tile(rounding, inputs.shape[1] // len(rounding))
 
     def describe(samples: Sequence[MeshSample]) -> np.ndarray:
         rows = np.stack([sample.inputs.ravel() for sample in samples])
@@ -106,7 +107,7 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(squares, 0)
 
 
-def _nearest_at_probes(train: list[MeshSample]) -> Predict:
+def _nearest_at_probes(dataset: FieldDataset, train: list[MeshSample]) -> Predict:
     points = np.concatenate([sample.pos for sample in train])
     chosen = np.random.default_rng(0).permutation(len(points))[:PROBES]
     probes = points[chosen]
@@ -116,7 +117,8 @@ def _nearest_at_probes(train: list[MeshSample]) -> Predict:
 
     features = np.stack([describe(sample) for sample in train]).astype(np.float64)
     spread = features.std(0)
-    spread[spread == 0] = 1
+    size = np.tile(dataset.magnitudes(), len(probes))
+    spread = np.where(spread > ROUNDING * size, spread, np.maximum(size, 1))
     features /= spread
 
     def predict(sample: MeshSample) -> np.ndarray:

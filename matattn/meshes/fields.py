@@ -11,6 +11,8 @@ import numpy as np
 from matattn.errors import DataError
 
 SCALINGS = ("range", "standard", "none")
+# Values that differ by less, relative to their size, are equal: single precision tells no more.
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,18 @@ class FieldDataset:
     def samples(self, split: str) -> list[MeshSample]:
         """Return the items of ``split``."""
         return [self.items[row] for row in self.rows(split)]
+
+    def magnitudes(self) -> np.ndarray:
+        """Return the size [d + F] of coordinates and inputs against which differences are rounding.
+
+        That is the largest value of the training samples; of a coordinate at least the largest
+        extent of any coordinate.
+        """
+        columns = np.concatenate([s.inputs for s in self.samples("train")]).astype(np.float64)
+        sizes = np.abs(columns).max(axis=0)
+        count = len(self.coordinates)
+        sizes[:count] = np.maximum(sizes[:count], np.ptp(columns[:, :count], axis=0).max())
+        return sizes
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of ids, coordinates, fields, cells and split."""

@@ -1,4 +1,4 @@
-"""Meshes with fields from files: VTU, VTK and other formats of meshio, and NumPy's .npz.
+"""Meshes with fields from files: VTU, VTP, VTK and other formats of meshio, and NumPy's .npz.
 
 A .npz file has ``pos`` [N, d], one array [N] or [N, k] for each field, and optionally
 ``cells_<type>`` [E, nodes] with meshio's names of cell types. Nothing here unpickles.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,9 +20,12 @@ import numpy as np
 
 from matattn.errors import DataError
 from matattn.files import atomic_path
-from matattn.meshes.fields import MeshSample
+from matattn.meshes.fields import ROUNDING, MeshSample
+from matattn.meshes.vtk_xml import parse_xml, parts, read_grid
+from matattn.text_files import open_bytes, without_compression
 
-SUFFIXES = (".npz", ".vtu", ".vtk", ".xdmf", ".msh", ".med", ".e", ".exo", ".avs", ".tec", ".inp",
+_XML = (".vtu", ".vtp", ".pvtu", ".pvtp")  # these may be compressed
+SUFFIXES = (".npz", *_XML, ".vtk", ".xdmf", ".msh", ".med", ".e", ".exo", ".avs", ".tec", ".inp",
             ".su2", ".stl", ".ply", ".obj", ".off")  # fmt: skip
 
 # Numbers of nodes of the cells that a .npz file may hold.
@@ -31,6 +35,9 @@ _CELL_NODES = {
     "wedge": 6, "wedge15": 15, "pyramid": 5, "pyramid13": 13,
 }  # fmt: skip
 _AXES = "xyz"
+_LOST = 1e-3  # of the length of a mesh: what single precision may take from its coordinates
+# What meshio takes one of and drops the others in silence, by format: zones, and fields in time.
+_ONCE = {".tec": r"(?im)^\s*(zone)\b", ".msh": r"(?s)\$NodeData\s+\d+\s+(\".*?\")"}
 
 
 @dataclass
@@ -46,7 +53,42 @@ class _Content:
 
 def is_mesh_file(path: Path) -> bool:
     """Return whether the name of a file is one that ``read_mesh`` knows."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return bool(_suffix(path)) and not path.name.startswith(".") and path.is_file()
+
+
+def mesh_name(path: Path) -> str:
+    """Return the name of a mesh file without its suffix, and without that of a compression."""
+    return Path(without_compression(path.name)).stem
+
+
+def mesh_files(path: Path, below: bool = False) -> list[Path]:
+    """Return the meshes of a folder, sorted, or of a series (.pvd); of a file, the file.
+
+    With ``below``, those of the sub-folders, too. Files that are parts of another one in the folder
+    (.pvtu) are left out. Raises DataError for a series that cannot be read.
+    """
+    if path.is_dir():
+        files = sorted(filter(is_mesh_file, path.rglob("*") if below else path.iterdir()))
+        whole: list[Path] = []
+        for file in files:
+            if file.suffix in (".pvtu", ".pvtp"):
+                with contextlib.suppress(ValueError, OSError):  # reading it tells what is wrong
+                    whole += parts(file)
+        return [file for file in files if file not in whole]
+    if path.suffix.lower() != ".pvd":
+        return [path]
+    try:
+        return parts(path)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix of a mesh file in small letters, "" of any other."""
+    whole, bare = (
+        Path(name).suffix.lower() for name in (path.name, without_compression(path.name))
+    )
+    return whole if whole in SUFFIXES else bare if bare in _XML else ""
 
 
 def read_mesh(
@@ -59,7 +101,8 @@ def read_mesh(
 
     A component of a vector field is named ``displacement_x`` (y, z) or ``displacement:0``. Without
     ``dimension``, a mesh with a constant third coordinate counts as plane, because most formats
-    have no plane meshes. ``cells`` leaves out polyhedra and single vertices.
+    have no plane meshes; constant means but for rounding. Voxels and pixels become hexahedra and
+    quadrilaterals, strips triangles, polyhedra their faces. ``cells`` leaves out single vertices.
 
     Raises DataError, naming the file, when it cannot be read, has no nodes or another dimension,
     when a field is missing, is not a finite number at every node, and when a cell names a node that
@@ -68,10 +111,14 @@ def read_mesh(
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if path.suffix.lower() not in SUFFIXES:
+    if not _suffix(path):
         raise DataError(f"{path}: unknown file type; expected {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
+    try:
+        open_bytes(path).close()
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     try:
         with _opened(path) as content:
             pos = _positions(content.points, dimension, path)
@@ -81,7 +128,7 @@ def read_mesh(
                 else np.empty((len(pos), 0), dtype=np.float32)
                 for names in (inputs, targets)
             )
-            return MeshSample(path.stem, pos, x, y, _cells(content.cells, len(pos), path))
+            return MeshSample(mesh_name(path), pos, x, y, _cells(content.cells, len(pos), path))
     except DataError:
         raise
     except ModuleNotFoundError as error:
@@ -111,7 +158,10 @@ def write_vtu(path: str | Path, sample: MeshSample, fields: Mapping[str, np.ndar
     try:
         mesh = meshio.Mesh(
             _in_space(sample.pos),
-            [("polygon" if kind.startswith("polygon") else kind, c) for kind, c in cells.items()],
+            [
+                (kind.rstrip("0123456789") if kind.startswith(("polygon", "VTK_")) else kind, c)
+                for kind, c in cells.items()
+            ],
             point_data={
                 name: _in_space(values) if values.shape[1:] == (2,) else values
                 for name, values in fields.items()
@@ -130,7 +180,11 @@ def _in_space(vectors: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[_Content]:
-    if path.suffix.lower() == ".npz":
+    if _suffix(path) in _XML:
+        grid = read_grid(path)
+        yield _Content(grid.points, grid.cells, list(grid.fields), lambda name: grid.fields[name](),
+                       grid.cell_fields)  # fmt: skip
+    elif path.suffix.lower() == ".npz":
         if not zipfile.is_zipfile(path):
             raise DataError(f"{path}: is damaged, or no .npz file")
         with open(path, "rb") as file:  # np.load leaves damaged files open
@@ -161,23 +215,37 @@ def _from_npz(arrays: Mapping[str, np.ndarray], path: Path) -> _Content:
 def _from_meshio(path: Path) -> _Content:
     import meshio
 
+    if path.suffix.lower() == ".xdmf":
+        parse_xml(path.read_bytes())  # it declares no entities
+    if pattern := _ONCE.get(path.suffix.lower()):
+        found = re.findall(pattern, path.read_text(encoding="latin-1"))
+        if several := [name for name in found if found.count(name) > 1]:
+            raise ValueError(f"has {several[0]} several times, and meshio reads one; keep one")
     # On an error meshio prints the reason and exits.
-    reasons = io.StringIO()
+    reasons, warned = io.StringIO(), io.StringIO()
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(reasons),
-        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stderr(warned),
     ):
         warnings.simplefilter("ignore")
         try:
             mesh = meshio.read(path)
         except SystemExit:
             reason = " ".join(reasons.getvalue().split())
+            if re.search("cannot handle|supported", reason):
+                reason += "; save it as .vtu, for example with ParaView"
             raise ValueError(reason or f"not a {path.suffix} file that meshio knows") from None
+        except KeyError as error:
+            raise ValueError(f"has {error}, which meshio does not read; save it as .vtu") from None
+    if dropped := re.search(r"skip|cannot handle|discard", warned.getvalue(), re.IGNORECASE):
+        raise ValueError(f"meshio cannot read all of it: {' '.join(dropped.string.split())}")
+    if many := [block.type for block in mesh.cells if block.type.startswith("polyhedron")]:
+        raise ValueError(f"has cells of type {many[0]}, which are not read")
     cells = [
         (f"polygon{block.data.shape[1]}" if block.type == "polygon" else block.type, block.data)
         for block in mesh.cells
-        if block.type != "vertex" and not block.type.startswith("polyhedron")
+        if block.type != "vertex"
     ]
     fields = mesh.point_data
     return _Content(mesh.points, cells, list(fields), fields.__getitem__, mesh.cell_data)
@@ -188,12 +256,28 @@ def _positions(points: np.ndarray, dimension: int | None, path: Path) -> np.ndar
         raise DataError(f"{path}: pos has shape {points.shape}, expected [N, 1], [N, 2] or [N, 3]")
     if not len(points):
         raise DataError(f"{path}: the mesh has no nodes")
-    if points.shape[1] == 3 and dimension != 3 and (points[:, 2] == points[0, 2]).all():
+    if points.shape[1] == 3 and dimension != 3 and _is_plane(points):
         points = points[:, :2]
     if dimension not in (None, points.shape[1]):
         raise DataError(f"{path}: the mesh has {points.shape[1]} coordinates, expected {dimension}")
     columns = [_numbers(c, _AXES[i], path) for i, c in enumerate(points.T)]
-    return np.stack(columns, axis=1)
+    pos = np.stack(columns, axis=1)
+    length = np.ptp(points.astype(np.float64), axis=0).max()
+    if length and np.abs(pos - points.astype(np.float64)).max() > _LOST * length:
+        raise DataError(
+            f"{path}: the mesh is {length:.3g} long, and {np.abs(points).max():.3g} from the "
+            "origin: single precision cannot tell its nodes apart; move it to the origin"
+        )
+    return pos
+
+
+def _is_plane(points: np.ndarray) -> bool:
+    """Return whether the third coordinate is constant but for rounding."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        extents = np.ptp(points.astype(np.float64), axis=0)
+        stored = np.finfo(points.dtype).eps if points.dtype.kind == "f" else 0
+        rounding = max(ROUNDING * extents[:2].max(), 4 * stored * np.abs(points[:, 2]).max())
+        return bool(extents[2] <= rounding)
 
 
 def _column(content: _Content, name: str, nodes: int, path: Path) -> np.ndarray:

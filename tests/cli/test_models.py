@@ -143,6 +143,8 @@ def test_evaluate(shipped, table, tmp_path):
     for text in ("Mean absolute errors", "halides (F Cl Br I)", "1 to 4 sites", "eV/atom",
                  "linear in composition", "mine.jsonl:13: "):  # fmt: skip
         assert text in result.stdout
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"1 of 13 rows left out; the first: {table}:13: not a JSON object")
     saved = json.loads(output.read_text())
     assert saved["model"] == "mp-formation-energy" and saved["data"]["name"] == "mine.jsonl"
     assert saved["splits"]["val"][TARGET]["n"] == 3
@@ -157,6 +159,7 @@ def test_evaluate(shipped, table, tmp_path):
         (["mp-formation-energy", "absent.jsonl"], "absent.jsonl: no such file"),
         (["mp-formation-energy", "prototypes", "data.max_site=3"], "data.max_site: "),
         (["mp-formation-energy", "prototypes", "task.batch_size=3"], "task: there is no such key"),
+        (["mp-formation-energy", "prototypes", "+foo=1"], "foo: there is no such key"),
         (["mp-formation-energy", "prototypes", "model=coulgat"], "Could not override 'model'"),
         (["mp-formation-energy", "prototypes", "data.targets=[log10_bulk_modulus]"],
          "the model predicts formation_energy_per_atom (eV/atom), not log10_bulk_modulus"),

@@ -1,6 +1,7 @@
 """``train.py`` and ``matattn train`` as a user types them: a mistake is one line that helps."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+
+from matattn.cli.train import _escaped, one_line
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -31,6 +36,34 @@ def test_help_shows_commands(tmp_path):
     assert result.returncode == 0
     for text in ("python train.py model=crystalformer", "mp2018_subset", "max_epochs: 40"):
         assert text in result.stdout
+
+
+HARD = [
+    "a=b",
+    "e#f",
+    "ü",
+    "a,b",
+    "[x]",
+    "{x}.csv",
+    "a(b)",
+    "it's",
+    'say "hi"',
+    "C:\\data\\",
+    'a\\"b',
+    "~x",
+]
+
+
+@pytest.mark.parametrize("value", HARD)
+def test_the_quotes_that_an_error_gives_are_right(value):
+    try:
+        OverridesParser.create().parse_overrides([f"data.path={value}"])
+    except OverrideParseException as error:
+        (given,) = shlex.split(one_line(error).rpartition("quote the value: ")[2] or "x")
+    else:
+        given = f'data.path="{_escaped(value)}"'
+    (override,) = OverridesParser.create().parse_overrides([given])
+    assert override.value() == value
 
 
 @pytest.mark.parametrize(

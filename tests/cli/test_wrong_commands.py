@@ -49,6 +49,22 @@ MISTAKES = {
     "data.targets=[tc]": ["'tc' has no known unit"],
     "model.num_heads=7": ["model: ", "num_heads=7"],
     "~optimizer.lr": ["error: optimizer.lr: cannot be left out"],
+    "+foo=1": ["error: foo: there is no such key"],
+    "++max_epoch=1": ["max_epoch: there is no such key; did you mean 'trainer.max_epochs'?"],
+    "+trainer.max_epoch=1": ["trainer.max_epoch: there is no such key; did you mean 'max_epochs'"],
+    "+hydra.foo=1": ["error: foo: there is no such key"],
+    "~foo": ["foo: there is no such key"],
+    "foo": ["foo: expected key=value"],
+    "data=table data.path=a=b": ["quote the value: 'data.path=\"a=b\"'"],
+    "data=table data.path=e#f": ["quote the value: 'data.path=\"e#f\"'"],
+    "data=table data.path=~/no/x.csv data.targets=[e_form]": ["/no/x.csv: no such file"],
+    "data=table data.path=2024 data.targets=[e_form]": [
+        "data.path=2024: expected str; quote a text that looks like a number: 'data.path=\"01\"'"
+    ],
+    "data.targets=[a=b]": ["data.targets=[a=b]: is no list that can be read; quote the texts"],
+    "seed=0,1": ["seed=0,1: several values need -m for a sweep", "'seed=\"0,1\"'"],
+    "trainer.gradient_clip_val=nan": ["trainer.gradient_clip_val=nan: expected a finite number"],
+    "optimizer.betas=[0.9,inf]": ["optimizer.betas[1]=inf: expected a finite number"],
     "model=wavefunction task.samples=1000000000": [
         "task.samples=1000000000: these take at least",
         "more than this machine has",

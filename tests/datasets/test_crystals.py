@@ -72,7 +72,8 @@ def test_rows_without_any_label_are_left_out(tmp_path):
     path = write(tmp_path / "a.jsonl", rows)
     data = crystals.load("toy", path, ["e_form", "k_vrh"])
     assert [item.id for item in data.items] == ["x-1", "x-2", "x-4"]
-    assert data.skipped == [f"{path}: rows that have none of the labels: 1"]
+    names = "formation_energy_per_atom or log10_bulk_modulus"
+    assert data.skipped == [f"{path}:3 (x-3): has no usable value of {names}"]
 
 
 def test_splits(tmp_path):

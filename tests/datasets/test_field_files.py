@@ -110,6 +110,21 @@ def test_numpy_files(tmp_path):
         read_npy(tmp_path / "e.npy", (1,), "somewhere")
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.mat"])
+def test_a_pointer_of_git_lfs(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(DataError, match=f"{name}: is a pointer of Git LFS, .*: git lfs pull"):
+        match path.suffix:
+            case ".npy":
+                read_npy(path, (1,), "")
+            case ".npz":
+                read_npz(path, {"pos": (1,)}, "")
+            case _:
+                with mat_arrays(path, {"pos": (1,)}, ""):
+                    pass
+
+
 def test_npz_files_are_read_in_part(tmp_path):
     path = tmp_path / "a.npz"
     np.savez_compressed(path, pos=ARRAY, _metadata=np.array([Bomb()], dtype=object))

@@ -118,6 +118,24 @@ def test_a_list_of_files_of_several_formats(tmp_path):
     assert message == f"{tmp_path / 'a.vtk'}: duplicate id: a.npz is used, this file is skipped"
 
 
+def test_parts_and_series(tmp_path):
+    points = np.pad(SQUARE, ((0, 0), (0, 1)))
+    for name in ("a_0", "a_1", "b"):
+        mesh = meshio.Mesh(points, [("quad", QUAD)], point_data={"p": np.full(4, 4.0)})
+        mesh.write(tmp_path / f"{name}.vtu")
+    (tmp_path / "a.pvtu").write_text(
+        '<VTKFile type="PUnstructuredGrid"><PUnstructuredGrid><Piece Source="a_0.vtu"/>'
+        '<Piece Source="a_1.vtu"/></PUnstructuredGrid></VTKFile>'
+    )
+    assert {item.id: len(item.pos) for item in load(tmp_path).items} == {"a": 8, "b": 4}
+    (tmp_path / "s.pvd").write_text(
+        '<VTKFile type="Collection"><Collection><DataSet timestep="0" file="b.vtu"/>'
+        '<DataSet timestep="1" file="a_1.vtu"/></Collection></VTKFile>'
+    )
+    series = meshes.load("mine", [str(tmp_path / "s.pvd")], ["p"])
+    assert [item.id for item in series.items] == ["a_1", "b"]
+
+
 def test_meshes_are_spatial_or_plane_as_most_of_them_are(folder):
     tilted = np.pad(SQUARE, ((0, 0), (0, 1))) + [[0, 0, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0]]
     write(folder / "m00.npz", pos=tilted)

@@ -1,6 +1,9 @@
 """``data=table``: CSV beside structure files, extended XYZ, JSON lines; and everything broken."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 
 import numpy as np
@@ -105,7 +108,7 @@ def test_broken_rows_are_left_out_with_file_and_line(tmp_path):
     reasons = "\n".join(data.skipped)
     for part in (
         "table.csv:3 (s1): tc is 'high', not a number",
-        "rows that have none of the labels: 1",
+        "table.csv:6 (s3): has no usable value of tc",
         "table.csv:4: has 1 columns; expected 2",
         "table.csv:5 (s9): no structure file s9.cif, .vasp or .extxyz in ",
         "table.csv:8 (s0): duplicate id: only the first row is used",
@@ -131,7 +134,7 @@ def test_broken_rows_are_left_out_with_file_and_line(tmp_path):
         (["s0,1", "s1,2"], "table.csv:1: the first line must name the columns"),
         (["id,tc,tc", "s0,1,1"], "table.csv:1: duplicate column 'tc'; give every column"),
         (["id,gap", "s0,1"], "no column for target 'tc'; columns of the file: gap"),
-        (["id;tc", "s0;1,5"], "no usable structure; first problem: .*tc is '1,5', not a number"),
+        (["id;tc", "s0;1,500"], "no usable structure; first problem: .*tc is '1,500', not a num"),
         (["id,tc", "s8,1"], "holds no row; first problem: .*table.csv:2 .s8.: no structure file"),
     ],
 )
@@ -142,11 +145,199 @@ def test_broken_tables(tmp_path, lines, message):
     assert "\n" not in str(error.value)
 
 
+LEFT_OUT = {  # a cell: why its row is left out
+    "1_5": "tc is '1_5', not a number",
+    "0x10": "tc is '0x10', not a number",
+    "inf": "tc is 'inf', not a number",
+    "True": "tc is 'True', not a number",
+    '"1,5"': "tc is '1,5', not a number; write all numbers with a decimal point",
+    '"1,234.5"': "tc is '1,234.5', not a number; write all numbers with a decimal point",
+    "1 234": "tc is '1 234', not a number; write all numbers with a decimal point",
+    "1'234": 'tc is "1\'234", not a number; write all numbers with a decimal point',
+    "12 %": "tc is '12 %', not a number; write the number alone",
+    "-1.5 eV": "tc is '-1.5 eV', not a number; write the number alone",
+    "nan": "has no usable value of tc",
+    "NA": "has no usable value of tc",
+}
+
+
+@pytest.mark.parametrize("cell", LEFT_OUT)
+def test_cells_that_are_no_numbers(tmp_path, cell):
+    data = load(write_table(tmp_path / "d", ["id,tc", f"s0,{cell}", "s1,7"]))
+    assert data.labels()[:, 0].tolist() == [7]
+    (message,) = data.skipped
+    assert "table.csv:2 (s0): " + LEFT_OUT[cell] in message
+
+
+def test_a_row_is_left_out_once(tmp_path):
+    lines = ["id,tc,e_form", "s0,high,low", "s1,1,low", "s2,,", "s3,1,2"]
+    data = load(write_table(tmp_path / "d", lines), ["tc", "e_form"])
+    assert [item.id for item in data.items] == ["s3"] and len(data.skipped) == 3
+
+
+def test_minus_signs_of_typesetters(tmp_path):
+    path = write_table(tmp_path / "d", ["id,tc", "s0,\N{MINUS SIGN}1.5", "s1,2e\N{MINUS SIGN}1"])
+    assert load(path).labels()[:, 0].tolist() == pytest.approx([-1.5, 0.2])
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_decimal_commas(tmp_path, separator, capsys):
+    lines = ["id;tc;e_form", "s0;1,5;1.234", "s1;-0,25;0.5", "s2;3;2,500", "s3;1,234;", "s4;;1"]
+    path = write_table(tmp_path / "d", [line.replace(";", separator) for line in lines])
+    data = load(path)
+    assert data.labels()[:, 0].tolist() == pytest.approx([1.5, -0.25, 3, 1.234])
+    assert "tc has decimal commas: 1,5 is read as 1.5" in data.note
+    assert "remark: " in capsys.readouterr().err
+    other = load(path, ["e_form"])
+    assert [item.id for item in other.items] == ["s1", "s4"]
+    reasons = "\n".join(other.skipped)
+    assert "(s0): e_form is '1.234 or 1234', not a number" in reasons
+    assert "(s2): e_form is '2,500', not a number; write all numbers" in reasons
+
+
+def test_commas_of_both_kinds_are_refused(tmp_path):
+    path = write_table(tmp_path / "d", ["id;tc", "s0;1,5", "s1;1.5", "s2;2.000"])
+    data = load(path)
+    assert data.labels()[:, 0].tolist() == [1.5] and [item.id for item in data.items] == ["s1"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [",id,tc", "0,s0,1.5", "1,s1,2.5"],
+        ["Unnamed: 0,id,tc", "0,s0,1.5", "1,s1,2.5"],
+        ["Unnamed: 0.1,,id,tc", "0,0,s0,1.5", "1,1,s1,2.5"],
+        ["id,tc,", "s0,1.5,", "s1,2.5,"],
+        ["id,tc,,", "s0,1.5", "s1,2.5,,"],
+        ["id,tc", "s0,1.5,", "s1,2.5,,"],
+    ],
+)
+def test_columns_without_a_name_are_left_out(tmp_path, lines, capsys):
+    data = load(write_table(tmp_path / "d", lines))
+    assert data.labels()[:, 0].tolist() == [1.5, 2.5] and data.skipped == []
+    told = "no name and " in data.note
+    assert told == ("no name and " in capsys.readouterr().err) == (lines[0] != "id,tc")
+
+
+def test_an_index_without_a_place_in_the_header_moves_no_column(tmp_path):
+    with pytest.raises(DataError, match="has 3 columns; expected 2"):
+        load(write_table(tmp_path / "d", ["id,tc", "0,s0,1.5", "1,s1,2.5"]))
+
+
+def test_properties_that_are_called_as_parts_of_a_structure(tmp_path):
+    names = ["pos", "cell", "lattice", "Z", "frac", "structure", "sites", "natoms", "id_1"]
+    lines = [f"id,tc,{','.join(names)}", *(f"s{n},{n},{'x,' * 8}{n}" for n in range(3))]
+    lines[1:] = [line.replace("x", str(n), 1) for n, line in enumerate(lines[1:])]
+    path = write_table(tmp_path / "d", lines)
+    data = load(path)
+    assert data.labels()[:, 0].tolist() == [0, 1, 2] and data.skipped == []
+    assert data.items[1].cell[0, 0, 0] == pytest.approx(4.1)
+    units = {"pos": "1"}
+    labels = crystals.load("toy", path, ["pos"], units=units).labels()
+    assert labels[:, 0].tolist() == [0, 1, 2]
+
+
+def test_first_line_of_excel(tmp_path):
+    path = write_table(tmp_path / "d", ["sep=;", "Id;tc", "s0;1.5"])
+    assert load(path).labels()[:, 0].tolist() == [1.5]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+def test_encodings(tmp_path, encoding):
+    path = write_table(tmp_path / "d", [], ids=[0])
+    (tmp_path / "d" / "table.csv").write_bytes("id\ttc\tnote\r\ns0\t1.5\té".encode(encoding))
+    assert load(path).labels()[:, 0].tolist() == [1.5]
+
+
+def test_quoted_cells_with_ends_of_lines(tmp_path):
+    lines = [
+        '"id","a ""note"",',
+        '",tc',
+        's0,"two',
+        "",
+        'lines",1',
+        "s1,one,2",
+        's2,"open,3',
+        "s3,,4",
+    ]
+    data = load(write_table(tmp_path / "d", lines))
+    assert [item.id for item in data.items] == ["s0", "s1", "s3"]
+    assert data.labels()[:, 0].tolist() == [1, 2, 4]
+    assert "table.csv:7: not a line of a CSV file" in data.skipped[0]
+
+
+def test_ids_stay_text(tmp_path):
+    folder = tmp_path / "d"
+    path = write_table(folder, ["id,tc"], ids=())
+    ids = ["00001", "1e5", "1.0", "NA", "null", "nan", "True"]
+    for number, name in enumerate(ids):
+        structure(number).to(filename=str(folder / f"{name}.cif"))
+    (folder / "table.csv").write_text("\n".join(["id,tc", *(f"{name},1" for name in ids)]))
+    assert [item.id for item in load(path).items] == ids
+
+
+COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+def test_compressed_tables(tmp_path, ending):
+    path = write_table(tmp_path / "d", LINES)
+    with COMPRESSED[ending](f"{path}{ending}", "wb") as file:
+        file.write((tmp_path / "d" / "table.csv").read_bytes())
+    whole = load(path).fingerprint()
+    (tmp_path / "d" / "table.csv").unlink()
+    assert load(f"{path}{ending}").fingerprint() == whole == load(str(tmp_path / "d")).fingerprint()
+    line = json.dumps({"id": 1, "structure": structure(1).as_dict(), "tc": 2})
+    with COMPRESSED[ending](tmp_path / f"a.jsonl{ending}", "wt") as file:
+        file.write("\ufeff" + line)
+    assert load(str(tmp_path / f"a.jsonl{ending}")).labels().tolist() == [[2]]
+    for name in (f"{path}{ending}", str(tmp_path / f"a.jsonl{ending}")):
+        with open(name, "r+b") as file:
+            file.truncate(30)
+        with pytest.raises(DataError, match=f"{name}: cannot be read: "):
+            load(name)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.csv.gz", "a.jsonl.xz", "a.extxyz"])
+def test_a_pointer_of_git_lfs(tmp_path, name):
+    (tmp_path / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
+    with pytest.raises(DataError, match=f"{name}: is a pointer of Git LFS, .*: git lfs pull"):
+        load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "value, label",
+    [('"1.5"', 1.5), ('"\u22121.5"', -1.5), ("true", "True"), ('"true"', "true"), ('"1_5"', "1_5"),
+     ("Infinity", "inf"), ("1e999", "inf"), ('"0x10"', "0x10"), ("NaN", None), ('"NA"', None),
+     ("null", None)],
+)  # fmt: skip
+def test_values_of_json_lines(tmp_path, value, label):
+    good = json.dumps({"id": 1, "structure": structure(1).as_dict(), "tc": 1})
+    other = good.replace('"id": 1', '"id": 2').replace('"tc": 1', f'"tc": {value}')
+    (tmp_path / "a.jsonl").write_text(f"{good}\n{other}")
+    data = load(str(tmp_path / "a.jsonl"))
+    if isinstance(label, float):
+        assert data.labels()[:, 0].tolist() == [1, label]
+    else:
+        assert data.labels()[:, 0].tolist() == [1]
+        reason = f"tc is {label!r}, not a number" if label else "has no usable value of tc"
+        assert f"a.jsonl:2 (2): {reason}" in data.skipped[0]
+
+
+def test_json_lines_need_an_id(tmp_path):
+    good = json.dumps({"id": 1, "structure": structure(1).as_dict(), "tc": 1})
+    (tmp_path / "a.jsonl").write_text(f"{good}\n" + good.replace('"id": 1', '"id": null'))
+    data = load(str(tmp_path / "a.jsonl"))
+    assert len(data.items) == 1 and "a.jsonl:2: not a JSON object with an id" in data.skipped[0]
+
+
 def test_broken_paths(tmp_path):
     with pytest.raises(DataError, match="is a folder with no CSV file; give data.path=FILE.csv"):
         load(str(tmp_path))
     (tmp_path / "a.csv").write_bytes("id,tc\nsé,1".encode("latin-1"))
-    with pytest.raises(DataError, match="a.csv: is not UTF-8 text; save it as CSV in UTF-8"):
+    with pytest.raises(DataError, match="a.csv:2 .sé.: no structure file"):
         load(str(tmp_path))
     (tmp_path / "b.csv").touch()
     with pytest.raises(DataError, match="is a folder with a.csv, b.csv; give data.path=FILE.csv"):

@@ -1,6 +1,7 @@
 """Templates, figures and tables of reports; every family's run renders its own."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from jinja2 import UndefinedError
@@ -21,6 +22,17 @@ def test_every_family_has_a_template():
 def test_a_value_that_is_missing_is_an_error(name):
     with pytest.raises(UndefinedError, match="is undefined"):
         reporting.render(name)
+
+
+def test_what_is_left_out_is_counted():
+    text = SimpleNamespace(skipped=["a.txt:1: bad", "b.txt: bad"])
+    table = SimpleNamespace(skipped=["a.csv:2: bad"], items=[1, 2, 3])
+    assert reporting.left_out(SimpleNamespace(skipped=[]), "") == ""
+    assert reporting.left_out(None, "") == ""
+    assert reporting.left_out(table, "more") == (
+        "1 of 4 rows left out; the first: a.csv:2: bad; more"
+    )
+    assert reporting.left_out(text, "x").startswith("2 lines or files left out; the first: a.txt:1")
 
 
 def test_a_model_card_has_no_pictures():

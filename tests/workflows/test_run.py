@@ -74,6 +74,10 @@ def test_overwriting_checks_first_and_leaves_nothing_old(config, finished, table
         ("+trainer.logger=true", r"trainer.logger: is set by matattn itself \(logger=... chooses"),
         ("+trainer.enable_progress_bar=true", "trainer.enable_progress_bar: is set by matattn"),
         ("task.workflow=foo", "task.workflow='foo': expected one of"),
+        ("+foo=1", "foo: there is no such key$"),
+        ("+max_epoch=1", "max_epoch: there is no such key; did you mean 'trainer.max_epochs'"),
+        ("trainer.gradient_clip_val=nan", "trainer.gradient_clip_val=nan: expected a finite"),
+        ("optimizer.betas=[0.9,inf]", r"optimizer.betas\[1\]=inf: expected a finite number"),
         ("task.select=lowest", "task.select='lowest': expected one of final, best"),
     ],
 )

@@ -12,6 +12,10 @@ def test_a_folder_belongs_to_one_configuration_and_one_data_set(config, finished
     folder, _ = finished
     with pytest.raises(ConfigError, match=r"another configuration \(optimizer.lr, seed differ\)"):
         run.run(config(table, folder, "optimizer.lr=1e-5", "seed=1"))
+    more = f"; to train its model further, choose a folder and init_from={folder / 'model'}"
+    with pytest.raises(ConfigError, match="trainer.max_epochs differ") as error:
+        run.run(config(table, folder, "trainer.max_epochs=9"))
+    assert str(error.value).endswith(more)
     theirs = tmp_path / "theirs"
     (theirs / "model").mkdir(parents=True)
     for option in ("overwrite=true", "overwrite=false"):

@@ -14,9 +14,9 @@ import torch
 
 from matattn import bundle
 from matattn.errors import DataError
-from matattn.meshes.batch import InputScaling, collate_meshes
+from matattn.meshes.batch import InputScaling, TrainingRange, collate_meshes
 from matattn.meshes.fields import Field, MeshSample
-from matattn.meshes.files import is_mesh_file, read_mesh, write_vtu
+from matattn.meshes.files import mesh_files, mesh_name, read_mesh, write_vtu
 from matattn.meshes.network import MeshNetwork
 from matattn.runtime import find_device, on_cpu, peak_memory
 
@@ -42,6 +42,15 @@ class FieldPredictor:
     def fields(self, kind: str) -> tuple[Field, ...]:
         """Return the ``coordinates``, ``inputs`` or ``targets`` of the model."""
         return tuple(Field(**described) for described in self.config[kind])
+
+    def remarks(self, sample: MeshSample) -> list[str]:
+        """Return what of a mesh is unlike the training, as other units are.
+
+        Models from before that was kept say nothing.
+        """
+        known = self.config.get("training_range")
+        names = [field.name for kind in ("coordinates", "inputs") for field in self.fields(kind)]
+        return TrainingRange(**known).strange(sample, names) if known else []
 
     def predict(self, samples: Sequence[MeshSample]) -> Iterator[np.ndarray]:
         """Yield the predicted fields [N, T] of each sample in physical units; ignore ``y``."""
@@ -70,16 +79,14 @@ def _by_node_budget(samples: Iterable[MeshSample]) -> Iterator[list[MeshSample]]
 
 
 def find_meshes(inputs: Sequence[str]) -> list[Path]:
-    """Return the mesh files of files and folders, sorted within a folder.
+    """Return the mesh files of files, series (.pvd) and folders, sorted within a folder.
 
     Raises DataError when one does not exist or there is none.
     """
     meshes: list[Path] = []
     for path in map(Path, inputs):
-        if path.is_dir():
-            meshes += sorted(child for child in path.iterdir() if is_mesh_file(child))
-        elif path.exists():
-            meshes.append(path)
+        if path.exists():
+            meshes += mesh_files(path)
         else:
             raise DataError(f"{path}: no such file or folder")
     if not meshes:
@@ -102,7 +109,7 @@ def predict_files(
     """
     begin = time.perf_counter()
     targets = predictor.fields("targets")
-    for path, name in zip(paths, _unique([path.stem for path in paths]), strict=True):
+    for path, name in zip(paths, _unique(list(map(mesh_name, paths))), strict=True):
         row: dict[str, Any] = {"id": name, "path": str(path), "output": "", "nodes": ""}
         for field in targets:
             row |= {f"{field.name}_{key}": "" for key in ("min", "max")}
@@ -136,10 +143,12 @@ def _predict_file(predictor: FieldPredictor, path: Path, output: Path) -> dict[s
     coordinates, inputs, targets = map(predictor.fields, ("coordinates", "inputs", "targets"))
     sample = read_mesh(path, len(coordinates), [field.name for field in inputs])
     (predicted,) = predictor.predict([sample])
+    remarks = predictor.remarks(sample)
     read = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
     fields = {field.name: predicted[:, column] for column, field in enumerate(targets)}
     write_vtu(output, sample, read | fields)
     row: dict[str, Any] = {"output": str(output), "nodes": len(sample.pos)}
+    row["message"] = "; ".join(remarks)
     for name, values in fields.items():
         row |= {f"{name}_min": float(values.min()), f"{name}_max": float(values.max())}
     return row

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from matattn.config import RunConfig, Section, Target, at_least, build, one_of, setting
 from matattn.errors import ConfigError
 from matattn.meshes.baselines import baselines, relative_l2
-from matattn.meshes.batch import InputScaling, MeshBatch, collate_meshes
+from matattn.meshes.batch import InputScaling, MeshBatch, TrainingRange, collate_meshes
 from matattn.meshes.fields import FieldDataset, MeshSample
 from matattn.meshes.files import write_vtu
 from matattn.meshes.network import MeshNetwork
@@ -348,7 +348,12 @@ class FieldTask:
             for key in ("coordinates", "inputs", "targets")
         }
         scaling = asdict(self.scaling)
-        return {**fields, "input_scaling": scaling, "normaliser": {"mean": mean, "std": std}}
+        return {
+            **fields,
+            "input_scaling": scaling,
+            "training_range": asdict(TrainingRange.of(self.dataset)),
+            "normaliser": {"mean": mean, "std": std},
+        }
 
 
 def _normaliser(dataset: FieldDataset) -> tuple[Tensor, Tensor]:

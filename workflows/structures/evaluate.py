@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from pymatgen.core import Element, Molecule, Structure
 from rich.table import Table
 
-from matattn.config import build, read_data
+from matattn.config import build, check_finite, check_keys, read_data
 from matattn.errors import ConfigError
 from matattn.structures import metrics
 from matattn.structures.dataset import SPLITS, PropertyDataset
@@ -53,6 +53,8 @@ def load_data(data: str, predictor: Predictor, overrides: Sequence[str]) -> Prop
     if not any(override.startswith("data.targets=") for override in overrides):
         config.data.targets = [target["name"] for target in predictor.targets]
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    check_keys(plain, ("paths", "data", "calibration"))
+    check_finite(plain)
     source, target = read_data(plain["data"])
     if source.kind != "structures":
         raise ConfigError(f"data={data} holds {source.kind}; this model needs structures")

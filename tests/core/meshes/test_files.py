@@ -238,10 +238,92 @@ def test_meshes_that_cannot_be_used(tmp_path):
     refused(tmp_path / "b.vtk", "a triangle cell names node 7; there are nodes 0 to 2")
 
 
+def legacy(path, version, cells):
+    points = " ".join(f"{x} {y} {z}" for z in (0, 1) for y in (0, 1) for x in (0, 1))
+    path.write_text(
+        f"# vtk DataFile Version {version}\nx\nASCII\nDATASET UNSTRUCTURED_GRID\n"
+        f"POINTS 8 float\n{points}\n{cells}\n"
+    )
+    return path
+
+
+def test_cells_that_meshio_drops_are_no_silence(tmp_path):
+    path = legacy(tmp_path / "a.vtk", "3.0", "CELLS 1 5\n4 0 1 2 3\nCELL_TYPES 1\n8")
+    refused(path, "cannot handle.; save it as .vtu, for example with ParaView")
+    nodes = "OFFSETS vtktypeint64\n0 {0}\nCONNECTIVITY vtktypeint64\n{1}\nCELL_TYPES 1\n{2}"
+    for kind, ids, message in [
+        (11, "0 1 2 3 4 5 6 7", r"cannot read all of it: .*cannot handle \(type 11\)"),
+        (8, "0 1 2 3", "has 'pixel', which meshio does not read; save it as .vtu"),
+    ]:
+        count = len(ids.split())
+        cells = f"CELLS 2 {count}\n" + nodes.format(count, ids, kind)
+        refused(legacy(path, "5.1", cells), message)
+
+
+def test_zones_and_steps_that_meshio_drops_are_no_silence(tmp_path):
+    zone = "ZONE N=3, E=1, F=FEPOINT, ET=TRIANGLE\n0 0 1\n1 0 2\n0 1 3\n1 2 3\n"
+    path = tmp_path / "a.tec"
+    path.write_text(f'TITLE="x"\nVARIABLES="X","Y","p"\n{zone}')
+    assert read_mesh(path, targets=["p"]).y[:, 0].tolist() == [1, 2, 3]
+    path.write_text(path.read_text() + zone)
+    refused(path, "has ZONE several times, and meshio reads one; keep one")
+    step = '$NodeData\n1\n"p"\n1\n{0}\n3\n0\n1\n3\n1 {0}\n2 {0}\n3 {0}\n$EndNodeData\n'
+    mesh = (
+        "$MeshFormat\n2.2 0 8\n$EndMeshFormat\n$Nodes\n3\n1 0 0 0\n2 1 0 0\n3 0 1 0\n$EndNodes\n"
+        "$Elements\n1\n1 2 2 0 0 1 2 3\n$EndElements\n"
+    )
+    path = tmp_path / "a.msh"
+    path.write_text(mesh + step.format(1))
+    assert read_mesh(path, targets=["p"]).y[:, 0].tolist() == [1, 1, 1]
+    path.write_text(mesh + step.format(1) + step.format(2))
+    refused(path, 'has "p" several times, and meshio reads one; keep one')
+
+
+@pytest.mark.parametrize("suffix", [".vtu", ".vtk", ".npz", ".xdmf", ".vtu.gz"])
+def test_a_pointer_of_git_lfs(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refused(path, "is a pointer of Git LFS, and the file itself is missing: git lfs pull")
+
+
+def test_entities_of_xml_stay_closed(tmp_path):
+    path = tmp_path / "a.xdmf"
+    path.write_text('<!DOCTYPE x [<!ENTITY a "lol">]><Xdmf>&a;</Xdmf>')
+    refused(path, "declares the XML entity 'a'")
+
+
+@pytest.mark.parametrize("height", [0.0, 5.0, -300.0])
+def test_rounding_is_no_third_dimension(tmp_path, height):
+    noise = 1e-17 if not height else 2e-16 * abs(height)
+    points = np.pad(POS.astype(float), ((0, 0), (0, 1)), constant_values=height)
+    points[::2, 2] += noise
+    path = write_mesh(tmp_path / "a.vtu", points)
+    assert read_mesh(path).pos.shape == read_mesh(path, 2).pos.shape == (5, 2)
+    points[0, 2] += 1e-3
+    assert read_mesh(write_mesh(tmp_path / "b.vtu", points)).pos.shape == (5, 3)
+
+
+def test_meshes_far_from_the_origin(tmp_path):
+    points = np.pad(POS.astype(float), ((0, 0), (0, 1)))
+    points[0, 2] = 0.5
+    sample = read_mesh(write_mesh(tmp_path / "a.vtu", points + 1e3))
+    assert np.ptp(sample.pos[:, 2]) == pytest.approx(0.5, abs=1e-3)
+    path = write_mesh(tmp_path / "b.vtu", points + 3000000.1)
+    refused(path, r"the mesh is 2 long, and 3e\+06 from the origin: .*; move it to the origin")
+
+
+def test_small_meshes_have_their_third_dimension(tmp_path):
+    points = np.pad(POS * 1e-9, ((0, 0), (0, 1)))
+    points[0, 2] = 1e-12
+    assert read_mesh(write_mesh(tmp_path / "a.vtu", points)).pos.shape == (5, 3)
+
+
 def test_without_meshio(tmp_path, monkeypatch):
     path = write_mesh(tmp_path / "a.vtu")
+    other = write_mesh(tmp_path / "a.vtk")
     monkeypatch.setitem(sys.modules, "meshio", None)
-    refused(path, r"needs the package meshio: pip install 'matattn\[mesh\]'")
+    assert len(read_mesh(path).pos) == 5
+    refused(other, r"needs the package meshio: pip install 'matattn\[mesh\]'")
     with pytest.raises(DataError, match=r"needs the package meshio: pip install"):
         write_vtu(path, MeshSample("s", POS, POS, POS), {})
     assert read_mesh(write_npz(tmp_path / "a.npz"), targets=["pressure"]).y.shape == (5, 1)

@@ -36,6 +36,13 @@ def test_run_folder_is_complete(finished, assert_cleared):
     assert_cleared(folder)
 
 
+def test_what_is_left_out_is_told_before_the_training(config, tmp_path, capfd):
+    run.run(config(tmp_path / "run", "trainer.max_epochs=1"))
+    lines = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
+    assert len(lines) == 1 and lines[0].startswith("1 of 37 rows left out; the first: ")
+    assert "broken.npz: is damaged" in lines[0] and lines[0].endswith("; more in report.md")
+
+
 def test_errors_are_those_of_the_table(finished):
     folder, metrics = finished
     with open(folder / "predictions.csv") as lines:
