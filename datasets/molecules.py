@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from matattn.datasets import structures_io
 from matattn.errors import DataError, StructureError
+from matattn.structures.covalent_radii import covalent_radii
 from matattn.structures.dataset import PropertyDataset, random_split
 from matattn.structures.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.units import Property
@@ -114,7 +114,7 @@ def sized_split(
 
 def bonds(z: Sequence[int], pos: np.ndarray) -> np.ndarray:
     """Tell which atoms are bonded [N, N] (bool), by covalent radii."""
-    radii = np.array([_radius(int(number)) for number in z])
+    radii = covalent_radii()[np.asarray(z)]
     distance = np.linalg.norm(pos[:, None] - pos[None], axis=-1)
     return (distance < _BOND * (radii[:, None] + radii)) & ~np.eye(len(radii), dtype=bool)
 
@@ -144,11 +144,3 @@ def means_by_type(dataset: PropertyDataset, types: Sequence[Hashable]) -> np.nda
     overall = np.nanmean(labels[dataset.label_rows("train")], axis=0)
     means = {kind: np.nanmean(labels[rows], axis=0) for kind, rows in rows_by_type.items()}
     return np.array([means.get(kind, overall) for kind in types], dtype=np.float64)
-
-
-@cache
-def _radius(z: int) -> float:
-    from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
-    from pymatgen.core import Element
-
-    return float(CovalentRadius.radius[Element.from_Z(z).symbol])

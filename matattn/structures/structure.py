@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
-from pymatgen.core import DummySpecies, Element, Molecule, Structure
+from pymatgen.core import DummySpecies, Molecule, Structure
 
 from matattn.errors import StructureError
+from matattn.structures.covalent_radii import covalent_radii
 from matattn.structures.neighbors import periodic_neighbors
 from matattn.structures.remarks import doubts_of
 
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 MAX_ATOMIC_NUMBER = 98
 _OVERLAP = 0.5  # Å between two atoms, or less: an error; in H2 they are 0.74 Å apart
 _CLOSE = 0.6  # of the sum of covalent radii: a doubt; 8 of 5,157 crystals of Materials Project are
-# Å, by atomic number; Cordero et al., Dalton Trans. 2832 (2008); beyond curium as curium
-_COVALENT_RADII = np.array(
-    [0, *(CovalentRadius.radius.get(Element.from_Z(z).symbol, 1.69) for z in range(1, 119))]
-)
 _LONGEST = 1e4  # Å: a lattice vector, or the distance of an atom of a molecule from the origin
 _FARTHEST = 1e6  # cells: beyond, the position in the cell has lost its digits
 _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
@@ -164,7 +160,7 @@ def _check_elements(numbers: np.ndarray) -> None:
 
 def _check_distances(numbers: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> list[str]:
     """Return a doubt for the closest pair of atoms if it is suspicious; refuse an overlap."""
-    radii = _COVALENT_RADII[numbers]
+    radii = covalent_radii()[numbers]
     try:
         i, j, _, distance = periodic_neighbors(pos, cell, max(_OVERLAP, _CLOSE * 2 * radii.max()))
     except MemoryError:

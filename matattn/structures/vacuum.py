@@ -1,17 +1,17 @@
 """Empty space in a crystal: flat layers, as above a surface, and spheres, as in a pore.
 
-Both are measured from the surfaces of the atoms, spheres of their covalent radii (Cordero et al.,
-Dalton Trans. 2832, 2008), and do not depend on the choice of the cell.
+Both are measured from the surfaces of the atoms, spheres of their covalent radii, and do not depend
+on the choice of the cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from itertools import product
 
 import numpy as np
 
+from matattn.structures.covalent_radii import covalent_radii
 from matattn.structures.neighbors import compact_basis
 
 # Of the crystals of Materials Project 2018, 0.1 % have a thicker layer: single layers of WSe2 and
@@ -68,7 +68,7 @@ def empty_layer(z: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> float:
     """
     cell = compact_basis(cell) @ cell
     dual = np.linalg.inv(cell)  # its columns are reciprocal lattice vectors, without 2 pi
-    frac, radius = pos @ dual, radii()[z]
+    frac, radius = pos @ dual, covalent_radii()[z]
     best = _thickest(np.eye(3), frac, dual, radius, THINNEST)
     longest = np.linalg.norm(cell, axis=1) / (best + 2 * radius.min())
     ranges = (range(-int(reach), int(reach) + 1) for reach in longest)
@@ -141,9 +141,9 @@ def _surface_distance(
     """
     from scipy.spatial import cKDTree
 
-    margin = max(most + float(radii()[z].max()), 0.0)
+    margin = max(most + float(covalent_radii()[z].max()), 0.0)
     number, images = _images(z, pos, cell, margin)
-    trees = [(cKDTree(images[number == one]), radii()[one]) for one in np.unique(z)]
+    trees = [(cKDTree(images[number == one]), covalent_radii()[one]) for one in np.unique(z)]
 
     def distance(points: np.ndarray) -> np.ndarray:
         nearest = [
@@ -165,13 +165,3 @@ def _images(
     frac = np.array(list(product(*ranges)))[:, None] + pos @ dual % 1
     inside = ((frac >= -edge) & (frac <= 1 + edge)).all(-1)
     return np.broadcast_to(z, inside.shape)[inside], frac[inside] @ cell
-
-
-@cache
-def radii() -> np.ndarray:
-    """Return covalent radii, Å, by atomic number."""
-    from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
-    from pymatgen.core import Element
-
-    known = CovalentRadius.radius
-    return np.array([0.0, *(known.get(Element.from_Z(z).symbol, 1.69) for z in range(1, 119))])

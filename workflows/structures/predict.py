@@ -24,7 +24,7 @@ from matattn.structures.batch import CrystalBatch, by_atom_budget, collate, geom
 from matattn.structures.ensemble import Ensemble
 from matattn.structures.inputs import take
 from matattn.structures.network import StructureNetwork
-from matattn.structures.remarks import doubts_of, remarks_of
+from matattn.structures.remarks import remarks_of
 from matattn.structures.structure import to_tensors, validate
 from matattn.uncertainty import LEVEL, Uncertainty
 from matattn.units import PROPERTIES
@@ -206,16 +206,15 @@ class Predictor:
         """
         if isinstance(structure, StructureError):
             raise structure
-        remarks = [*remarks_of(structure), *validate(structure, where)]
+        doubts = validate(structure, where)
         self._check_reads(structure, where)
         item = to_tensors(structure)
         self.network.check(item["z"], item["pos"], item["cell"], where)
         if self.network.level == "pair":
             item["pair_index"] = torch.triu_indices(len(structure), len(structure), 1)
-        doubts = doubts_of(structure)
         if isinstance(structure, Structure):
             doubts += vacuum.doubts(geometry(item), self.config.get("vacuum", {}))
-        return Readable(item, remarks, doubts)
+        return Readable(item, remarks_of(structure), doubts)
 
     def _check_reads(self, structure: Structure | Molecule, where: str) -> None:
         """Raise StructureError for what the network was not made for."""
