@@ -39,6 +39,7 @@ _SYMBOL = (
 _NUMBER = ("_space_group_it_number", "_symmetry_int_tables_number")
 _STRAIN = 0.02  # of a product of lattice vectors: more than rounding and thermal expansion
 _SLIGHT_STRAIN = 0.005
+_SAME = 1e-5  # difference of strains: an angle of 90.001 degrees tells the unique axis
 
 
 def listed_operations(block: Block) -> Operations | None:
@@ -121,14 +122,14 @@ def fitting(candidates: list[Setting], cell: np.ndarray, notes: Notes) -> list[S
     the unique axis, and the standard setting of C m m e.
     """
     strains = [setting.operations.strain(cell) for setting in candidates]
-    allowed = _SLIGHT_STRAIN if min(strains) <= _SLIGHT_STRAIN else _STRAIN
-    fit = [s for s, strain in zip(candidates, strains, strict=True) if strain <= allowed]
-    if not fit:
+    best = min(strains)
+    fit = [s for s, strain in zip(candidates, strains, strict=True) if strain <= best + _SAME]
+    if best > _STRAIN:
         raise StructureError(
             f"the cell does not have the symmetry of {candidates[0].name}: its lengths or angles "
             "are wrong, or the space group is"
         )
-    check_strain(min(strains), notes)
+    check_strain(best, notes)
     axes = {setting.choice.lstrip("-")[:1] for setting in fit}
     if len(axes) > 1 and axes <= set("abc"):
         fit = [setting for setting in fit if setting.choice.lstrip("-")[:1] == min(axes - {"a"})]
