@@ -316,7 +316,8 @@ def _from_type(text: str, label: str, formula: Mapping[str, float], notes: Notes
 
 
 def _from_label(label: str, formula: Mapping[str, float], notes: Notes) -> str:
-    match = re.match(r"[A-Za-z]+", label)
+    is_mixed = re.search(r"[/,]|\d\.\d", label)  # Al/Si1, Al0.5Si0.5
+    match = None if is_mixed else re.match(r"[A-Za-z]+", label)
     letters = match[0] if match else ""
     if letters == "D":
         notes.remark("deuterium taken as H", label)

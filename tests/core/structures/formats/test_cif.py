@@ -248,7 +248,24 @@ def test_labels_that_are_elements(label, element):
     assert structure.composition.as_dict() == {element: 1} and not doubts_of(structure)
 
 
-@pytest.mark.parametrize("label", ["T1", "WAT1", "HOH", "OH1", "Ow1", "Dum", "Cg1", "M1", "X", "?"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "T1",
+        "WAT1",
+        "HOH",
+        "OH1",
+        "Ow1",
+        "Dum",
+        "Cg1",
+        "M1",
+        "X",
+        "?",
+        "Al/Si1",
+        "Al,Si",
+        "Al0.5Si0.5",
+    ],
+)
 def test_labels_that_are_no_elements(label):
     refused(cif(f"{label} 0 0 0", columns=BARE, symmetry="_space_group_IT_number 1"), "no element")
 
