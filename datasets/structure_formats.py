@@ -14,22 +14,33 @@ from __future__ import annotations
 
 import csv
 import gzip
-import itertools
 import json
+import zlib
+from collections.abc import Iterator
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Element, Molecule
+from pymatgen.core import Molecule
 
 from matattn.datasets.structures_io import Row, Rows
 from matattn.errors import DataError, StructureError
 from matattn.parallel import parallel_map
-from matattn.structures.files import is_molecule, is_structure_file, parse_extxyz, read
+from matattn.structures.files import is_structure_file, read
+from matattn.structures.formats.atoms import NUMBERS, Atoms
+from matattn.structures.formats.extended_xyz import Frame, read_frames
+from matattn.structures.formats.pymatgen_json import read_sites
 from matattn.structures.structure import validate
+from matattn.text_files import without_compression
 
 # What may follow an id in the name of its structure file.
-_ENDINGS = ("", ".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", "/POSCAR", "/CONTCAR")
+_ENDINGS = [
+    ending + compression
+    for compression in ("", ".gz", ".bz2", ".xz")
+    for ending in ("", ".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", ".xsf", ".cssr",
+                   "/POSCAR", "/CONTCAR", "/vasprun.xml", "/geometry.in")
+]  # fmt: skip
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
 _WORTH_A_PROCESS = 100  # structure files, about a second of parsing
 
@@ -53,7 +64,7 @@ def read_rows(path: Path) -> Rows:
     try:
         if table.suffix == ".csv":
             return _with_structures(table, *_read_csv(table))
-        if table.suffix in (".xyz", ".extxyz"):
+        if without_compression(table.name).endswith((".xyz", ".extxyz")):
             return _read_extxyz(table)
         return _read_lines(table)
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -61,19 +72,19 @@ def read_rows(path: Path) -> Rows:
 
 
 def pymatgen_row(structure: Any, where: str) -> Row:
-    """Convert pymatgen's dictionary of a structure to the structure part of a row.
+    """Convert pymatgen's dictionary of a structure or molecule to the structure part of a row.
 
-    Raises StructureError for partial occupancy; KeyError, TypeError or ValueError when it is not
-    such a dictionary.
+    Raises StructureError for partial occupancy, and when it is not such a dictionary.
     """
-    z = []
-    for number, site in enumerate(structure["sites"], start=1):
-        kinds = site["species"]
-        if len(kinds) != 1 or kinds[0]["occu"] != 1:
+    try:
+        species, coords, cell, _ = read_sites(structure)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StructureError(f"{where}: {error}") from None
+    for number, occupancies in enumerate(species, start=1):
+        if set(occupancies.values()) != {1}:
             raise StructureError(f"{where}: site {number} has partial occupancy")
-        z.append(Element(kinds[0]["element"]).Z)
-    frac = [site["abc"] for site in structure["sites"]]
-    return {"Z": z, "frac": frac, "lattice": structure["lattice"]["matrix"]}
+    z = [NUMBERS[element] for (element,) in species]
+    return {"Z": z, "pos": coords} if cell is None else {"Z": z, "frac": coords, "lattice": cell}
 
 
 def _find_table(path: Path) -> Path:
@@ -94,7 +105,8 @@ def _find_table(path: Path) -> Path:
         )
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
-    if not path.name.endswith((".csv", ".xyz", ".extxyz", ".jsonl", ".jsonl.gz")):
+    is_xyz = without_compression(path.name).endswith((".xyz", ".extxyz"))
+    if not is_xyz and not path.name.endswith((".csv", ".jsonl", ".jsonl.gz")):
         raise DataError(
             f"{path}: unknown file type; expected .jsonl, .jsonl.gz, .csv, .extxyz or a folder"
         )
@@ -242,36 +254,30 @@ def _read_structure(file: Path) -> Row | str:
 
 def _read_extxyz(path: Path) -> Rows:
     rows, bad = [], []
-    with open(path, encoding="utf-8-sig") as lines:
-        numbered = enumerate(lines, start=1)
-        for frame in itertools.count(1):
-            start, first = next(((n, line) for n, line in numbered if line.strip()), (0, ""))
-            if not start:
-                break
-            where = f"{path}:{start} (frame {frame})"
-            if not first.strip().isdigit():
-                bad.append(f"{where}: expected a number of atoms, got {first.strip()[:40]!r}; "
-                           "the frames from here on cannot be read")  # fmt: skip
-                break
-            rest = itertools.islice(numbered, int(first) + 1)
-            text = first + "".join(line for _, line in rest)
-            try:
-                rows.append((where, _frame(text, f"{path.stem}:{frame}", where)))
-            except StructureError as error:
-                bad.append(str(error))
-            except Exception as error:  # whatever a damaged frame makes ASE raise
-                bad.append(f"{where}: {' '.join(str(error).split()) or type(error).__name__}")
+    for frame in _frames(path):
+        where = f"{path}:{frame.line} (frame {frame.number})"
+        if isinstance(frame.atoms, ValueError):
+            bad.append(f"{where}: {frame.atoms}")
+        else:
+            numbers = {name: value for name, value in frame.info.items() if np.ndim(value) == 0}
+            row = {"id": f"{_stem(path)}:{frame.number}"} | numbers | _row(frame.atoms)
+            rows.append((where, row))
     return rows, bad
 
 
-def _frame(text: str, default_id: str, where: str) -> Row:
-    (atoms,) = parse_extxyz(text, where)
-    results = atoms.calc.results if atoms.calc else {}
-    row = {"id": default_id}
-    for name, value in (atoms.info | results).items():
-        if np.ndim(value) == 0:
-            row[name] = value.item() if isinstance(value, np.generic) else value
-    if is_molecule(atoms):
-        return row | {"Z": atoms.numbers, "pos": atoms.positions}
-    frac = np.linalg.solve(atoms.cell.array.T, atoms.positions.T).T
-    return row | {"Z": atoms.numbers, "frac": frac, "lattice": atoms.cell.array}
+def _frames(path: Path) -> Iterator[Frame]:
+    try:
+        yield from read_frames(path)
+    except (ValueError, LZMAError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _stem(path: Path) -> str:
+    return Path(without_compression(path.name)).stem
+
+
+def _row(atoms: Atoms) -> Row:
+    if atoms.cell is None:
+        return {"Z": atoms.z, "pos": atoms.pos}
+    frac = np.linalg.solve(atoms.cell.T, atoms.pos.T).T
+    return {"Z": atoms.z, "frac": frac, "lattice": atoms.cell}

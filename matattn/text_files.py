@@ -10,11 +10,12 @@ import codecs
 import gzip
 import lzma
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
 MOST_BYTES = 2**30  # of a text that is read as a whole: a compressed bomb ends here
+LONGEST_LINE = 2**26  # bytes: a structure with a million atoms has about as many
 
 _OPENERS: Mapping[str, Callable[..., object]] = {
     ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
@@ -60,6 +61,25 @@ def read_text(path: Path) -> str:
     if len(content) > MOST_BYTES:
         raise ValueError(f"holds more than {MOST_BYTES / 2**30:g} GiB of text")
     return decode(content)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file as ``read_text``, without their ends, holding one at a time.
+
+    Raises ValueError at a line of more than ``LONGEST_LINE`` bytes, too.
+    """
+    with open_bytes(path) as file:
+        start = file.readline(LONGEST_LINE)
+        if encoding_of(start[:4]) not in ("utf-8", "utf-8-sig"):  # a line may hold the byte \n
+            file.close()
+            yield from read_text(path).split("\n")
+            return
+        line = start
+        while line:
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"a line has more than {LONGEST_LINE} bytes")
+            yield from decode(line).removesuffix("\n").split("\n")
+            line = file.readline(LONGEST_LINE)
 
 
 def encoding_of(start: bytes) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-_ROUNDING = 0.001 + 1e-9  # 0.999 is still one
+_ROUNDING = 0.001
 _LARGEST_ERROR = 0.02  # from one, however large the error that the file tells
+_BINARY = 1e-9  # by which 1 - 0.999 exceeds 0.001
 
 
 def round_occupancy(value: float, own_error: float | None = None) -> float:
     """Return 1 for an occupancy that is one within 0.001, or twice its own error; else itself."""
     off = abs(1 - value)
-    within_error = own_error is not None and off <= min(2 * own_error, _LARGEST_ERROR)
-    return 1.0 if off <= _ROUNDING or within_error else value
+    allowed = max(_ROUNDING, min(2 * (own_error or 0), _LARGEST_ERROR))
+    return 1.0 if off <= allowed + _BINARY else value
 
 
 def site_species(
