@@ -77,7 +77,7 @@ def _next_text(lines: Iterator[tuple[int, str]]) -> tuple[int, str] | None:
 
 
 def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdecimal()
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _is_atom(line: str) -> bool:

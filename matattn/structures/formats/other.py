@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,13 @@ def _cssr(path: Path) -> Iterator[Record]:
 
 
 def _aims_geometry(path: Path) -> Iterator[Record]:
+    return _one(path, _aims_atoms(read_lines(path)).structure())
+
+
+def _aims_atoms(lines: Iterable[str], remarks: Sequence[str] = ()) -> Atoms:
     """Read FHI-aims' geometry.in, Å; its species are labels that control.in defines."""
     cell, rows = [], []
-    for line in read_lines(path):
+    for line in lines:
         words = line.partition("#")[0].split()
         if words[:1] == ["lattice_vector"]:
             cell.append(_numbers(words[1:4], "lattice_vector"))
@@ -155,13 +159,43 @@ def _aims_geometry(path: Path) -> Iterator[Record]:
         raise ValueError("has atom_frac, and no lattice_vector")
     if any(len(words) != 4 for _, words in rows):
         raise ValueError("expected after atom: three coordinates and the species")
-    z, remarks = read_elements([words[3] for _, words in rows])
+    z, labels = read_elements([words[3] for _, words in rows])
     pos = []
     for n, (is_frac, words) in enumerate(rows, start=1):
         coords = np.array(_numbers(words[:3], f"atom {n}"))
         pos.append(coords @ np.array(cell) if is_frac else coords)
-    atoms = make_atoms(z, pos, cell or np.zeros((3, 3)), bool(cell), remarks)
-    return _one(path, atoms.structure())
+    return make_atoms(z, pos, cell or np.zeros((3, 3)), bool(cell), [*labels, *remarks])
+
+
+def _aims_output(path: Path) -> Iterator[Record]:
+    """Read the last geometry of an output, written as geometry.in but for the first one."""
+    steps: list[list[str]] = []
+    cell: list[str] = []
+    inside = False
+    for line in read_lines(path):
+        text = line.strip()
+        if text == "Input geometry:" or re.match(r"(Updated|Final) atomic structure:", text):
+            inside = True
+            steps.append([])
+        elif text.startswith(("Fractional coordinates:", "-----")):
+            inside = False
+        elif inside and (converted := _aims_line(text)):
+            steps[-1].append(converted)
+    if not (steps := [step for step in steps if any(row.startswith("atom") for row in step)]):
+        raise ValueError("holds no geometry")
+    for step in steps:  # the lattice vectors are not repeated where they stay
+        cell = [row for row in step if row.startswith("lattice_vector")] or cell
+    last = cell + [row for row in steps[-1] if row.startswith("atom")]
+    return _one(path, _aims_atoms(last, _last_of(len(steps), "geometries")).structure())
+
+
+def _aims_line(text: str) -> str | None:
+    """Return a line of a geometry in the form of geometry.in; None for any other line."""
+    if match := re.fullmatch(r"\|\s+\d+: Species (\S+)\s+(.*)", text):
+        return f"atom {match[2]} {match[1]}"
+    if match := re.fullmatch(r"\|((\s+-?\d+\.\d+){3})", text):
+        return f"lattice_vector {match[1]}"
+    return text if text.startswith(("lattice_vector ", "atom ")) else None
 
 
 def _vasprun(path: Path) -> Iterator[Record]:
@@ -331,15 +365,6 @@ def _espresso_labels(text: str, table: str) -> list[str]:
     symbols = [read_element(re.sub(r"[_-].*", "", label), any_case=True) for label in labels]
     pairs = zip(labels, symbols, strict=True)
     return label_remarks([f"{label} as {symbol}" for label, symbol in pairs if label != symbol])
-
-
-def _aims_output(path: Path) -> Iterator[Record]:
-    from ase.io.aims import read_aims_output
-
-    steps = read_aims_output(io.StringIO(read_text(path)), index=slice(None))
-    if not steps:
-        raise ValueError("holds no finished step")
-    return _one(path, _from_ase(steps[-1], _last_of(len(steps))))
 
 
 def _from_ase(atoms: Any, remarks: Sequence[str]) -> AnyStructure:
