@@ -129,7 +129,11 @@ def _groups(lines: _Lines) -> _Groups:
         if lines.next.split()[0][0] in "+-.0123456789":
             lines.take("the numbers of atoms")
             raise lines.error("expected symbols of elements or whole numbers of atoms")
-        symbols += lines.words("the symbols of elements")
+        line = lines.words("the symbols of elements")
+        try:
+            symbols += [word for word in line if _symbol(word)]
+        except ValueError as error:
+            raise lines.error(str(error)) from None
     counts = _whole_numbers(lines)
     while lines.next and re.fullmatch(r"(\s*\d+)+\s*", lines.next) and len(counts) < len(symbols):
         counts += _whole_numbers(lines)

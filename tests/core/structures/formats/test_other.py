@@ -250,7 +250,10 @@ Atoms{style}
 MASSES = "\nMasses\n\n1 {first}\n2 35.453\n"
 
 
-def lammps(units="", masses=MASSES.format(first="132.905"), style=" # atomic"):
+CESIUM = MASSES.format(first="132.905")
+
+
+def lammps(units="", masses=CESIUM, style=" # atomic"):
     return LAMMPS.format(units=units, masses=masses, style=style)
 
 
