@@ -106,11 +106,9 @@ def _missing(entry: Any) -> str:
     content = next((entry[key] for key in ("structure", "atoms") if key in entry), entry)
     if not isinstance(content, dict):
         return f", got {type(content).__name__}"
-    for keys in _CONVERTERS:
-        absent = [key for key in keys if key not in content]
-        if len(absent) < len(keys):
-            return f"; has no {' and no '.join(absent)}"
-    return ""
+    known = [keys for keys in _CONVERTERS if content.keys() & set(keys)]
+    lacks = [[key for key in keys if key not in content] for keys in known]
+    return f"; has no {' and no '.join(min(lacks, key=len))}" if lacks else ""
 
 
 class PymatgenSites(NamedTuple):
@@ -192,6 +190,8 @@ def _from_row(content: Mapping[str, Any]) -> AnyStructure:
 
 
 def _from_molecule_row(content: Mapping[str, Any]) -> AnyStructure:
+    if content.get("lattice") is not None:
+        raise ValueError("has pos and a lattice; a crystal has frac, and a molecule no lattice")
     return Molecule(content["Z"], content["pos"])
 
 
