@@ -16,7 +16,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from lzma import LZMAError
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,11 @@ def read_rows(path: Path) -> Rows:
 def pymatgen_row(structure: Any, where: str) -> Row:
     """Convert pymatgen's dictionary of a structure or molecule to the structure part of a row.
 
-    Raises StructureError for partial occupancy, and when it is not such a dictionary.
+    Raises StructureError for partial occupancy and damaged entries; TypeError when it is no
+    dictionary.
     """
+    if not isinstance(structure, Mapping):
+        raise TypeError(f"expected a structure of pymatgen, got {type(structure).__name__}")
     try:
         species, coords, cell, _ = read_sites(structure)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

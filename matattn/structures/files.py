@@ -122,7 +122,7 @@ def _parse(path: Path) -> Iterator[Record]:
 
 
 def _check_start(path: Path) -> None:
-    """Refuse an empty file, a pointer of Git LFS, and a compressed file without its ending."""
+    """Refuse an empty file, a pointer of Git LFS, and a name that hides or feigns compression."""
     try:
         with open_bytes(path):
             pass
@@ -132,9 +132,17 @@ def _check_start(path: Path) -> None:
         start = file.read(6)
     if not start:
         raise StructureError(f"{path}: the file is empty")
-    for mark, ending in ((b"\x1f\x8b", ".gz"), (b"BZh", ".bz2"), (b"\xfd7zXZ\0", ".xz")):
-        if start.startswith(mark) and path.suffix.lower() != ending:
-            raise StructureError(f"{path}: is compressed; call it {path.name}{ending}")
+    ending = next((ending for mark, ending in _MARKS.items() if start.startswith(mark)), "")
+    plain = without_compression(path.name)
+    if not ending and plain != path.name:
+        raise StructureError(
+            f"{path}: is not compressed, or damaged; if it is text, call it {plain}"
+        )
+    if ending and path.suffix.lower() != ending:
+        raise StructureError(f"{path}: is compressed; call it {plain}{ending}")
+
+
+_MARKS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}
 
 
 def _missing(error: ModuleNotFoundError, where: str) -> StructureError:

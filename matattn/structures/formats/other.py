@@ -19,6 +19,7 @@ from pymatgen.core import Element, Lattice
 from matattn.structures.formats.atoms import (
     SYMBOLS,
     Atoms,
+    checked_cell,
     is_periodic,
     label_remarks,
     make_atoms,
@@ -37,6 +38,13 @@ def _numbers(words: Sequence[str], what: str) -> list[float]:
     if len(numbers) != 3 or None in numbers:
         raise ValueError(f"{what}: expected three numbers, got {' '.join(words)[:60]!r}")
     return [number for number in numbers if number is not None]
+
+
+def _whole(words: Sequence[str], what: str) -> int:
+    """Return the whole number at the start of a line."""
+    if not words or not re.fullmatch(r"[+-]?\d{1,12}", words[0], re.ASCII):
+        raise ValueError(f"{what}: expected a whole number, got {' '.join(words)[:60]!r}")
+    return int(words[0])
 
 
 def _last_of(steps: int, name: str = "steps") -> list[str]:
@@ -68,7 +76,7 @@ def _xsf(path: Path) -> Iterator[Record]:
         elif word == "PRIMVEC":
             cell = np.array([_numbers(next(lines, []), "PRIMVEC") for _ in range(3)])
         elif word == "PRIMCOORD":
-            count = int(next(lines)[0])
+            count = _whole(next(lines, []), "PRIMCOORD")
             rows, steps = list(islice(lines, count)), steps + 1
             if len(rows) < count:
                 raise ValueError(f"declares {count} atoms, and has {len(rows)}")
@@ -94,8 +102,8 @@ def _cube(path: Path) -> Iterator[Record]:
     title, comment, *head = (line.split() for line in islice(read_lines(path), 6))
     if len(head) < 4:
         raise ValueError("ends before its cell")
-    count = abs(int(head[0][0]))  # negative: of an orbital
-    voxels = [int(row[0]) for row in head[1:4]]
+    count = abs(_whole(head[0], "number of atoms"))  # negative: of an orbital
+    voxels = [_whole(row, "number of voxels") for row in head[1:4]]
     if min(voxels) < 0 < max(voxels):
         raise ValueError("numbers of voxels have two signs: is it in Bohr or in Å?")
     unit = BOHR if max(voxels) > 0 else 1.0
@@ -125,13 +133,15 @@ def _cssr(path: Path) -> Iterator[Record]:
         raise ValueError(f"has the space group {group[1]}; write all atoms, in P 1")
     if lines[2].split()[1:2] not in ([], ["0"]):
         raise ValueError("has Cartesian coordinates; write fractional ones")
-    count = int(lines[2].split()[0])
+    count = _whole(lines[2].split(), "number of atoms")
     rows = [line.split() for line in lines[4:] if line.strip()]
     if len(rows) != count:
         raise ValueError(f"declares {count} atoms, and has {len(rows)}")
     lattice = Lattice.from_parameters(
         *_numbers(lengths, "a, b, c"), *_numbers(angles, "alpha, beta, gamma")
     )
+    if any(len(row) < 5 for row in rows):
+        raise ValueError("expected of each atom: number, element and three coordinates")
     z, remarks = read_elements([row[1] for row in rows])
     frac = np.array([_numbers(row[2:5], f"atom {n}") for n, row in enumerate(rows, start=1)])
     atoms = make_atoms(z, frac @ lattice.matrix, lattice.matrix, True, remarks)
@@ -227,7 +237,7 @@ def _vasprun(path: Path) -> Iterator[Record]:
             f"names {len(symbols)} atoms, and has {len(last.get('positions', []))} positions"
         )
     z, remarks = read_elements(symbols)
-    cell = np.array(last["basis"])
+    cell = checked_cell(last.get("basis", []))
     cut = [] if complete else ["the file ends early: the run was stopped, or goes on"]
     remarks = [*remarks, *_last_of(steps, "ionic steps"), *cut]
     pos = np.array(last["positions"]) @ cell
@@ -246,6 +256,8 @@ def _lammps(path: Path) -> Iterator[Record]:
     at_type, at_pos = _lammps_columns(sections.get("Atoms", ("", []))[0], rows)
     if len(rows) != head.get("atoms", [len(rows)])[0]:
         raise ValueError(f"declares {head['atoms'][0]:g} atoms, and has {len(rows)}")
+    if narrow := [row[0] for row in rows if len(row) < at_pos + 3]:
+        raise ValueError(f"atom {narrow[0]} has too few columns; expected {at_pos + 3}")
     if unknown := [row[at_type] for row in rows if row[at_type] not in elements]:
         raise ValueError(f"atoms have the type {unknown[0]}, which has no mass or label")
     z, remarks = read_elements([elements[row[at_type]] for row in rows])
@@ -277,16 +289,23 @@ def _lammps_sections(lines: Sequence[str]) -> tuple[dict[str, list[float]], _Sec
 
 def _lammps_elements(sections: _Sections) -> dict[str, str]:
     """Return the elements of the types, by their numbers and labels."""
-    labels = dict(line.split()[:2] for line in sections.get("Atom Type Labels", ("", []))[1])
+    labels = dict(_pair(line) for line in sections.get("Atom Type Labels", ("", []))[1])
     elements = dict(labels)
     for line in sections.get("Masses", ("", []))[1]:
         values, _, comment = line.partition("#")
-        number, mass = values.split()[:2]
+        number, mass = _pair(values)
         names = [labels.get(number, ""), *comment.split()[:1]]
         elements[number] = _element_of_mass(number, parse_number(mass) or 0.0, names)
     if not elements:
         raise ValueError("tells no elements; write Masses, with the symbols as comments")
     return elements | {label: elements[number] for number, label in labels.items()}
+
+
+def _pair(line: str) -> tuple[str, str]:
+    words = line.split()
+    if len(words) < 2:
+        raise ValueError(f"expected a type and its mass or label, got {line.strip()[:60]!r}")
+    return words[0], words[1]
 
 
 def _element_of_mass(number: str, mass: float, names: Sequence[str]) -> str:

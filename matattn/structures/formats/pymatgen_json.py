@@ -7,7 +7,7 @@ imports the modules that they name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,7 +108,8 @@ def _missing(entry: Any) -> str:
         return f", got {type(content).__name__}"
     known = [keys for keys in _CONVERTERS if content.keys() & set(keys)]
     lacks = [[key for key in keys if key not in content] for keys in known]
-    return f"; has no {' and no '.join(min(lacks, key=len))}" if lacks else ""
+    fewest = min(lacks, key=len, default=[])
+    return f"; has no {' and no '.join(fewest)}" if fewest else ""
 
 
 class PymatgenSites(NamedTuple):
@@ -220,7 +221,7 @@ def _array(value: Any) -> Any:
 
 
 # The keys by which a structure is known, and what converts it.
-_CONVERTERS = {
+_CONVERTERS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], AnyStructure]] = {
     ("lattice", "Z", "frac"): _from_row,
     ("Z", "pos"): _from_molecule_row,
     ("lattice", "sites"): _from_pymatgen,

@@ -127,6 +127,9 @@ def test_compressed_files(tmp_path, salt, name, fmt, ending):
     path.write_bytes(content[:-30])
     with pytest.raises(StructureError, match="cannot be"):
         read(path)
+    path.write_bytes(salt.to(fmt=fmt).encode())
+    with pytest.raises(StructureError, match=f"is not compressed, .* call it {name}$"):
+        read(path)
     plain = tmp_path / f"b{name}.vasp"
     plain.write_bytes(content)
     with pytest.raises(StructureError, match=f"is compressed; call it .*{ending}$"):
