@@ -109,6 +109,8 @@ def _numbers(lines: _Lines, what: str, counts: Sequence[int]) -> list[float]:
 
 def _number(word: str) -> float | None:
     """Return a number, also with Fortran's exponent: 1.0D0."""
+    if (number := parse_number(word)) is not None:
+        return number
     return parse_number(re.sub("(?<=[0-9.])[dD](?=[+-]?[0-9])", "e", word))
 
 

@@ -17,6 +17,7 @@ from pymatgen.core import Lattice, Molecule, Structure
 
 from matattn.errors import StructureError
 from matattn.structures.formats.atoms import (
+    NUMBERS,
     checked_cell,
     is_periodic,
     label_remarks,
@@ -134,7 +135,7 @@ def read_sites(content: Mapping[str, Any]) -> PymatgenSites:
     changed: dict[str, str] = {}
     for number, site in enumerate(content["sites"], start=1):
         try:
-            occupancies, told = site_species(_parts(site, changed))
+            occupancies, told = _whole_site(site) or site_species(_parts(site, changed))
             species.append(occupancies)
             coords.append(_coordinates(site, cell))
         except (KeyError, TypeError, ValueError) as error:
@@ -146,6 +147,14 @@ def read_sites(content: Mapping[str, Any]) -> PymatgenSites:
     if rounded:
         remarks.append(occupancy_remark(rounded))
     return PymatgenSites(species, coords, cell, remarks)
+
+
+def _whole_site(site: Mapping[str, Any]) -> tuple[dict[str, float], None] | None:
+    """Return what ``site_species`` does of the usual site, one element; None of any other."""
+    kinds = site["species"]
+    if len(kinds) == 1 and kinds[0]["occu"] == 1 and kinds[0]["element"] in NUMBERS:
+        return {kinds[0]["element"]: 1.0}, None
+    return None
 
 
 def _parts(site: Mapping[str, Any], changed: dict[str, str]) -> Iterator[tuple[str, float]]:
