@@ -87,7 +87,9 @@ def pymatgen_row(structure: Any, where: str) -> Row:
         if set(occupancies.values()) != {1}:
             raise StructureError(f"{where}: site {number} has partial occupancy")
     z = [NUMBERS[element] for (element,) in species]
-    return {"Z": z, "pos": coords} if cell is None else {"Z": z, "frac": coords, "lattice": cell}
+    if cell is None:
+        return {"Z": z, "pos": coords}
+    return {"Z": z, "frac": coords, "lattice": cell.tolist()}
 
 
 def _find_table(path: Path) -> Path:

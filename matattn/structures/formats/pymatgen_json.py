@@ -170,7 +170,7 @@ def _coordinates(site: Mapping[str, Any], cell: np.ndarray | None) -> Any:
         return site["xyz"]
     if "abc" in site:
         return site["abc"]
-    return np.asarray(site["xyz"], dtype=np.float64) @ np.linalg.inv(cell)
+    return (np.asarray(site["xyz"], dtype=np.float64) @ np.linalg.inv(cell)).tolist()
 
 
 def _cell(lattice: Mapping[str, Any]) -> np.ndarray:
