@@ -16,6 +16,7 @@ from typing import BinaryIO, cast
 
 MOST_BYTES = 2**30  # of a text that is read as a whole: a compressed bomb ends here
 LONGEST_LINE = 2**26  # bytes: a structure with a million atoms has about as many
+_TIGHTEST = 500  # bytes of text in one that is compressed; a bomb has 1000
 
 _OPENERS: Mapping[str, Callable[..., object]] = {
     ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
@@ -28,7 +29,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 def without_compression(name: str) -> str:
@@ -66,18 +67,22 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file as ``read_text``, without their ends, holding one at a time.
 
-    Raises ValueError at a line of more than ``LONGEST_LINE`` bytes, too.
+    Raises ValueError at a line of more than ``LONGEST_LINE`` bytes, and when much text was packed
+    more tightly than any data are.
     """
+    packed, total = path.stat().st_size, 0
     with open_bytes(path) as file:
-        start = file.readline(LONGEST_LINE)
-        if encoding_of(start[:4]) not in ("utf-8", "utf-8-sig"):  # a line may hold the byte \n
+        line = file.readline(LONGEST_LINE)
+        if encoding_of(line[:4]) not in ("utf-8", "utf-8-sig"):  # a line may hold the byte \n
             file.close()
             yield from read_text(path).split("\n")
             return
-        line = start
         while line:
+            total += len(line)
             if len(line) == LONGEST_LINE:
                 raise ValueError(f"a line has more than {LONGEST_LINE} bytes")
+            if total > LONGEST_LINE and total > _TIGHTEST * packed:
+                raise ValueError(f"unpacks to more than {_TIGHTEST} times its size")
             yield from decode(line).removesuffix("\n").split("\n")
             line = file.readline(LONGEST_LINE)
 

@@ -197,7 +197,7 @@ KINDS: dict[str, tuple[str, Parser]] = {
     "XDATCAR": (r"(.*[-_.])?xdatcar([-_.].*)?", poscar.parse_frames),
     "POSCAR": (
         r"(poscar|contcar).*|.*[-_.](poscar|contcar)|.*\.vasp"
-        r"|(chgcar|aeccar|locpot|parchg|elfcar)[-_.0-9]*",
+        r"|(chgcar|aeccar|locpot|parchg|elfcar)([-_.0-9].*)?",
         poscar.parse,
     ),
 }

@@ -41,6 +41,13 @@ def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
         next(lines)
 
 
+def test_endless_lines_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("matattn.text_files.LONGEST_LINE", 10_000)
+    (path := tmp_path / "a.gz").write_bytes(gzip.compress(b"\n" * 10**7))
+    with pytest.raises(ValueError, match="unpacks to more than 500 times its size"):
+        list(read_lines(path))
+
+
 def test_pointer_of_git_lfs_is_named(tmp_path):
     path = tmp_path / "a.vtu"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")

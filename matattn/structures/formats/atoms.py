@@ -18,6 +18,7 @@ NUMBERS = {symbol: z for z, symbol in enumerate(SYMBOLS) if z}
 
 # In capitals, names of atoms in force fields and proteins, too: C alpha, O of serine.
 _NAMES = set("CA CD CE CF CM CO CS HE HF HG HO HS NB ND NE NO NP OS SG".split())
+_LONGEST_LABEL = 40
 _CHARGED = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-]|[+-]\d*\.?\d*)")
 _NUMBERED = re.compile(r"([A-Z][a-z]?)[_-]?\d+")
 
@@ -150,6 +151,8 @@ def read_element(label: str, any_case: bool = False) -> str:
     """
     if label in NUMBERS:
         return label
+    if len(label) > _LONGEST_LABEL:
+        raise ValueError(f"{label[:_LONGEST_LABEL]!r}... is not a chemical element")
     if label == "D":
         return "H"
     match = _CHARGED.fullmatch(label) or _NUMBERED.fullmatch(label)
@@ -160,4 +163,4 @@ def read_element(label: str, any_case: bool = False) -> str:
             raise ValueError(f"{label!r} may be {label.title()}, or the name of an atom "
                              f"({label[0].upper()}); write the symbol of the element")  # fmt: skip
         return label.title()
-    raise ValueError(f"{label[:40]!r} is not a chemical element")
+    raise ValueError(f"{label!r} is not a chemical element")

@@ -16,8 +16,9 @@ from matattn.text_files import parse_number, read_lines
 
 _LOST = "the frames from here on cannot be read"
 _CELL_KEYS = ("lattice", "cell", "unitcell", "unit_cell", "box", "cell_vectors", "lattice_vectors")
-_ITEM = re.compile(  # key=value, "value", 'value', {value} or [value]
-    r"""([^\s="'{\[]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|\{([^}]*)\}|(\[.*?\])(?=\s|$)|(\S*))"""
+_ITEM = re.compile(  # key=value, "value", 'value', {value}, [value] or [[1, 0], [0, 1]]
+    r"""(?:^|(?<=[\s"'}\]]))([^\s="'{\[]++)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|'([^']*+)'|\{([^}]*+)\}"""
+    r"""|(\[[^][]*+(?:\[[^][]*+\][^][]*+)*+\])|(\S*))"""
 )
 _FLAGS = {word: flag for words, flag in (("T true True TRUE", True), ("F false False FALSE", False))
           for word in words.split()}  # fmt: skip
@@ -116,7 +117,7 @@ def _parse_comment(comment: str) -> dict[str, Any]:
     info: dict[str, Any] = {}
     for key, *values in _ITEM.findall(comment):
         text = next((value for value in values if value), "")
-        info[key] = text if key in ("id", "Properties") else _value(text)
+        info[key] = text if key == "id" or key.lower() == "properties" else _value(text)
     return info
 
 
@@ -173,10 +174,10 @@ class _Columns(NamedTuple):
     total: int | None
 
 
-def _read_columns(properties: Any) -> _Columns:
+def _read_columns(properties: str | None) -> _Columns:
     if properties is None:
         return _Columns(0, None, 1, None)
-    fields = str(properties).split(":")
+    fields = properties.split(":")
     starts: dict[str, int] = {}
     total = 0
     for name, kind, width in zip(fields[::3], fields[1::3], fields[2::3], strict=False):
@@ -188,16 +189,16 @@ def _read_columns(properties: Any) -> _Columns:
     else:
         if len(fields) % 3 == 0:
             return _checked(properties, starts, total)
-    raise ValueError(f"Properties={str(properties)[:60]}: expected name:type:columns, with the "
+    raise ValueError(f"Properties={properties[:60]}: expected name:type:columns, with the "
                      "types S, R, I or L")  # fmt: skip
 
 
-def _checked(properties: Any, starts: dict[str, int], total: int) -> _Columns:
+def _checked(properties: str, starts: dict[str, int], total: int) -> _Columns:
     if "pos:R:3" not in starts:
-        raise ValueError(f"Properties={properties} has no pos:R:3, the positions in Å")
+        raise ValueError(f"Properties={properties[:60]} has no pos:R:3, the positions in Å")
     species, z = starts.get("species:S:1"), starts.get("Z:I:1")
     if species is None and z is None:
-        raise ValueError(f"Properties={properties} has no species:S:1, the elements")
+        raise ValueError(f"Properties={properties[:60]} has no species:S:1, the elements")
     return _Columns(species, z, starts["pos:R:3"], total)
 
 

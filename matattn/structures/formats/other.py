@@ -27,10 +27,11 @@ from matattn.structures.formats.atoms import (
     read_elements,
 )
 from matattn.structures.formats.record import AnyStructure, Parser, Record
-from matattn.text_files import parse_number, read_lines, read_text
+from matattn.text_files import decode, open_bytes, parse_number, read_lines, read_text
 
 BOHR = 0.529177210544  # Å, CODATA 2022
-_START = 400  # lines that tell what a file is
+_START = 2**16  # bytes that tell what a file is
+_LONGEST = 200  # characters of a head line
 
 
 def _numbers(words: Sequence[str], what: str) -> list[float]:
@@ -276,7 +277,9 @@ def _lammps_sections(lines: Sequence[str]) -> tuple[dict[str, list[float]], _Sec
     sections: _Sections = {}
     current: list[str] | None = None
     for line in lines:
-        if (match := _SECTION.fullmatch(line)) and match[1]:
+        if len(line) > _LONGEST:
+            raise ValueError(f"has a line of {len(line)} characters")
+        if match := _SECTION.fullmatch(line):
             current = []
             sections[match[1]] = match[2] or "", current
         elif current is not None:
@@ -368,7 +371,9 @@ def _espresso_output(path: Path) -> Iterator[Record]:
     from ase.io.espresso import read_espresso_out
 
     text = read_text(path)
-    remarks = _espresso_labels(text, r"^\s*atomic species\s+valence.*\n((?:\s*\S+\s+\d.*\n)+)")
+    remarks = _espresso_labels(
+        text, r"^[ \t]*atomic species[ \t]+valence.*\n((?:[ \t]*\S+[ \t]+\d.*\n)+)"
+    )
     steps = list(read_espresso_out(io.StringIO(text), index=slice(None)))
     if not steps:
         raise ValueError("holds no finished step")
@@ -407,21 +412,22 @@ KINDS: dict[str, tuple[str, Parser]] = {
 }
 AMBIGUOUS = r".*\.(in|out|log|data)|data\.[^.]+"  # names that tell little: see ``sniff``
 _SIGNS = {
-    _AIMS: r"Invoking FHI-aims",
-    _PWO: r"Program PWSCF",
-    _PWI: r"^\s*&(control|system)\b[\s\S]*^\s*atomic_positions",
-    _DATA: r"^\s*\d+\s+atoms\s*$[\s\S]*\bxlo\s+xhi\b",
-    _GEOMETRY: r"\A(\s*#.*\n|\s*\n)*\s*(lattice_vector|atom|atom_frac)\s+[-+.\d]",
+    _AIMS: (r"Invoking FHI-aims",),
+    _PWO: (r"Program PWSCF",),
+    _PWI: (r"^[ \t]*&(control|system)\b", r"^[ \t]*atomic_positions"),
+    _DATA: (r"^[ \t]*\d+[ \t]+atoms[ \t]*$", r"\bxlo[ \t]+xhi\b"),
+    _GEOMETRY: (r"\A(?:[ \t]*(?:#.*)?\n)*[ \t]*(lattice_vector|atom|atom_frac)[ \t]+[-+.\d]",),
 }
 
 
 def sniff(path: Path) -> str | None:
     """Return the kind of a file from the lines at its start; None if it is no structure's."""
     try:
-        start = "\n".join(islice(read_lines(path), _START))
+        with open_bytes(path) as file:
+            start = decode(file.read(_START))
     except Exception:  # whatever it is, it is no file of these kinds
         return None
-    for kind, sign in _SIGNS.items():
-        if re.search(sign, start, re.MULTILINE | re.IGNORECASE):
+    for kind, signs in _SIGNS.items():
+        if all(re.search(sign, start, re.MULTILINE | re.IGNORECASE) for sign in signs):
             return kind
     return None

@@ -26,6 +26,7 @@ from matattn.text_files import parse_number, read_lines
 
 _COMMENT = re.compile(r"[!#].*")
 _SUFFIX = re.compile(r"(_[A-Za-z0-9_]+)?(/\w*)?$")  # of a pseudopotential: Fe_pv, Fe_sv_GW/1a2b3c
+_LONGEST_LABEL = 100  # characters
 _FLAG = re.compile(r"\.?(T|TRUE|F|FALSE)\.?", re.IGNORECASE)
 
 
@@ -137,11 +138,11 @@ def _groups(lines: _Lines) -> _Groups:
         except ValueError as error:
             raise lines.error(str(error)) from None
     counts = _whole_numbers(lines)
-    while lines.next and re.fullmatch(r"(\s*\d+)+\s*", lines.next) and len(counts) < len(symbols):
+    while len(counts) < len(symbols) and all(w.isdecimal() for w in (lines.next or "x").split()):
         counts += _whole_numbers(lines)
     if symbols and len(symbols) != len(counts):
-        raise lines.error(f"{_count(symbols, 'symbol')}, {_count(counts, 'number')}: "
-                          f"{' '.join(symbols)}; {' '.join(map(str, counts))}")  # fmt: skip
+        found = f"{' '.join(symbols)[:60]}; {' '.join(map(str, counts))[:60]}"
+        raise lines.error(f"{_count(symbols, 'symbol')}, {_count(counts, 'number')}: {found}")
     if not sum(counts):
         raise lines.error("declares no atoms")
     return list(zip(symbols or repeat(""), counts, strict=False))
@@ -249,7 +250,7 @@ def _from_title(title: str, groups: int) -> list[str]:
 
 
 def _symbol(label: str) -> str:
-    return read_element(_SUFFIX.sub("", label), any_case=True)
+    return read_element(_SUFFIX.sub("", label[:_LONGEST_LABEL]), any_case=True)
 
 
 def _check_labels(symbols: Sequence[str], labels: Sequence[str]) -> None:
