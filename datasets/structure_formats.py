@@ -41,6 +41,7 @@ _ENDINGS = [
     for ending in ("", ".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", ".xsf", ".cssr",
                    "/POSCAR", "/CONTCAR", "/vasprun.xml", "/geometry.in")
 ]  # fmt: skip
+_PARTS = ("Z", "frac", "lattice", "pos")  # of a structure; no names of properties
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
 _WORTH_A_PROCESS = 100  # structure files, about a second of parsing
 
@@ -264,8 +265,9 @@ def _read_extxyz(path: Path) -> Rows:
         if isinstance(frame.atoms, ValueError):
             bad.append(f"{where}: {frame.atoms}")
         else:
-            numbers = {name: value for name, value in frame.info.items() if np.ndim(value) == 0}
-            row = {"id": f"{_stem(path)}:{frame.number}"} | numbers | _row(frame.atoms)
+            row = {"id": f"{_stem(path)}:{frame.number}"}
+            row |= {name: value for name, value in frame.info.items()
+                    if np.ndim(value) == 0 and name not in _PARTS} | _row(frame.atoms)  # fmt: skip
             rows.append((where, row))
     return rows, bad
 

@@ -106,9 +106,10 @@ def _parse(path: Path) -> Iterator[Record]:
             return
         if not os.path.exists(path):
             raise StructureError(f"{path}: no such file")
+        if os.path.isfile(path):
+            _check_start(path)
         if kind is None:
             raise StructureError(f"{path}: unknown file type; expected {_EXPECTED}")
-        _check_start(path)
         yield from KINDS[kind][1](path)
     except StructureError as error:
         yield "", str(path), error

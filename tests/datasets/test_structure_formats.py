@@ -1,5 +1,6 @@
 """``data=table``: CSV beside structure files, extended XYZ, JSON lines; and everything broken."""
 
+import gzip
 import json
 import os
 
@@ -180,6 +181,21 @@ def test_extended_xyz(tmp_path):
     assert "a.extxyz:9 (frame 3): " in reasons
     assert "a.extxyz:13 (frame 4): is periodic in some directions only" in reasons
     assert "a.extxyz:21 (frame 6): expected a number of atoms, got 'five'" in reasons
+
+
+def test_compressed_extended_xyz_whose_values_are_called_as_parts(tmp_path):
+    comment = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 tc=1.5 pos=3 Z=2 frac=1'
+    path = tmp_path / "a.extxyz.gz"
+    path.write_bytes(gzip.compress((frame(0, comment) * 2).encode()))
+    data = load(str(path))
+    assert [item.id for item in data.items] == ["a:1", "a:2"] and data.skipped == []
+    assert data.items[0].cell.any() and data.labels()[:, 0].tolist() == [1.5, 1.5]
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(DataError, match="a.extxyz.gz: cannot be read"):
+        load(str(path))
+    (tmp_path / "b.xyz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match="b.xyz: .*git lfs pull"):
+        load(str(tmp_path / "b.xyz"))
 
 
 def test_json_lines_with_pymatgen_structures(tmp_path):

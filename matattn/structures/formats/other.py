@@ -422,6 +422,8 @@ _SIGNS = {
 
 def sniff(path: Path) -> str | None:
     """Return the kind of a file from the lines at its start; None if it is no structure's."""
+    if not path.is_file():  # a pipe would wait
+        return None
     try:
         with open_bytes(path) as file:
             start = decode(file.read(_START))

@@ -212,8 +212,7 @@ def _looks_like_numbers(line: str | None) -> bool:
 def _label(words: list[str], selective: bool) -> str:
     """Return the label of an atom, which may be a comment; "" of other remarks."""
     if selective or len(words) >= 3 and all(map(_FLAG.fullmatch, words[:3])):
-        while words and _FLAG.fullmatch(words[0]):
-            words = words[1:]
+        words = words[3:]  # T T F of selective dynamics, before the label of fluorine
     words = [word for word in words if word not in ("!", "#")]
     return words[0] if len(words) == 1 or len(words) == 2 and words[1].isdecimal() else ""
 

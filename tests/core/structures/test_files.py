@@ -137,7 +137,7 @@ def test_compressed_files(tmp_path, salt, name, fmt, ending):
 
 
 @pytest.mark.parametrize("name", ["a.cif", "POSCAR", "a.xyz", "a.json", "a.jsonl", "a.db", "a.traj",
-                                  "a.xsf", "vasprun.xml"])  # fmt: skip
+                                  "a.xsf", "vasprun.xml", "a.vtu"])  # fmt: skip
 def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
     path = tmp_path / name
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")

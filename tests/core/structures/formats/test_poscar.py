@@ -166,6 +166,15 @@ def test_vasp_4_with_labels_or_a_title(written):
     assert doubts_of(structure) == ["elements taken from the title, Ti O: the file names no others"]
 
 
+def test_fluorine_after_the_flags_of_selective_dynamics(written):
+    rows = ["0 0 0 T T T Li", "0.5 0.5 0.5 F F F F"]
+    path = written(poscar(head=("1 1",), mode="Selective dynamics\nDirect", rows=rows))
+    assert only(path).formula == "Li1 F1"
+    rows = ["0 0 0 F F F F", "0.5 0.5 0.5 T T T F"]
+    with pytest.raises(StructureError, match="atom 1 is Li by the symbols.* and F at the end"):
+        read(written(poscar(head=("Li F", "1 1"), mode="S\nDirect", rows=rows)))
+
+
 def test_a_potcar_beside_is_not_read(written):
     written("  PAW_PBE Na 01Jan2000\n   1.0\n TITEL = PAW_PBE Na\n", "POTCAR")
     with pytest.raises(StructureError, match="has no element symbols"):
