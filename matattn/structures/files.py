@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from lzma import LZMAError
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 from pymatgen.core import Structure
 
 from matattn.errors import StructureError
 from matattn.structures.formats import (
     ase_files,
+    cif,
     extended_xyz,
     other,
     poscar,
@@ -27,13 +27,6 @@ from matattn.structures.formats import (
 )
 from matattn.structures.formats.record import AnyStructure, Parser, Record
 from matattn.text_files import open_bytes, without_compression
-
-MOST_PLACES = 10_000  # sites times operations of a CIF, which pymatgen expands one by one
-MOST_OPERATIONS = 192  # of a space group in its conventional cell
-CIF_OPERATIONS = (
-    "_symmetry_equiv_pos_as_xyz", "_symmetry_equiv_pos_as_xyz_",
-    "_space_group_symop_operation_xyz", "_space_group_symop_operation_xyz_",
-)  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -150,45 +143,10 @@ def _missing(error: ModuleNotFoundError, where: str) -> StructureError:
     return StructureError(f"{where}: needs the package {error.name}: pip install 'matattn[data]'")
 
 
-def _whole_file(parse: Callable[[Path], Iterable[Structure]]) -> Parser:
-    """Return a parser of whole files, whose errors also hold pymatgen's warnings."""
-
-    def parse_whole(path: Path) -> Iterator[Record]:
-        with warnings.catch_warnings(record=True) as remarks:
-            warnings.simplefilter("always")
-            try:
-                structures = list(parse(path))
-            except Exception as error:
-                reasons = [str(error) or type(error).__name__, *(str(r.message) for r in remarks)]
-                raise ValueError("; ".join(dict.fromkeys(reasons))) from error
-        for structure in structures:
-            yield "", str(path), structure
-
-    return parse_whole
-
-
-def _cif(path: Path) -> Iterable[Structure]:
-    from pymatgen.io.cif import CifParser
-
-    # An occupancy slightly above 1 is rounding; one below 1 is kept, for validate().
-    parser = CifParser(path, occupancy_tolerance=1.01)
-    for block in cast(Any, parser)._cif.data.values():
-        sites = len(block.data.get("_atom_site_fract_x", ()))
-        operations = max(len(block.data.get(key, ())) for key in CIF_OPERATIONS)
-        if not operations and sites * MOST_OPERATIONS > MOST_PLACES:  # the group is only named
-            operations = len(parser.get_symops(block))
-        if (places := sites * max(1, operations)) > MOST_PLACES:
-            raise ValueError(
-                f"{places} places of atoms, more than {MOST_PLACES}; write so large a cell as "
-                "POSCAR or extended XYZ"
-            )
-    return parser.parse_structures(primitive=False, check_occu=True)
-
-
 # Kinds of files: a pattern of the whole name (in lower case, without .gz, .bz2 or .xz), and the
 # parser. Endings come before names that only begin or end as POSCAR.
 KINDS: dict[str, tuple[str, Parser]] = {
-    "CIF": (r".*\.m?cif", _whole_file(_cif)),
+    "CIF": (r".*\.m?cif", cif.parse),
     "extended XYZ": (r".*\.(ext)?xyz", extended_xyz.parse),
     "pymatgen JSON": (r".*\.json", pymatgen_json.parse),
     "JSON lines": (r".*\.jsonl", pymatgen_json.parse_lines),

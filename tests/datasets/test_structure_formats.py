@@ -111,9 +111,9 @@ def test_broken_rows_are_left_out_with_file_and_line(tmp_path):
         "table.csv:5 (s9): no structure file s9.cif, .vasp or .extxyz in ",
         "table.csv:8 (s0): duplicate id: only the first row is used",
         "table.csv:9 (s4): ",
-        "s4.cif: cannot be read as CIF",
+        "s4.cif: is not a CIF",
         "table.csv:10 (s5): ",
-        "s5.cif: site 1 (Cu:0.5, Au:0.5) has partial occupancy",
+        "s5.cif: Cu0 and Au1 share a place: partial occupancy",
         "table.csv:11 (): no structure file",
         "two.json: holds 2 structures; expected one",
     ):

@@ -95,12 +95,12 @@ def damaged_cif(path):
     "name, write, message",
     [
         ("empty.cif", lambda path: path.write_text(""), "the file is empty"),
-        ("cut.cif", damaged_cif, "cannot be read as CIF"),
+        ("cut.cif", damaged_cif, "line 12: a quote is not closed"),
         ("words.json", lambda path: path.write_text("{}"), "expected a structure of pymatgen"),
         ("none.json", lambda path: path.write_text("[]"), "holds no structure"),
         ("POSCAR_bad", lambda path: path.write_text("NaCl\n1.0\n1 0"), "cannot be read as POSCAR"),
         ("notes.txt", lambda path: path.write_text("x"), "unknown file type"),
-        ("bytes.cif", lambda path: path.write_bytes(b"\xff\xfe\x00data"), "cannot be read as CIF"),
+        ("bytes.cif", lambda path: path.write_bytes(b"\xff\xfe\x00data"), "is not a CIF"),
         ("missing.cif", lambda path: None, "no such file"),
     ],
 )

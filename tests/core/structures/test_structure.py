@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from matattn.errors import StructureError
-from matattn.structures.files import read
+from matattn.structures.remarks import add_doubt, add_remark, remarks_of
 from matattn.structures.structure import to_data, to_tensors, validate, validate_arrays
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
@@ -19,10 +19,8 @@ def salt():
     return SALT.copy()
 
 
-def test_partial_occupancy_is_named(tmp_path):
-    path = tmp_path / "alloy.cif"
-    Structure(Lattice.cubic(3.8), [{"Cu": 0.5, "Au": 0.5}], [[0] * 3]).to(filename=str(path))
-    (structure,) = read(path)
+def test_partial_occupancy_is_named():
+    structure = Structure(Lattice.cubic(3.8), [{"Cu": 0.5, "Au": 0.5}], [[0] * 3])
     with pytest.raises(StructureError, match=r"alloy: site 1 \(Cu:0.5.*partial occupancy"):
         validate(structure, "alloy")
 
@@ -52,6 +50,8 @@ CUBE = (4 * np.eye(3)).tolist()
         ([0], [[0, 0, 0]], CUBE, "atomic number 0"),
         ([11, 17], [[0, 0, 0], [0, 0, 0]], CUBE, "sites 1 and 2 overlap"),
         ([11, 17], [[0, 0, 0], [0, 0, 0.9999]], CUBE, "sites 1 and 2 overlap"),
+        ([1, 1], [[0, 0, 0], [0, 0, 0.12]], CUBE, "sites 1 and 2 overlap (0.48 Å apart)"),
+        ([1], [[0, 0, 0]], [[0.4, 0, 0], [0, 9, 0], [0, 0, 9]], "site 1 and its periodic image"),
         ([11], [[0, 0]], CUBE, "expected 1 x 3 coordinates"),
         ([11], [["a", 0, 0]], CUBE, "not numbers"),
     ],
@@ -62,12 +62,20 @@ def test_bad_arrays_are_refused(z, frac, cell, message):
     assert str(error.value).startswith("row 7: ") and message in str(error.value)
 
 
-def test_close_atoms_are_a_remark():
-    (remark,) = validate_arrays([1, 1], [[0, 0, 0], [0, 0, 0.1]], CUBE, "h2")
-    assert remark == "sites 1 and 2 are only 0.40 Å apart"
-    (remark,) = validate_arrays([1], [[0, 0, 0]], np.diag([0.4, 9, 9]), "chain")
-    assert "site 1 and its periodic image" in remark
+def test_close_atoms_are_a_doubt():
+    (doubt,) = validate_arrays([22, 8], [[0, 0, 0], [0, 0, 0.25]], CUBE, "oxide")
+    assert doubt == "sites 1 and 2 are only 1.00 Å apart"
+    (doubt,) = validate_arrays([26], [[0, 0, 0]], np.diag([1.4, 9, 9]), "chain")
+    assert "site 1 and its periodic image" in doubt
     assert validate(SALT) == []
+    assert validate_arrays([1, 1], [[0, 0, 0], [0, 0, 0.185]], CUBE, "H2") == []
+
+
+def test_doubts_of_reading_are_doubts():
+    add_remark(structure := SALT.copy(), "rounded")
+    add_doubt(structure, "another origin?")
+    assert validate(structure) == ["another origin?"]
+    assert (remarks_of(structure), remarks_of(SALT)) == (["rounded"], [])
 
 
 @settings(deadline=None, max_examples=200)
