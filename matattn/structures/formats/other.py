@@ -79,19 +79,26 @@ def _xsf(path: Path) -> Iterator[Record]:
         elif word == "PRIMCOORD":
             count = _whole(next(lines, []), "PRIMCOORD")
             rows, steps = list(islice(lines, count)), steps + 1
-            if len(rows) < count:
-                raise ValueError(f"declares {count} atoms, and has {len(rows)}")
+            line = next(lines, None)
+            if len(rows) < count or line and len(line) in _XSF_WIDTHS:
+                found = len(rows) if len(rows) < count else "more"
+                raise ValueError(f"declares {count} atoms, and has {found}")
         elif word == "ATOMS":
             rows, steps = [], steps + 1
             while (line := next(lines, None)) and len(line) >= 4:
                 rows.append(line)
         line = line or next(lines, None)
+    if cell.any() and not periodic:
+        raise ValueError("has PRIMVEC, and does not say CRYSTAL")
+    if wrong := [n for n, row in enumerate(rows, start=1) if len(row) not in _XSF_WIDTHS]:
+        raise ValueError(f"atom {wrong[0]}: expected element and three coordinates, or forces, too")
     z, remarks = _atomic_numbers([row[0] for row in rows])
     pos = [_numbers(row[1:4], f"atom {n}") for n, row in enumerate(rows, start=1)]
     atoms = make_atoms(z, pos, cell, periodic, [*remarks, *_last_of(steps)])
     return _one(path, atoms.structure())
 
 
+_XSF_WIDTHS = (4, 7)  # columns of an atom, without and with forces
 _XSF_PERIODIC = {
     "CRYSTAL": (True, True, True), "SLAB": (True, True, False), "POLYMER": (True, False, False),
     "MOLECULE": (False, False, False),
@@ -159,11 +166,13 @@ def _aims_atoms(lines: Iterable[str], remarks: Sequence[str] = ()) -> Atoms:
     for line in lines:
         words = line.partition("#")[0].split()
         if words[:1] == ["lattice_vector"]:
-            cell.append(_numbers(words[1:4], "lattice_vector"))
+            cell.append(_numbers(words[1:], "lattice_vector"))
         elif words[:1] in (["atom"], ["atom_frac"]):
             rows.append((words[0] == "atom_frac", words[1:]))
         elif words[:1] in (["empty"], ["pseudocore"], ["multipole"]):
             raise ValueError(f"has {words[0]}, which is no atom")
+        elif words and not words[0][0].isalpha():
+            raise ValueError(f"expected a keyword in place of {' '.join(words)[:60]!r}")
     if len(cell) not in (0, 3):
         raise ValueError(f"has {len(cell)} lattice vectors; expected 3, or none of a molecule")
     if any(is_frac for is_frac, _ in rows) and not cell:
@@ -257,8 +266,9 @@ def _lammps(path: Path) -> Iterator[Record]:
     at_type, at_pos = _lammps_columns(sections.get("Atoms", ("", []))[0], rows)
     if len(rows) != head.get("atoms", [len(rows)])[0]:
         raise ValueError(f"declares {head['atoms'][0]:g} atoms, and has {len(rows)}")
-    if narrow := [row[0] for row in rows if len(row) < at_pos + 3]:
-        raise ValueError(f"atom {narrow[0]} has too few columns; expected {at_pos + 3}")
+    widths = (at_pos + 3, at_pos + 6)  # without and with numbers of images
+    if wrong := [row[0] for row in rows if len(row) not in widths]:
+        raise ValueError(f"atom {wrong[0]}: expected {widths[0]} or {widths[1]} columns")
     if unknown := [row[at_type] for row in rows if row[at_type] not in elements]:
         raise ValueError(f"atoms have the type {unknown[0]}, which has no mass or label")
     z, remarks = read_elements([elements[row[at_type]] for row in rows])
