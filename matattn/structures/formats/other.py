@@ -194,19 +194,25 @@ def _aims_output(path: Path) -> Iterator[Record]:
     inside = False
     for line in read_lines(path):
         text = line.strip()
-        if text == "Input geometry:" or re.match(r"(Updated|Final) atomic structure:", text):
+        if text == "Input geometry:" or steps and _AIMS_STEP.match(text):
             inside = True
             steps.append([])
         elif text.startswith(("Fractional coordinates:", "-----")):
             inside = False
         elif inside and (converted := _aims_line(text)):
             steps[-1].append(converted)
-    if not (steps := [step for step in steps if any(row.startswith("atom") for row in step)]):
-        raise ValueError("holds no geometry")
+    if not steps:
+        raise ValueError("holds no input geometry")
     for step in steps:  # the lattice vectors are not repeated where they stay
         cell = [row for row in step if row.startswith("lattice_vector")] or cell
-    last = cell + [row for row in steps[-1] if row.startswith("atom")]
-    return _one(path, _aims_atoms(last, _last_of(len(steps), "geometries")).structure())
+    atoms = [[row for row in step if row.startswith("atom")] for step in steps]
+    if len(atoms[-1]) != len(atoms[0]):
+        raise ValueError(f"the last geometry has {len(atoms[-1])} atoms, the first {len(atoms[0])}")
+    remarks = _last_of(len(steps), "geometries")
+    return _one(path, _aims_atoms(cell + atoms[-1], remarks).structure())
+
+
+_AIMS_STEP = re.compile(r"(Updated|Final) atomic structure:")
 
 
 def _aims_line(text: str) -> str | None:

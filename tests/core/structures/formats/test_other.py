@@ -231,6 +231,12 @@ def test_output_of_fhi_aims(tmp_path):
     assert structure.formula == "Cs1 Cl1" and structure.lattice.abc == (4.2, 4.2, 4.2)
     assert structure.cart_coords[1] == pytest.approx([2.1, 2.1, 1.68])
     assert remarks_of(structure) == ["the last of 2 geometries"]
+    path.write_text(AIMS[: AIMS.rindex("            atom  ")])
+    with pytest.raises(StructureError, match="the last geometry has 1 atoms, the first 2"):
+        read(path)
+    path.write_text(AIMS.replace("Input geometry", "input"))
+    with pytest.raises(StructureError, match="holds no input geometry"):
+        read(path)
 
 
 LAMMPS = """LAMMPS data file via write_data, version 2 Aug 2023{units}
