@@ -16,7 +16,8 @@ from typing import BinaryIO, cast
 
 MOST_BYTES = 2**30  # of a text that is read as a whole: a compressed bomb ends here
 LONGEST_LINE = 2**26  # bytes: a structure with a million atoms has about as many
-_TIGHTEST = 500  # bytes of text in one that is compressed; a bomb has 1000
+_TIGHTEST = 500  # bytes of text in one that is compressed; a bomb has 1000 ...
+_MUCH = 2**24  # ... and this many bytes
 
 _OPENERS: Mapping[str, Callable[..., object]] = {
     ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
@@ -44,11 +45,21 @@ def open_bytes(path: Path) -> BinaryIO:
     Raises ValueError for a pointer of Git LFS, which stands for the file itself.
     """
     with open(path, "rb") as raw:
-        if raw.read(len(_LFS)) == _LFS:
-            raise ValueError(
-                "is a pointer of Git LFS, and the file itself is missing: git lfs pull"
-            )
+        _check_pointer(raw)
     return cast(BinaryIO, _OPENERS.get(path.suffix.lower(), open)(path, "rb"))
+
+
+def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:
+    """Return an open file as ``open_bytes`` does."""
+    _check_pointer(raw)
+    raw.seek(0)
+    opener = _OPENERS.get(path.suffix.lower())
+    return cast(BinaryIO, opener(raw, "rb")) if opener else raw
+
+
+def _check_pointer(raw: BinaryIO) -> None:
+    if raw.read(len(_LFS)) == _LFS:
+        raise ValueError("is a pointer of Git LFS, and the file itself is missing: git lfs pull")
 
 
 def read_text(path: Path) -> str:
@@ -70,18 +81,17 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises ValueError at a line of more than ``LONGEST_LINE`` bytes, and when much text was packed
     more tightly than any data are.
     """
-    packed, total = path.stat().st_size, 0
-    with open_bytes(path) as file:
+    total = 0
+    with open(path, "rb") as raw, _unpacked(raw, path) as file:
         line = file.readline(LONGEST_LINE)
         if encoding_of(line[:4]) not in ("utf-8", "utf-8-sig"):  # a line may hold the byte \n
-            file.close()
             yield from read_text(path).split("\n")
             return
         while line:
             total += len(line)
             if len(line) == LONGEST_LINE:
                 raise ValueError(f"a line has more than {LONGEST_LINE} bytes")
-            if total > LONGEST_LINE and total > _TIGHTEST * packed:
+            if total > _MUCH and total > _TIGHTEST * raw.tell():
                 raise ValueError(f"unpacks to more than {_TIGHTEST} times its size")
             yield from decode(line).removesuffix("\n").split("\n")
             line = file.readline(LONGEST_LINE)
