@@ -15,30 +15,37 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
-import lzma
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Element, Molecule
+from pymatgen.core import Molecule
 
 from matattn.datasets.structures_io import BESIDE, MISSING, Row, Rows
 from matattn.errors import DataError, StructureError
 from matattn.parallel import parallel_map
-from matattn.structures.files import is_molecule, is_structure_file, parse_extxyz, read
+from matattn.structures.files import is_structure_file, read
+from matattn.structures.formats.atoms import NUMBERS, Atoms
+from matattn.structures.formats.extended_xyz import read_frames
+from matattn.structures.formats.pymatgen_json import read_sites
 from matattn.structures.structure import validate
-from matattn.text_files import encoding_of, open_bytes, parse_number, read_text, without_compression
+from matattn.text_files import open_bytes, parse_number, read_lines, read_text, without_compression
 
 # What may follow an id in the name of its structure file.
-_ENDINGS = ("", ".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", "/POSCAR", "/CONTCAR")
-_TABLES = (".csv", ".jsonl")  # these may be compressed
+_ENDINGS = [
+    ending + compression
+    for compression in ("", ".gz", ".bz2", ".xz")
+    for ending in ("", ".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", ".xsf", ".cssr",
+                   "/POSCAR", "/CONTCAR", "/vasprun.xml", "/geometry.in")
+]  # fmt: skip
+_TABLES = (".csv", ".jsonl", ".xyz", ".extxyz")
 _THOUSAND = re.compile(r"[+\-\u2212]?[1-9]\d{0,2}(\.\d{3})+")  # or a number with a decimal mark
-_DAMAGED = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error)
+_DAMAGED = (OSError, EOFError, ValueError, LZMAError, zlib.error)
 _WORTH_A_PROCESS = 100  # structure files, about a second of parsing
 
 
@@ -64,7 +71,7 @@ def read_rows(path: Path) -> Rows:
     if _is_csv(table):
         return _with_structures(table, *_read_csv(table)[:2])
     try:
-        if table.suffix in (".xyz", ".extxyz"):
+        if without_compression(table.name).lower().endswith((".xyz", ".extxyz")):
             return _read_extxyz(table)
         return _read_lines(table)
     except _DAMAGED as error:
@@ -78,19 +85,24 @@ def read_remarks(path: Path) -> list[str]:
 
 
 def pymatgen_row(structure: Any, where: str) -> Row:
-    """Convert pymatgen's dictionary of a structure to the structure part of a row.
+    """Convert pymatgen's dictionary of a structure or molecule to the structure part of a row.
 
-    Raises StructureError for partial occupancy; KeyError, TypeError or ValueError when it is not
-    such a dictionary.
+    Raises StructureError for partial occupancy and damaged entries; TypeError when it is no
+    dictionary.
     """
-    z = []
-    for number, site in enumerate(structure["sites"], start=1):
-        kinds = site["species"]
-        if len(kinds) != 1 or kinds[0]["occu"] != 1:
+    if not isinstance(structure, Mapping):
+        raise TypeError(f"expected a structure of pymatgen, got {type(structure).__name__}")
+    try:
+        species, coords, cell, _ = read_sites(structure)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StructureError(f"{where}: {error}") from None
+    for number, occupancies in enumerate(species, start=1):
+        if set(occupancies.values()) != {1}:
             raise StructureError(f"{where}: site {number} has partial occupancy")
-        z.append(Element(kinds[0]["element"]).Z)
-    frac = [site["abc"] for site in structure["sites"]]
-    return {"Z": z, "frac": frac, "lattice": structure["lattice"]["matrix"]}
+    z = [NUMBERS[element] for (element,) in species]
+    if cell is None:
+        return {"Z": z, "pos": coords}
+    return {"Z": z, "frac": coords, "lattice": cell.tolist()}
 
 
 def _is_csv(path: Path) -> bool:
@@ -118,8 +130,7 @@ def _find_table(path: Path) -> Path:
         open_bytes(path).close()
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    known = without_compression(path.name).lower().endswith(_TABLES)
-    if not known and not path.name.endswith((".xyz", ".extxyz")):
+    if not without_compression(path.name).lower().endswith(_TABLES):
         raise DataError(
             f"{path}: unknown file type; expected .jsonl, .jsonl.gz, .csv, .extxyz or a folder"
         )
@@ -128,7 +139,7 @@ def _find_table(path: Path) -> Path:
 
 def _read_lines(path: Path) -> Rows:
     rows, bad = [], []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -150,15 +161,6 @@ def _read_lines(path: Path) -> Rows:
     return rows, bad
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file of any size."""
-    with open_bytes(path) as file:
-        encoding = encoding_of(file.read(4))
-    encoding = "utf-8-sig" if encoding == "utf-8" else encoding
-    with open_bytes(path) as file, io.TextIOWrapper(file, encoding=encoding) as lines:
-        yield from lines
-
-
 def _read_csv(path: Path) -> tuple[list[tuple[str, Row]], list[str], list[str]]:
     """Read the lines of a CSV as rows without structures, their properties in ``BESIDE``.
 
@@ -169,8 +171,6 @@ def _read_csv(path: Path) -> tuple[list[tuple[str, Row]], list[str], list[str]]:
         lines = read_text(path).split("\n")
     except _DAMAGED as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
     numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
     separator = _separator(numbered)
     records = list(_records(numbered, separator))
@@ -368,36 +368,20 @@ def _read_structure(file: Path) -> Row | str:
 
 def _read_extxyz(path: Path) -> Rows:
     rows, bad = [], []
-    with open(path, encoding="utf-8-sig") as lines:
-        numbered = enumerate(lines, start=1)
-        for frame in itertools.count(1):
-            start, first = next(((n, line) for n, line in numbered if line.strip()), (0, ""))
-            if not start:
-                break
-            where = f"{path}:{start} (frame {frame})"
-            if not first.strip().isdigit():
-                bad.append(f"{where}: expected a number of atoms, got {first.strip()[:40]!r}; "
-                           "the frames from here on cannot be read")  # fmt: skip
-                break
-            rest = itertools.islice(numbered, int(first) + 1)
-            text = first + "".join(line for _, line in rest)
-            try:
-                rows.append((where, _frame(text, f"{path.stem}:{frame}", where)))
-            except StructureError as error:
-                bad.append(str(error))
-            except Exception as error:  # whatever a damaged frame makes ASE raise
-                bad.append(f"{where}: {' '.join(str(error).split()) or type(error).__name__}")
+    stem = Path(without_compression(path.name)).stem
+    for frame in read_frames(path):
+        where = f"{path}:{frame.line} (frame {frame.number})"
+        if isinstance(frame.atoms, ValueError):
+            bad.append(f"{where}: {frame.atoms}")
+            continue
+        properties = {name: value for name, value in frame.info.items() if np.ndim(value) == 0}
+        identifier = properties.pop("id", f"{stem}:{frame.number}")
+        rows.append((where, {"id": identifier, BESIDE: properties} | _geometry(frame.atoms)))
     return rows, bad
 
 
-def _frame(text: str, default_id: str, where: str) -> Row:
-    (atoms,) = parse_extxyz(text, where)
-    results = atoms.calc.results if atoms.calc else {}
-    row = {"id": default_id}
-    for name, value in (atoms.info | results).items():
-        if np.ndim(value) == 0:
-            row[name] = value.item() if isinstance(value, np.generic) else value
-    if is_molecule(atoms):
-        return row | {"Z": atoms.numbers, "pos": atoms.positions}
-    frac = np.linalg.solve(atoms.cell.array.T, atoms.positions.T).T
-    return row | {"Z": atoms.numbers, "frac": frac, "lattice": atoms.cell.array}
+def _geometry(atoms: Atoms) -> Row:
+    if atoms.cell is None:
+        return {"Z": atoms.z, "pos": atoms.pos}
+    frac = np.linalg.solve(atoms.cell.T, atoms.pos.T).T
+    return {"Z": atoms.z, "frac": frac, "lattice": atoms.cell}

@@ -10,11 +10,14 @@ import codecs
 import gzip
 import lzma
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
 MOST_BYTES = 2**30  # of a text that is read as a whole: a compressed bomb ends here
+LONGEST_LINE = 2**26  # bytes: a structure with a million atoms has about as many
+_TIGHTEST = 500  # bytes of text in one that is compressed; a bomb has 1000 ...
+_MUCH = 2**24  # ... and this many bytes
 
 _OPENERS: Mapping[str, Callable[..., object]] = {
     ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
@@ -27,7 +30,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 def without_compression(name: str) -> str:
@@ -42,24 +45,59 @@ def open_bytes(path: Path) -> BinaryIO:
     Raises ValueError for a pointer of Git LFS, which stands for the file itself.
     """
     with open(path, "rb") as raw:
-        if raw.read(len(_LFS)) == _LFS:
-            raise ValueError(
-                "is a pointer of Git LFS, and the file itself is missing: git lfs pull"
-            )
+        _check_pointer(raw)
     return cast(BinaryIO, _OPENERS.get(path.suffix.lower(), open)(path, "rb"))
+
+
+def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:
+    """Return an open file as ``open_bytes`` does."""
+    _check_pointer(raw)
+    raw.seek(0)
+    opener = _OPENERS.get(path.suffix.lower())
+    return cast(BinaryIO, opener(raw, "rb")) if opener else raw
+
+
+def _check_pointer(raw: BinaryIO) -> None:
+    if raw.read(len(_LFS)) == _LFS:
+        raise ValueError("is a pointer of Git LFS, and the file itself is missing: git lfs pull")
 
 
 def read_text(path: Path) -> str:
     """Return the text of a file, compressed or not, with Unix ends of lines.
 
-    Raises ValueError when it unpacks to more than ``MOST_BYTES``, or is a pointer of Git LFS;
-    OSError, EOFError or lzma.LZMAError when it cannot be read.
+    Raises ValueError when it holds more than ``MOST_BYTES``, was packed more tightly than any data
+    are, or is a pointer of Git LFS; OSError, EOFError or lzma.LZMAError when it cannot be read.
     """
+    most = MOST_BYTES
+    if path.suffix.lower() in _OPENERS:
+        most = min(most, max(_MUCH, _TIGHTEST * path.stat().st_size))
     with open_bytes(path) as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"holds more than {MOST_BYTES / 2**30:g} GiB of text")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"holds more than {most / 2**20:.0f} MiB of text")
     return decode(content)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file as ``read_text``, without their ends, holding one at a time.
+
+    Raises ValueError at a line of more than ``LONGEST_LINE`` bytes, and when much text was packed
+    more tightly than any data are.
+    """
+    total = 0
+    with open(path, "rb") as raw, _unpacked(raw, path) as file:
+        line = file.readline(LONGEST_LINE)
+        if encoding_of(line[:4]) not in ("utf-8", "utf-8-sig"):  # a line may hold the byte \n
+            yield from read_text(path).split("\n")
+            return
+        while line:
+            total += len(line)
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"a line has more than {LONGEST_LINE} bytes")
+            if total > _MUCH and total > _TIGHTEST * raw.tell():
+                raise ValueError(f"unpacks to more than {_TIGHTEST} times its size")
+            yield from decode(line).removesuffix("\n").split("\n")
+            line = file.readline(LONGEST_LINE)
 
 
 def encoding_of(start: bytes) -> str:

@@ -1,31 +1,32 @@
-"""Structures from files: CIF, POSCAR, (extended) XYZ, JSON, JSON lines, ASE, and by mp-id.
+"""Structures from files of many formats, and by mp-id: which parser reads which file.
 
 Nothing here unpickles, or imports a module that a file names.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+import zlib
+from collections.abc import Iterable, Iterator
 from itertools import chain
+from lzma import LZMAError
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, TextIO, cast
+from typing import NamedTuple
 
-import numpy as np
-from pymatgen.core import Molecule, Structure
+from pymatgen.core import Structure
 
 from matattn.errors import StructureError
-from matattn.structures.formats import cif
+from matattn.structures.formats import (
+    ase_files,
+    cif,
+    extended_xyz,
+    other,
+    poscar,
+    pymatgen_json,
+)
 from matattn.structures.formats.record import AnyStructure, Parser, Record
-
-LONGEST_LINE = 2**26  # characters: a structure with a million atoms has about as many
+from matattn.text_files import open_bytes, without_compression
 
 
 class Entry(NamedTuple):
@@ -56,11 +57,11 @@ def entries(source: str | Path | Iterable[str]) -> Iterator[Entry]:
     structure has its own id, else the name of the file (``name:2`` if there are several).
     """
     if isinstance(source, str | Path):
-        path, stem = str(source), Path(source).stem
+        path, stem = str(source), Path(without_compression(Path(source).name)).stem
         records = _parse(Path(source))
     else:
         path = stem = "-"  # standard input
-        records = _json_lines(source, path)
+        records = pymatgen_json.parse_rows(source, path)
     first, second = next(records, None), next(records, None)
     if first is None:
         first = "", path, StructureError(f"{path}: holds no structure")
@@ -70,21 +71,22 @@ def entries(source: str | Path | Iterable[str]) -> Iterator[Entry]:
 
 
 def is_structure_file(path: Path) -> bool:
-    """Return whether the name of a file is one that ``read`` knows."""
+    """Return whether ``read`` knows a file by its name, or (``.in``, ``.out``) by its content."""
     return not os.path.isdir(path) and _kind(path) is not None
 
 
 def holds_one(path: Path) -> bool:
     """Return whether files of this kind hold one structure, or few: a process can read them."""
-    return _kind(path) in ("CIF", "POSCAR", "pymatgen JSON")
+    return _kind(path) not in (None, *_MANY)
 
 
 def _kind(path: Path) -> str | None:
     name = path.name.lower()
+    inner = without_compression(name)
     for kind, (pattern, _) in KINDS.items():
-        if re.fullmatch(pattern, name, re.DOTALL):
+        if re.fullmatch(pattern, name if kind in _BINARY else inner, re.DOTALL):
             return kind
-    return None
+    return other.sniff(path) if re.fullmatch(other.AMBIGUOUS, inner, re.DOTALL) else None
 
 
 def _parse(path: Path) -> Iterator[Record]:
@@ -97,206 +99,74 @@ def _parse(path: Path) -> Iterator[Record]:
             return
         if not os.path.exists(path):
             raise StructureError(f"{path}: no such file")
+        if os.path.isfile(path):
+            _check_start(path)
         if kind is None:
-            raise StructureError(
-                f"{path}: unknown file type; expected .cif, .vasp, POSCAR*, CONTCAR*, .extxyz, "
-                ".json, .jsonl, .jsonl.gz, .db or .traj (ASE)"
-            )
-        if path.stat().st_size == 0:
-            raise StructureError(f"{path}: the file is empty")
+            raise StructureError(f"{path}: unknown file type; expected {_EXPECTED}")
         yield from KINDS[kind][1](path)
     except StructureError as error:
         yield "", str(path), error
     except ModuleNotFoundError as error:
         yield "", str(path), _missing(error, str(path))
+    except (EOFError, LZMAError, zlib.error) as error:
+        yield "", str(path), StructureError(f"{path}: cannot be unpacked, is damaged: {error}")
     except Exception as error:  # parsers raise anything on damaged files
         reason = " ".join((str(error) or type(error).__name__).split())
         yield "", str(path), StructureError(f"{path}: cannot be read as {kind}: {reason}")
+
+
+def _check_start(path: Path) -> None:
+    """Refuse an empty file, a pointer of Git LFS, and a name that hides or feigns compression."""
+    try:
+        with open_bytes(path):
+            pass
+    except ValueError as error:
+        raise StructureError(f"{path}: {error}") from None
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if not start:
+        raise StructureError(f"{path}: the file is empty")
+    ending = next((ending for mark, ending in _MARKS.items() if start.startswith(mark)), "")
+    plain = without_compression(path.name)
+    if not ending and plain != path.name:
+        raise StructureError(
+            f"{path}: is not compressed, or damaged; if it is text, call it {plain}"
+        )
+    if ending and path.suffix.lower() != ending:
+        raise StructureError(f"{path}: is compressed; call it {plain}{ending}")
+
+
+_MARKS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}
 
 
 def _missing(error: ModuleNotFoundError, where: str) -> StructureError:
     return StructureError(f"{where}: needs the package {error.name}: pip install 'matattn[data]'")
 
 
-def _whole_file(parse: Callable[[Path], Iterable[Structure]]) -> Parser:
-    """Return a parser of whole files, whose errors also hold pymatgen's warnings."""
-
-    def parse_whole(path: Path) -> Iterator[Record]:
-        with warnings.catch_warnings(record=True) as remarks:
-            warnings.simplefilter("always")
-            try:
-                structures = list(parse(path))
-            except Exception as error:
-                reasons = [str(error) or type(error).__name__, *(str(r.message) for r in remarks)]
-                raise ValueError("; ".join(dict.fromkeys(reasons))) from error
-        if any("Elements in POSCAR cannot be determined" in str(r.message) for r in remarks):
-            raise StructureError(
-                f"{path}: has no element symbols (VASP 4); write them in a line above the numbers"
-            )
-        for structure in structures:
-            yield "", str(path), structure
-
-    return parse_whole
-
-
-def _poscar(path: Path) -> Iterable[Structure]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for line in lines[5:7]:  # the numbers of atoms, below the symbols or (VASP 4) the cell
-        if re.fullmatch(r"(\s*\d+)+\s*", line):
-            _check_count(sum(map(int, line.split())), len(lines))
-            break
-    return [Structure.from_file(path)]
-
-
-def _check_count(atoms: int, lines: int) -> None:
-    """Raise ValueError if a file declares more atoms than it has lines: parsers allocate them."""
-    if atoms > lines:
-        raise ValueError(f"declares {atoms} atoms, and has {lines} lines")
-
-
-def _json(path: Path) -> Iterator[Record]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, list):
-        yield _record(_from_json, content, str(path))
-        return
-    for number, entry in enumerate(content, start=1):
-        yield _record(_from_json, entry, f"{path}, entry {number}")
-
-
-def _json_lines_file(path: Path) -> Iterator[Record]:
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as file:
-        yield from _json_lines(_bounded(cast(TextIO, file)), str(path))
-
-
-def _bounded(file: TextIO) -> Iterator[str]:
-    """Yield the lines of a file; raise ValueError at one that is too long, as of a zip bomb."""
-    while line := file.readline(LONGEST_LINE):
-        if len(line) == LONGEST_LINE:
-            raise ValueError(f"a line has more than {LONGEST_LINE} characters")
-        yield line
-
-
-def _json_lines(lines: Iterable[str], where: str) -> Iterator[Record]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{where}:{number}"
-        try:
-            yield _record(_from_json, json.loads(line), place)
-        except ValueError as error:
-            yield "", place, StructureError(f"{place}: is not JSON: {error}")
-
-
-def _from_json(entry: Any) -> AnyStructure:
-    """Return a structure from pymatgen's dictionary, or from a row of data (``pos``: a molecule).
-
-    Takes lattice, species and coordinates only: ``Structure.from_dict`` also decodes properties,
-    and imports the modules that they name.
-    """
-    content = entry.get("structure", entry) if isinstance(entry, dict) else {}
-    if {"lattice", "Z", "frac"} <= content.keys():
-        return Structure(content["lattice"], content["Z"], content["frac"])
-    if {"Z", "pos"} <= content.keys():
-        return Molecule(content["Z"], content["pos"])
-    if not {"lattice", "sites"} <= content.keys():
-        raise ValueError(
-            "expected a structure of pymatgen (lattice, sites) or a row of data (id, lattice, Z, "
-            "frac)"
-        )
-    sites = content["sites"]
-    species = [
-        {str(kind["element"]): float(kind["occu"]) for kind in site["species"]} for site in sites
-    ]
-    return Structure(content["lattice"]["matrix"], species, [site["abc"] for site in sites])
-
-
-def parse_extxyz(text: str, where: str) -> Iterator[Any]:
-    """Return the frames of an extended XYZ file as ASE ``Atoms``."""
-    try:
-        from ase.io import iread
-    except ModuleNotFoundError as error:
-        raise _missing(error, where) from None
-    lines = text.split("\n")
-    index = 0
-    while index < len(lines) and lines[index].strip().isdecimal():
-        atoms = int(lines[index])
-        _check_count(atoms, len(lines) - index)
-        index += atoms + 2
-    return iread(io.StringIO(text), index=":", format="extxyz")
-
-
-def _extended_xyz(path: Path) -> Iterator[Record]:
-    frames = parse_extxyz(path.read_text(encoding="utf-8"), str(path))
-    for number, atoms in enumerate(frames, start=1):
-        yield _record(_from_ase, atoms, f"{path}, frame {number}")
-
-
-def _ase_database(path: Path) -> Iterator[Record]:
-    import sqlite3
-
-    from ase.db.sqlite import SQLite3Database
-
-    # ASE would create its tables in a database that has none.
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-        tables = database.execute("SELECT name FROM sqlite_master").fetchall()
-    if ("systems",) not in tables:
-        raise StructureError(f"{path}: is not a database of ASE (it has no table 'systems')")
-    rows = SQLite3Database(str(path), create_indices=False, use_lock_file=False)
-    for row in rows.select(include_data=False):
-        _, place, structure = _record(_from_ase, row, f"{path}, row {row.id}")
-        yield f"{path.stem}:{row.id}", place, structure
-
-
-def _ase_trajectory(path: Path) -> Iterator[Record]:
-    from ase.io import ulm  # JSON and arrays; older trajectories are pickles, which it refuses
-
-    with open(path, "rb") as file:
-        header = ulm.Reader(file)
-        if header.get_tag() != "ASE-Trajectory":
-            raise StructureError(f"{path}: is not a trajectory of ASE")
-        for number in range(len(header)):
-            frame = ulm.Reader(file, number)
-            shared = {key: frame.get(key, header.get(key)) for key in ("numbers", "pbc")}
-            atoms = SimpleNamespace(positions=frame.positions, cell=frame.cell, **shared)
-            yield _record(_from_ase, atoms, f"{path}, frame {number + 1}")
-
-
-def _from_ase(atoms: Any) -> AnyStructure:
-    """Return the structure of an object with ASE's numbers, positions (Å), cell (Å) and pbc."""
-    cell, positions = np.asarray(atoms.cell), np.asarray(atoms.positions)
-    if is_molecule(atoms):
-        return Molecule(atoms.numbers, positions)
-    return Structure(cell, atoms.numbers, positions, coords_are_cartesian=True)
-
-
-def is_molecule(atoms: Any) -> bool:
-    """Return whether ASE ``Atoms`` are periodic nowhere; ValueError if only in some directions."""
-    if np.any(atoms.pbc) and not np.all(atoms.pbc):
-        raise ValueError('not periodic in all directions (give Lattice="...")')
-    return not np.any(atoms.pbc)
-
-
-# Kinds of files: a pattern of the whole name (in lower case), and the parser.
+# Kinds of files: a pattern of the whole name (in lower case, without .gz, .bz2 or .xz), and the
+# parser. Endings come before names that only begin or end as POSCAR.
 KINDS: dict[str, tuple[str, Parser]] = {
     "CIF": (r".*\.m?cif", cif.parse),
-    "POSCAR": (r"(poscar|contcar).*|.*\.(vasp|poscar)", _whole_file(_poscar)),
-    "extended XYZ": (r".*\.(ext)?xyz", _extended_xyz),
-    "pymatgen JSON": (r".*\.json", _json),
-    "JSON lines": (r".*\.jsonl(\.gz)?", _json_lines_file),
-    "a database of ASE": (r".*\.db", _ase_database),
-    "a trajectory of ASE": (r".*\.traj", _ase_trajectory),
+    "extended XYZ": (r".*\.(ext)?xyz", extended_xyz.parse),
+    "pymatgen JSON": (r".*\.json", pymatgen_json.parse),
+    "JSON lines": (r".*\.jsonl", pymatgen_json.parse_lines),
+    "a database of ASE": (r".*\.db", ase_files.parse_database),
+    "a trajectory of ASE": (r".*\.traj", ase_files.parse_trajectory),
+    **other.KINDS,
+    "XDATCAR": (r"(.*[-_.])?xdatcar([-_.].*)?", poscar.parse_frames),
+    "POSCAR": (
+        r"(poscar|contcar).*|.*[-_.](poscar|contcar)|.*\.vasp"
+        r"|(chgcar|aeccar|locpot|parchg|elfcar)([-_.0-9].*)?",
+        poscar.parse,
+    ),
 }
-
-
-def _record(convert: Callable[[Any], AnyStructure], entry: Any, place: str) -> Record:
-    """Return the id of an entry ("" if it has none), its place, and its structure or its error."""
-    name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
-    try:
-        return name, place, convert(entry)
-    except Exception as error:  # pymatgen raises anything on damaged data
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        return name, place, StructureError(f"{place}: {kind}{' '.join(str(error).split())}")
+_BINARY = ("a database of ASE", "a trajectory of ASE")  # not read compressed
+_MANY = ("extended XYZ", "JSON lines", "XDATCAR", *_BINARY)  # structures in a file
+_EXPECTED = (
+    ".cif, .vasp, POSCAR*, CONTCAR*, XDATCAR, CHGCAR, .extxyz, .xyz, .json, .jsonl, vasprun.xml, "
+    ".xsf, .cube, .cssr, or an input or output of Quantum ESPRESSO, FHI-aims or LAMMPS (all also "
+    "as .gz, .bz2 or .xz), or .db or .traj of ASE"
+)
 
 
 _MP_ID = re.compile(r"mp-[0-9a-z]+")

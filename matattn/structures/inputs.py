@@ -12,9 +12,9 @@ from pymatgen.core import IMolecule, IStructure, Molecule, Structure
 from pymatgen.core.sites import Site
 
 from matattn.errors import StructureError
-from matattn.structures.files import _from_ase as from_ase
-from matattn.structures.files import _from_json as from_json
 from matattn.structures.files import entries
+from matattn.structures.formats.ase_files import from_ase
+from matattn.structures.formats.pymatgen_json import from_json
 from matattn.structures.formats.record import AnyStructure
 from matattn.structures.stream import find_sources
 

@@ -6,7 +6,7 @@ import lzma
 
 import pytest
 
-from matattn.text_files import parse_number, read_text, without_compression
+from matattn.text_files import parse_number, read_lines, read_text, without_compression
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
@@ -14,6 +14,7 @@ def test_every_encoding(tmp_path, encoding):
     path = tmp_path / "a.txt"
     path.write_bytes("data_x Müller\r\nnext\rlast".encode(encoding))
     assert read_text(path) == "data_x Müller\nnext\nlast"
+    assert list(read_lines(path)) == ["data_x Müller", "next", "last"]
 
 
 @pytest.mark.parametrize("module, ending", [(gzip, ".gz"), (bz2, ".bz2"), (lzma, ".xz")])
@@ -29,6 +30,22 @@ def test_compression_bomb_is_refused(tmp_path, monkeypatch):
     (path := tmp_path / "a.gz").write_bytes(gzip.compress(bytes(10**6)))
     with pytest.raises(ValueError, match="holds more than"):
         read_text(path)
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("matattn.text_files.LONGEST_LINE", 1000)
+    (path := tmp_path / "a.gz").write_bytes(gzip.compress(b"short\n" + bytes(10**6)))
+    lines = read_lines(path)
+    assert next(lines) == "short"
+    with pytest.raises(ValueError, match="a line has more than 1000 bytes"):
+        next(lines)
+
+
+def test_endless_lines_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("matattn.text_files._MUCH", 1_000_000)
+    (path := tmp_path / "a.gz").write_bytes(gzip.compress(b"\n" * 10**7))
+    with pytest.raises(ValueError, match="unpacks to more than 500 times its size"):
+        list(read_lines(path))
 
 
 def test_pointer_of_git_lfs_is_named(tmp_path):

@@ -113,9 +113,9 @@ def test_broken_rows_are_left_out_with_file_and_line(tmp_path):
         "table.csv:5 (s9): no structure file s9.cif, .vasp or .extxyz in ",
         "table.csv:8 (s0): duplicate id: only the first row is used",
         "table.csv:9 (s4): ",
-        "s4.cif: cannot be read as CIF",
+        "s4.cif: is not a CIF",
         "table.csv:10 (s5): ",
-        "s5.cif: site 1 (Cu:0.5, Au:0.5) has partial occupancy",
+        "s5.cif: Cu0 and Au1 share a place: partial occupancy",
         "table.csv:11 (): no structure file",
         "two.json: holds 2 structures; expected one",
     ):
@@ -356,7 +356,6 @@ def frame(number, comment=None):
 
 
 def test_extended_xyz(tmp_path):
-    pytest.importorskip("ase")
     path = tmp_path / "a.extxyz"
     broken = frame(3).replace("Cl 2 2 2", "Cl 2 2 x")
     flat = frame(4).replace("id=", 'pbc="T T F" id=')
@@ -370,8 +369,23 @@ def test_extended_xyz(tmp_path):
     assert data.items[1].pos[1].tolist() == pytest.approx([2, 2, 2])
     reasons = "\n".join(data.skipped)
     assert "a.extxyz:9 (frame 3): " in reasons
-    assert "a.extxyz:13 (frame 4): not periodic in all directions" in reasons
+    assert "a.extxyz:13 (frame 4): is periodic in some directions only" in reasons
     assert "a.extxyz:21 (frame 6): expected a number of atoms, got 'five'" in reasons
+
+
+def test_compressed_extended_xyz_whose_values_are_called_as_parts(tmp_path):
+    comment = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 tc=1.5 pos=3 Z=2 frac=1'
+    path = tmp_path / "a.extxyz.gz"
+    path.write_bytes(gzip.compress((frame(0, comment) * 2).encode()))
+    data = load(str(path))
+    assert [item.id for item in data.items] == ["a:1", "a:2"] and data.skipped == []
+    assert data.items[0].cell.any() and data.labels()[:, 0].tolist() == [1.5, 1.5]
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(DataError, match="a.extxyz.gz: cannot be read"):
+        load(str(path))
+    (tmp_path / "b.xyz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match="b.xyz: .*git lfs pull"):
+        load(str(tmp_path / "b.xyz"))
 
 
 def test_json_lines_with_pymatgen_structures(tmp_path):
@@ -383,7 +397,7 @@ def test_json_lines_with_pymatgen_structures(tmp_path):
     data = load(str(path))
     assert [item.id for item in data.items] == ["0", "2"]
     assert "a.jsonl:2 (1): site 1 has partial occupancy" in data.skipped[0]
-    assert "a.jsonl:4 (3): structure is not pymatgen's: KeyError('sites')" in data.skipped[1]
+    assert "a.jsonl:4 (3): has no sites" in data.skipped[1]
 
 
 @pytest.mark.parametrize("value", ["1e999", "10" * 200, "true", "[1]", '{"a": 1}', '"\\u0000"'])

@@ -34,8 +34,67 @@ Cl 2.0 2.0 2.0
 """
 JSON = b"""{"id": "a", "lattice": [[4, 0, 0], [0, 4, 0], [0, 0, 4]], "Z": [11, 17],
 "frac": [[0, 0, 0], [0.5, 0.5, 0.5]]}"""
+XDATCAR = POSCAR.replace(b"Direct", b"Direct configuration= 1") + b"Direct\n0 0 0\n.5 .5 .4\n"
+PYMATGEN = b"""{"lattice": {"matrix": [[4, 0, 0], [0, 4, 0], [0, 0, 4]], "pbc": [true, true, true]},
+"sites": [{"species": [{"element": "Na", "occu": 1}], "abc": [0, 0, 0]},
+{"species": [{"element": "Cl", "occu": 0.9999}], "abc": [0.5, 0.5, 0.5]}]}"""
+VASPRUN = b"""<modeling>
+<array name="atoms">
+<rc><c>Na</c><c>1</c></rc>
+<rc><c>Cl</c><c>2</c></rc>
+</array>
+<structure>
+<varray name="basis" >
+<v> 4 0 0 </v>
+<v> 0 4 0 </v>
+<v> 0 0 4 </v>
+</varray>
+<varray name="positions" >
+<v> 0 0 0 </v>
+<v> 0.5 0.5 0.5 </v>
+</varray>
+</structure>
+</modeling>
+"""
+XSF = b"CRYSTAL\nPRIMVEC\n4 0 0\n0 4 0\n0 0 4\nPRIMCOORD\n2 1\n11 0 0 0\n17 2 2 2\n"
+CUBE = b"""x
+y
+2 0.0 0.0 0.0
+4 2.0 0.0 0.0
+4 0.0 2.0 0.0
+4 0.0 0.0 2.0
+11 0.0 0.0 0.0 0.0
+17 0.0 4.0 4.0 4.0
+0.1 0.2
+"""
+CSSR = b"4 4 4\n90 90 90 SPGR = 1 P 1\n2 0\nx\n1 Na 0 0 0\n2 Cl 0.5 0.5 0.5\n"
+AIMS = b"""lattice_vector 4 0 0
+lattice_vector 0 4 0
+lattice_vector 0 0 4
+atom 0 0 0 Na
+atom_frac 0.5 0.5 0.5 Cl
+"""
+LAMMPS = b"""x
+
+2 atoms
+0 4 xlo xhi
+0 4 ylo yhi
+0 4 zlo zhi
+
+Masses
+
+1 22.99 # Na
+2 35.45
+
+Atoms # atomic
+
+1 1 0 0 0
+2 2 2 2 2
+"""
 WORDS = [b"nan", b"1e300", b"-1", b"99999", b"loop_", b"'", b'"', b"{", b"]", b"null", b"\n", b"\0"]
-SEEDS = {"a.cif": CIF, "POSCAR": POSCAR, "a.extxyz": EXTXYZ, "a.json": JSON}
+SEEDS = {"a.cif": CIF, "POSCAR": POSCAR, "a.extxyz": EXTXYZ, "a.json": JSON, "XDATCAR": XDATCAR,
+         "b.json": PYMATGEN, "vasprun.xml": VASPRUN, "a.xsf": XSF, "a.cube": CUBE, "a.cssr": CSSR,
+         "geometry.in": AIMS, "a.lmp": LAMMPS}  # fmt: skip
 change = st.tuples(
     st.floats(0, 1), st.integers(0, 8), st.one_of(st.binary(max_size=4), st.sampled_from(WORDS))
 )
@@ -74,6 +133,6 @@ def test_only_structure_errors(tmp_path, name, changes):
 @pytest.mark.parametrize("name", SEEDS)
 def test_the_seeds_themselves_are_read(tmp_path, name):
     (tmp_path / name).write_bytes(SEEDS[name])
-    (entry,) = entries(tmp_path / name)
+    entry, *_ = entries(tmp_path / name)
     assert not isinstance(entry.structure, StructureError)
     validate(entry.structure, entry.place)

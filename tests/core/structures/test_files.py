@@ -1,7 +1,9 @@
 """Reading structures from files: every format, and what damaged files say."""
 
+import bz2
 import gzip
 import json
+import lzma
 import pickle
 import sqlite3
 import sys
@@ -93,12 +95,12 @@ def damaged_cif(path):
     "name, write, message",
     [
         ("empty.cif", lambda path: path.write_text(""), "the file is empty"),
-        ("cut.cif", damaged_cif, "cannot be read as CIF"),
+        ("cut.cif", damaged_cif, "line 12: a quote is not closed"),
         ("words.json", lambda path: path.write_text("{}"), "expected a structure of pymatgen"),
         ("none.json", lambda path: path.write_text("[]"), "holds no structure"),
         ("POSCAR_bad", lambda path: path.write_text("NaCl\n1.0\n1 0"), "cannot be read as POSCAR"),
         ("notes.txt", lambda path: path.write_text("x"), "unknown file type"),
-        ("bytes.cif", lambda path: path.write_bytes(b"\xff\xfe\x00data"), "cannot be read as CIF"),
+        ("bytes.cif", lambda path: path.write_bytes(b"\xff\xfe\x00data"), "is not a CIF"),
         ("missing.cif", lambda path: None, "no such file"),
     ],
 )
@@ -111,16 +113,36 @@ def test_bad_files_are_named(tmp_path, name, write, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("compress", [True, False])
-def test_gzipped_cif_is_not_mistaken(tmp_path, compress):
-    path = tmp_path / ("salt.cif.gz" if compress else "salt.cif")
-    if compress:
-        path.write_bytes(gzip.compress(SALT.to(fmt="cif").encode()))
-        with pytest.raises(StructureError, match="unknown file type"):
-            read(path)
-    else:
-        SALT.to(filename=str(path))
-        assert len(read(path)) == 1
+OPENERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("ending", OPENERS)
+@pytest.mark.parametrize("name, fmt", [("a.cif", "cif"), ("POSCAR", "poscar"), ("a.json", "json")])
+def test_compressed_files(tmp_path, salt, name, fmt, ending):
+    path = tmp_path / f"{name}{ending}"
+    content = OPENERS[ending](salt.to(fmt=fmt).encode())
+    path.write_bytes(content)
+    (entry,) = entries(path)
+    assert entry.id == Path(name).stem and entry.structure.matches(salt)
+    path.write_bytes(content[:-30])
+    with pytest.raises(StructureError, match="cannot be"):
+        read(path)
+    path.write_bytes(salt.to(fmt=fmt).encode())
+    with pytest.raises(StructureError, match=f"is not compressed, .* call it {name}$"):
+        read(path)
+    plain = tmp_path / f"b{name}.vasp"
+    plain.write_bytes(content)
+    with pytest.raises(StructureError, match=f"is compressed; call it .*{ending}$"):
+        read(plain)
+
+
+@pytest.mark.parametrize("name", ["a.cif", "POSCAR", "a.xyz", "a.json", "a.jsonl", "a.db", "a.traj",
+                                  "a.xsf", "vasprun.xml", "a.vtu"])  # fmt: skip
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(StructureError, match="is a pointer of Git LFS.*git lfs pull"):
+        read(path)
 
 
 def test_a_file_is_called_by_its_name_and_its_entries_by_their_ids(tmp_path, salt):
@@ -144,7 +166,7 @@ def test_gzipped_json_lines_keep_what_stands_before_the_damage(tmp_path):
     assert [entry.id for entry in entries(path)] == [str(n) for n in range(9)]
     path.write_bytes(content[:-8])
     *good, last = entries(path)
-    assert len(good) == 9 and "cannot be read as JSON lines" in str(last.structure)
+    assert len(good) == 9 and "cannot be unpacked" in str(last.structure)
 
 
 def test_ase_files(tmp_path, salt):
@@ -162,7 +184,7 @@ def test_ase_files(tmp_path, salt):
             writer.write(each)
     broken, last = entries(tmp_path / "a.db")
     assert (broken.id, last.id) == ("a:2", "a:3") and last.structure.formula == "Na2"
-    assert "a.db, row 2: not periodic" in str(broken.structure)
+    assert "a.db, row 2: is periodic in some directions only (pbc T T F)" in str(broken.structure)
     first, second, third, fourth = entries(tmp_path / "a.traj")
     assert first.structure.matches(salt) and second.id == "a:2"
     assert "a.traj, frame 3" in str(third.structure) and fourth.structure.formula == "Na2"
@@ -194,10 +216,10 @@ def test_nothing_is_unpickled_or_written(tmp_path):
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    (tmp_path / "a.extxyz").write_text("1\n")
+    (tmp_path / "a.traj").write_text("1\n")
     monkeypatch.setitem(sys.modules, "ase.io", None)
     with pytest.raises(StructureError, match=r"needs the package ase.*pip install"):
-        read(tmp_path / "a.extxyz")
+        read(tmp_path / "a.traj")
 
 
 def test_materials_project_ids(monkeypatch, tmp_path, salt):
@@ -238,8 +260,10 @@ def test_materials_project_ids(monkeypatch, tmp_path, salt):
 
 def test_names_that_are_known():
     names = ["a.cif", "A.CIF", "POSCAR", "CONTCAR_1", "a.vasp", "a.extxyz", "a.json", "a.jsonl.gz",
-             "a.db", "a.traj"]  # fmt: skip
+             "a.db", "a.traj", "a.cif.gz", "POSCAR.bz2", "a.xyz.xz", "CHGCAR", "run1_XDATCAR",
+             "vasprun.xml.gz", "a.xsf", "geometry.in"]  # fmt: skip
     assert all(is_structure_file(Path(name)) for name in (*names, "two\nlines.cif"))
     assert not any(
-        is_structure_file(Path(name)) for name in ("a.txt", "a.cif.gz", "a.pckl", "mp-1")
+        is_structure_file(Path(name))
+        for name in ("a.txt", "a.cif.zip", "a.db.gz", "a.pckl", "mp-1")
     )

@@ -1,0 +1,240 @@
+"""JSON and JSON lines: structures and molecules of pymatgen, rows of data, JARVIS, and ASE.
+
+Takes lattice, species and coordinates only: ``Structure.from_dict`` also decodes properties, and
+imports the modules that they name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pymatgen.core import Lattice, Molecule, Structure
+
+from matattn.errors import StructureError
+from matattn.structures.formats.atoms import (
+    NUMBERS,
+    checked_cell,
+    is_periodic,
+    label_remarks,
+    make_atoms,
+    noted,
+    read_element,
+    read_elements,
+)
+from matattn.structures.formats.occupancy import occupancy_remark, site_species
+from matattn.structures.formats.record import AnyStructure, Record, make_record
+from matattn.text_files import read_lines, read_text
+
+_EXPECTED = (
+    "expected a structure of pymatgen (lattice, sites) or a row of data (id, lattice, Z, frac)"
+)
+_IDS = ("id", "material_id", "jid")  # of rows, of the Materials Project, of JARVIS
+
+
+def parse(path: Path) -> Iterator[Record]:
+    """Yield the structures of a JSON file: one, a list, or a dictionary of them by their ids."""
+    content = json.loads(read_text(path))
+    if isinstance(content, list):
+        for number, entry in enumerate(content, start=1):
+            yield _record(entry, f"{path}, entry {number}")
+    elif _is_collection(content):
+        for key, entry in content.items():
+            if isinstance(entry, dict):
+                name = f"{path.name.split('.')[0]}:{key}" if key.isdecimal() else key
+                yield _record(entry, f"{path}, entry {key[:40]}", name)
+    else:
+        yield _record(content, str(path))
+
+
+def parse_lines(path: Path) -> Iterator[Record]:
+    """Yield the structures of a file of JSON lines."""
+    return parse_rows(read_lines(path), str(path))
+
+
+def parse_rows(lines: Iterable[str], where: str) -> Iterator[Record]:
+    """Yield the structures of JSON lines."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{where}:{number}"
+        try:
+            yield _record(json.loads(line), place)
+        except (ValueError, RecursionError) as error:
+            yield "", place, StructureError(f"{place}: is not JSON: {error}")
+
+
+def _is_collection(content: Any) -> bool:
+    """Return whether a dictionary holds structures by their ids, as ASE's databases do."""
+    return isinstance(content, dict) and any(
+        isinstance(entry, dict) and _kind(entry) is not None for entry in content.values()
+    ) and _kind(content) is None  # fmt: skip
+
+
+def _record(entry: Any, place: str, name: str = "") -> Record:
+    if isinstance(entry, dict):
+        name = next((str(entry[key]) for key in _IDS if entry.get(key) is not None), name)
+    return make_record(partial(from_json, entry), place, name)
+
+
+def _kind(entry: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any] | None:
+    """Return the part of an entry that holds a structure, and its converter; None if none does."""
+    for content in (entry, *(entry.get(key) for key in ("structure", "molecule", "atoms"))):
+        if isinstance(content, dict):
+            for keys, convert in _CONVERTERS.items():
+                if set(keys) <= content.keys():
+                    return content, convert
+    return None
+
+
+def from_json(entry: Any) -> AnyStructure:
+    """Return the structure of an entry; ValueError, naming what is missing, if it has none."""
+    found = _kind(entry) if isinstance(entry, dict) else None
+    if found is None:
+        raise ValueError(f"{_EXPECTED}{_missing(entry)}")
+    content, convert = found
+    return convert(content)
+
+
+def _missing(entry: Any) -> str:
+    """Return what an entry lacks that looks like one of the kinds."""
+    if not isinstance(entry, dict):
+        return f", got {type(entry).__name__}"
+    content = next((entry[key] for key in ("structure", "atoms") if key in entry), entry)
+    if not isinstance(content, dict):
+        return f", got {type(content).__name__}"
+    known = [keys for keys in _CONVERTERS if content.keys() & set(keys)]
+    lacks = [[key for key in keys if key not in content] for keys in known]
+    fewest = min(lacks, key=len, default=[])
+    return f"; has no {' and no '.join(fewest)}" if fewest else ""
+
+
+class PymatgenSites(NamedTuple):
+    """The sites of pymatgen's dictionary: occupancies by symbol, coordinates, cell, remarks.
+
+    Coordinates are fractional; without a cell (None), of a molecule, Cartesian, Å.
+    """
+
+    species: list[dict[str, float]]
+    coords: list[Any]
+    cell: np.ndarray | None
+    remarks: list[str]
+
+
+def read_sites(content: Mapping[str, Any]) -> PymatgenSites:
+    """Return the sites of a ``Structure`` or ``Molecule``; ValueError, naming the bad one."""
+    if "sites" not in content:
+        raise ValueError(f"has no sites; {_EXPECTED}")
+    cell = _cell(content["lattice"]) if "lattice" in content else None
+    species, coords = [], []
+    rounded: dict[str, float] = {}
+    changed: dict[str, str] = {}
+    for number, site in enumerate(content["sites"], start=1):
+        try:
+            occupancies, told = _whole_site(site) or site_species(_parts(site, changed))
+            species.append(occupancies)
+            coords.append(_coordinates(site, cell))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"site {number}: {reason}") from None
+        if told is not None:
+            rounded[f"site {number}"] = told
+    remarks = label_remarks([f"{label} as {symbol}" for label, symbol in changed.items()])
+    if rounded:
+        remarks.append(occupancy_remark(rounded))
+    return PymatgenSites(species, coords, cell, remarks)
+
+
+def _whole_site(site: Mapping[str, Any]) -> tuple[dict[str, float], None] | None:
+    """Return what ``site_species`` does of the usual site, one element; None of any other."""
+    kinds = site["species"]
+    if len(kinds) == 1 and kinds[0]["occu"] == 1 and kinds[0]["element"] in NUMBERS:
+        return {kinds[0]["element"]: 1.0}, None
+    return None
+
+
+def _parts(site: Mapping[str, Any], changed: dict[str, str]) -> Iterator[tuple[str, float]]:
+    for kind in site["species"]:
+        label = str(kind["element"])
+        if (symbol := read_element(label)) != label:
+            changed[label] = symbol
+        yield symbol, float(kind["occu"])
+
+
+def _coordinates(site: Mapping[str, Any], cell: np.ndarray | None) -> Any:
+    if cell is None:
+        return site["xyz"]
+    if "abc" in site:
+        return site["abc"]
+    return (np.asarray(site["xyz"], dtype=np.float64) @ np.linalg.inv(cell)).tolist()
+
+
+def _cell(lattice: Mapping[str, Any]) -> np.ndarray:
+    if not isinstance(lattice, dict):
+        raise ValueError("the lattice of pymatgen's structure is no dictionary")
+    if not is_periodic(lattice.get("pbc", True)):
+        raise ValueError("is periodic nowhere (pbc F F F), and has a lattice")
+    if "matrix" in lattice:
+        return checked_cell(lattice["matrix"])
+    names = ("a", "b", "c", "alpha", "beta", "gamma")
+    if absent := [name for name in names if name not in lattice]:
+        raise ValueError(f"the lattice has no matrix, and no {', '.join(absent)}")
+    return checked_cell(Lattice.from_parameters(*(lattice[name] for name in names)).matrix)
+
+
+def _from_pymatgen(content: Mapping[str, Any]) -> AnyStructure:
+    species, coords, cell, remarks = read_sites(content)
+    if cell is None:
+        return noted(Molecule(species, coords), remarks)
+    return noted(Structure(cell, species, coords), remarks)
+
+
+def _from_row(content: Mapping[str, Any]) -> AnyStructure:
+    if "pbc" in content and not is_periodic(content["pbc"]):
+        raise ValueError("is periodic nowhere (pbc F F F): a molecule has Z and pos")
+    return Structure(checked_cell(content["lattice"]), content["Z"], content["frac"])
+
+
+def _from_molecule_row(content: Mapping[str, Any]) -> AnyStructure:
+    if content.get("lattice") is not None:
+        raise ValueError("has pos and a lattice; a crystal has frac, and a molecule no lattice")
+    return Molecule(content["Z"], content["pos"])
+
+
+def _from_jarvis(content: Mapping[str, Any]) -> AnyStructure:
+    z, remarks = read_elements([str(label) for label in content["elements"]])
+    cell = checked_cell(content["lattice_mat"])
+    coords = np.asarray(content["coords"], dtype=np.float64)
+    pos = coords if content.get("cartesian", False) else coords @ cell
+    return make_atoms(z, pos, cell, True, remarks).structure()
+
+
+def _from_ase(content: Mapping[str, Any]) -> AnyStructure:
+    """Return the structure of a row of ASE's database in JSON."""
+    arrays = [_array(content.get(key)) for key in ("numbers", "positions", "cell", "pbc")]
+    return make_atoms(*arrays).structure()
+
+
+def _array(value: Any) -> Any:
+    """Decode ASE's arrays, ``{"__ndarray__": [shape, type, numbers]}``."""
+    if isinstance(value, dict):
+        value = value.get("array", value)  # a cell
+    if isinstance(value, dict):
+        shape, _, numbers = value["__ndarray__"]
+        return np.array(numbers).reshape(shape)
+    return value
+
+
+# The keys by which a structure is known, and what converts it.
+_CONVERTERS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], AnyStructure]] = {
+    ("lattice", "Z", "frac"): _from_row,
+    ("Z", "pos"): _from_molecule_row,
+    ("lattice", "sites"): _from_pymatgen,
+    ("numbers", "positions", "cell", "pbc"): _from_ase,
+    ("lattice_mat", "coords", "elements"): _from_jarvis,
+    ("sites",): _from_pymatgen,
+}
