@@ -75,6 +75,12 @@ def is_structure_file(path: Path) -> bool:
     return not os.path.isdir(path) and _kind(path) is not None
 
 
+def is_found_in_folder(path: Path) -> bool:
+    """Return whether a folder means this file: a structure, and no output that repeats one."""
+    name = without_compression(path.name.lower())
+    return is_structure_file(path) and not re.fullmatch(_OUTPUTS, name, re.DOTALL)
+
+
 def holds_one(path: Path) -> bool:
     """Return whether files of this kind hold one structure, or few: a process can read them."""
     return _kind(path) not in (None, *_MANY)
@@ -160,6 +166,11 @@ KINDS: dict[str, tuple[str, Parser]] = {
         poscar.parse,
     ),
 }
+# Files of calculations that repeat the structure of another file beside them.
+_OUTPUTS = (
+    rf"{other.AMBIGUOUS}|.*\.pwo|.*vasprun.*\.xml|(.*[-_.])?xdatcar.*"
+    r"|(chgcar|aeccar|locpot|parchg|elfcar).*"
+)
 _BINARY = ("a database of ASE", "a trajectory of ASE")  # not read compressed
 _MANY = ("extended XYZ", "JSON lines", "XDATCAR", *_BINARY)  # structures in a file
 _EXPECTED = (

@@ -17,7 +17,7 @@ from pathlib import Path
 from matattn.errors import MatattnError
 from matattn.parallel import process_pool
 from matattn.runtime import cores
-from matattn.structures.files import Entry, entries, holds_one, is_structure_file
+from matattn.structures.files import Entry, entries, holds_one, is_found_in_folder
 
 Source = Path | Iterable[str]  # a file, or lines of JSON
 WORTH_A_PROCESS = 100  # files that take as long to read as a process takes to start
@@ -45,7 +45,7 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
         matches = sorted(glob(name, recursive=True)) if is_glob else []
         for path in map(Path, matches or [name or "(no name)"]):
             inside = sorted(path.iterdir()) if os.path.isdir(path) else []
-            sources += [entry for entry in inside if is_structure_file(entry)] or [path]
+            sources += [entry for entry in inside if is_found_in_folder(entry)] or [path]
     return sources
 
 

@@ -97,3 +97,12 @@ def test_inputs(folder, monkeypatch):
     assert names == ["-:1", "-:2", "-:3"]
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert find_sources(["-"]) == []
+
+
+def test_a_folder_means_its_structures_and_not_the_outputs_that_repeat_them(tmp_path):
+    outputs = ("CHGCAR", "XDATCAR", "vasprun.xml", "run.out", "notes.txt")
+    for name in ("POSCAR", "CONTCAR", "x.cif.gz", *outputs):
+        (tmp_path / name).write_text(POSCAR)
+    names = [source.name for source in find_sources([str(tmp_path)])]
+    assert names == ["CONTCAR", "POSCAR", "x.cif.gz"]
+    assert find_sources([str(tmp_path / "CHGCAR")]) == [tmp_path / "CHGCAR"]
