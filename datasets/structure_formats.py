@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Molecule
 
-from matattn.datasets.structures_io import BESIDE, MISSING, Row, Rows
+from matattn.datasets.structures_io import BESIDE, DOUBTS, MISSING, Row, Rows
 from matattn.errors import DataError, StructureError
 from matattn.parallel import parallel_map
 from matattn.structures.files import is_structure_file, read
 from matattn.structures.formats.atoms import NUMBERS, Atoms
 from matattn.structures.formats.extended_xyz import read_frames
 from matattn.structures.formats.pymatgen_json import read_sites
+from matattn.structures.remarks import doubts_of
 from matattn.structures.structure import validate
 from matattn.text_files import open_bytes, parse_number, read_lines, read_text, without_compression
 
@@ -358,12 +359,14 @@ def _read_structure(file: Path) -> Row | str:
         if isinstance(structure, StructureError):
             return str(structure)
         validate(structure, str(file))
+        doubts = doubts_of(structure)
     except StructureError as error:
         return str(error)
     z = [site.specie.Z for site in structure]
     if isinstance(structure, Molecule):
-        return {"Z": z, "pos": structure.cart_coords}
-    return {"Z": z, "frac": structure.frac_coords, "lattice": structure.lattice.matrix}
+        return {"Z": z, "pos": structure.cart_coords, DOUBTS: doubts}
+    frac, lattice = structure.frac_coords, structure.lattice.matrix
+    return {"Z": z, "frac": frac, "lattice": lattice, DOUBTS: doubts}
 
 
 def _read_extxyz(path: Path) -> Rows:

@@ -30,6 +30,7 @@ from matattn.structures.dataset import (
     group_split,
     random_split,
 )
+from matattn.structures.formats.atoms import is_periodic
 from matattn.structures.structure import tensors_from_arrays, to_data, validate_arrays
 from matattn.text_files import parse_number
 from matattn.units import Property, find_properties
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Rows = tuple[list[tuple[str, Row]], list[str]]  # (location, row) pairs; messages about other rows
 
+DOUBTS = "doubts of reading"  # key of a row: why it may be another structure
 BESIDE = "properties beside the structure"
 MISSING = ("", "na", "n/a", "nan", "null", "none")  # what stands for no number, in small letters
-_FORMAT = 4  # of cached tables: raise it whenever reading or checking gives other rows
+_FORMAT = 5  # of cached tables: raise it whenever reading or checking gives other rows
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Table:
     lattice: np.ndarray  # [n, 3, 3] Å; of molecules zeros
     columns: dict[str, Any]
     skipped: list[str]
+    doubts: list[str]  # about rows that are in the table: these may be other structures
 
     def formulas(self) -> list[str]:
         """Return the keys of the reduced formulas."""
@@ -77,7 +80,7 @@ def check_rows(source: str, rows: Rows) -> Table:
         problem = f"; first problem: {skipped[0]}" if skipped else ""
         raise DataError(f"{source}: holds no row{problem}")
     entry_by_id: dict[str, tuple[str, Row]] = {}
-    skipped = list(skipped)
+    skipped, doubts = list(skipped), []
     for where, row in entries:
         try:
             identifier = encodable(str(row["id"]))
@@ -86,7 +89,9 @@ def check_rows(source: str, rows: Rows) -> Table:
                 continue
             if _cell(row) is None:
                 raise StructureError(f"{where}: lattice is null; a molecule has pos instead")
-            validate_arrays(row["Z"], *_geometry(row), where)
+            _check_periodicity(row, where)
+            own = [*row.get(DOUBTS, ()), *validate_arrays(row["Z"], *_geometry(row), where)]
+            doubts += [f"{where}: {doubt}" for doubt in own]
             entry_by_id[identifier] = where, row
         except StructureError as error:
             skipped.append(str(error))
@@ -104,6 +109,7 @@ def check_rows(source: str, rows: Rows) -> Table:
         lattice=_floats([_cell(row) for row in usable]).reshape(-1, 3, 3),
         columns={name: _column(name, properties) for name in names},
         skipped=skipped,
+        doubts=doubts,
     )
 
 
@@ -147,7 +153,9 @@ def make_dataset(
         remarks.append(f"Only cells of at most {max_sites} sites.")
     text = " ".join(remark.strip() for remark in remarks if remark)
     items = make_items(table, rows, labels)
-    return PropertyDataset(name, properties, items, assigned, text, [*table.skipped, *skipped])
+    return PropertyDataset(
+        name, properties, items, assigned, text, [*table.skipped, *skipped], doubts=table.doubts
+    )
 
 
 _SPLIT_NOTES = {
@@ -210,10 +218,10 @@ def make_items(table: Table, rows: np.ndarray, labels: np.ndarray) -> list[Data]
     return items
 
 
-_STRUCTURE = ("id", "Z", "frac", "lattice", "pos")
+_STRUCTURE = ("id", "Z", "frac", "lattice", "pos", DOUBTS)
 _NO_CELL = np.zeros((3, 3))
 _ARRAYS = ("sites", "z", "frac", "lattice")
-_TEXTS = ("ids", "locations", "skipped")
+_TEXTS = ("ids", "locations", "skipped", "doubts")
 
 
 def _properties(row: Row) -> Row:
@@ -235,6 +243,20 @@ def _advice(text: str) -> str:
 def _geometry(row: Row) -> tuple[Any, Any]:
     """Return fractional coordinates and lattice, or a molecule's positions and None."""
     return (row["pos"], None) if "pos" in row else (row["frac"], row["lattice"])
+
+
+def _check_periodicity(row: Row, where: str) -> None:
+    """Refuse what may be meant as a crystal or as a molecule, as ``matattn predict`` does."""
+    if BESIDE in row:  # its reader has checked that
+        return
+    try:
+        periodic = is_periodic(row["pbc"]) if "pbc" in row else "pos" not in row
+    except ValueError as error:
+        raise StructureError(f"{where}: {error}") from None
+    if ("pos" in row and "lattice" in row) or periodic == ("pos" in row):
+        raise StructureError(
+            f"{where}: a crystal has frac and a lattice, a molecule pos and no lattice (pbc false)"
+        )
 
 
 def _cell(row: Row) -> Any:

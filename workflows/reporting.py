@@ -61,16 +61,21 @@ def loss_plot(
     return figure
 
 
-def left_out(dataset: Any, where: str) -> str:
-    """Return a line on what was left out of any data set, "" if nothing; ``where`` has all of it.
+def problems(dataset: Any, where: str) -> list[str]:
+    """Return a line on what was left out of any data set, and one on what is in doubt.
 
-    Who trains must know when a table is not what it seems, before the training.
+    Who trains must know when a table is not what it seems, before the training; ``where`` has all
+    of it.
     """
-    if not getattr(dataset, "skipped", ()):
-        return ""
-    count, items = len(dataset.skipped), getattr(dataset, "items", None)
-    what = f"{count} lines or files" if items is None else f"{count} of {count + len(items)} rows"
-    return f"{what} left out; the first: {dataset.skipped[0]}; {where}"
+    skipped, doubts = (getattr(dataset, name, ()) for name in ("skipped", "doubts"))
+    items = getattr(dataset, "items", None)
+    what = f"{len(skipped)} lines or files"
+    if items is not None:
+        what = f"{len(skipped)} of {len(skipped) + len(items)} rows"
+    lines = [f"{what} left out; the first: {skipped[0]}; {where}"] if skipped else []
+    if doubts:
+        lines.append(f"{len(doubts)} doubts about rows; the first: {doubts[0]}; {where}")
+    return lines
 
 
 def text_table(

@@ -33,7 +33,7 @@ from matattn.runtime import plain_torch, tune_malloc
 from matattn.tables import show
 from matattn.workflows import outputs, run_folder
 from matattn.workflows.fitting import asked_callbacks
-from matattn.workflows.reporting import left_out
+from matattn.workflows.reporting import problems
 from matattn.workflows.task import TASKS, Task, TaskEntry
 
 
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     tune_malloc()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     task = task_class.prepare(config)  # a mistake ends the run before anything is written
-    if line := left_out(getattr(task, "dataset", None), "more in report.md"):
+    for line in problems(getattr(task, "dataset", None), "more in report.md"):
         print(line, file=sys.stderr)
     with run_folder.working_on(folder):
         metrics = _run_in(config, task)

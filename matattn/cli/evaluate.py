@@ -50,7 +50,7 @@ def evaluate(
     from matattn.files import write_json
     from matattn.kernels.dispatch import BackendError
     from matattn.tables import show
-    from matattn.workflows.reporting import left_out
+    from matattn.workflows.reporting import problems
     from matattn.workflows.structures import evaluate as evaluation
     from matattn.workflows.structures.predict import Predictor
     from matattn.workflows.structures.report import results_table
@@ -59,7 +59,7 @@ def evaluate(
     try:
         predictor = Predictor.load(folder, device)
         dataset = evaluation.load_data(data, predictor, overrides or [])
-        if line := left_out(dataset, "ten of them stand below, all in the file of -o"):
+        for line in problems(dataset, "ten of them stand below, all in the file of -o"):
             print(line, file=sys.stderr)
         with Progress(console=errors, disable=not errors.is_terminal) as progress:
             bar = progress.add_task("crystals", total=len(dataset.items))
@@ -78,6 +78,8 @@ def evaluate(
     console = Console()
     for message in dataset.skipped[:10]:
         console.print(f"left out: {message}", soft_wrap=True, markup=False)
+    for message in dataset.doubts[:10]:
+        console.print(f"in doubt: {message}", soft_wrap=True, markup=False)
     for name, message in list(result["failed"].items())[:10]:
         console.print(f"not predicted: {name}: {message}", soft_wrap=True, markup=False)
     for remark in [*result["remarks"], f"Comparability: {dataset.note}"]:

@@ -31,7 +31,7 @@ class PropertyDataset:
 
     ``floors`` are predictions, as ``labels()``, of cheap methods that came with the data. ``note``
     says what errors on these rows may be compared with; ``skipped`` holds one message per row of
-    the source that could not be used.
+    the source that could not be used, ``doubts`` one for each reason to doubt a row that is used.
     """
 
     name: str
@@ -42,6 +42,7 @@ class PropertyDataset:
     skipped: list[str] = field(default_factory=list)
     level: str = LEVELS[0]
     floors: dict[str, np.ndarray] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.items:

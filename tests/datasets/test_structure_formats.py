@@ -78,6 +78,35 @@ def test_hostile_rows_harm_no_other(tmp_path):
     assert all(len(reason) < 20_000 for reason in data.skipped)
 
 
+def test_doubts_about_a_row_are_told_and_cached(tmp_path):
+    path = write_table(tmp_path / "d", ["id,tc", "s0,1", "s1,2"])
+    text = (tmp_path / "d" / "s1.cif").read_text()
+    name = "_chemical_formula_sum"
+    other = "\n".join(f"{name}   'Xe2'" if name in line else line for line in text.split("\n"))
+    (tmp_path / "d" / "s1.cif").write_text(other)
+    for _ in range(2):
+        (doubt,) = load(path).doubts
+        assert doubt.startswith(f"{path}:3 (s1): the formula is Xe2, and the cell holds")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"pos": [[0, 0, 0], [2, 2, 2]]}, "a crystal has frac and a lattice"),
+        ({"pbc": [True, True, False]}, "is periodic in some directions only (pbc T T F)"),
+        ({"pbc": False}, "a crystal has frac and a lattice"),
+        ({"pbc": "yes"}, "pbc is 'yes'"),
+    ],
+)
+def test_rows_that_may_be_crystals_or_molecules(tmp_path, change, message):
+    row = {"lattice": (4 * np.eye(3)).tolist(), "Z": [11, 17], "frac": [[0] * 3, [0.5] * 3]}
+    rows = [row | {"id": "good", "tc": 1, "pbc": True}, row | {"id": "bad", "tc": 2} | change]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load(tmp_path / "rows.jsonl")
+    assert [item.id for item in data.items] == ["good"]
+    assert "rows.jsonl:2 (bad)" in data.skipped[0] and message in data.skipped[0]
+
+
 def test_id_prop_has_no_header(tmp_path):
     lines = [f"s{n},{n}" for n in range(6)]
     path = write_table(tmp_path / "d", lines, name="id_prop.csv")

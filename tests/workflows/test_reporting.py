@@ -24,15 +24,17 @@ def test_a_value_that_is_missing_is_an_error(name):
         reporting.render(name)
 
 
-def test_what_is_left_out_is_counted():
+def test_what_is_left_out_or_in_doubt_is_counted():
     text = SimpleNamespace(skipped=["a.txt:1: bad", "b.txt: bad"])
-    table = SimpleNamespace(skipped=["a.csv:2: bad"], items=[1, 2, 3])
-    assert reporting.left_out(SimpleNamespace(skipped=[]), "") == ""
-    assert reporting.left_out(None, "") == ""
-    assert reporting.left_out(table, "more") == (
-        "1 of 4 rows left out; the first: a.csv:2: bad; more"
-    )
-    assert reporting.left_out(text, "x").startswith("2 lines or files left out; the first: a.txt:1")
+    table = SimpleNamespace(skipped=["a.csv:2: bad"], items=[1, 2, 3], doubts=["a.csv:3: odd"])
+    assert reporting.problems(SimpleNamespace(skipped=[]), "") == []
+    assert reporting.problems(None, "") == []
+    assert reporting.problems(table, "more") == [
+        "1 of 4 rows left out; the first: a.csv:2: bad; more",
+        "1 doubts about rows; the first: a.csv:3: odd; more",
+    ]
+    (line,) = reporting.problems(text, "x")
+    assert line.startswith("2 lines or files left out; the first: a.txt:1")
 
 
 def test_a_model_card_has_no_pictures():

@@ -114,6 +114,7 @@ def evaluate(
             "fingerprint": fingerprint,
             "note": dataset.note,
             "left_out": dataset.skipped,
+            "in_doubt": dataset.doubts,
         },
         "remarks": [
             *_remarks(predictor.config.get("data", {}), dataset.name, fingerprint),
