@@ -20,8 +20,8 @@ from matattn.structures.formats.cif_syntax import NULL, Block
 from matattn.structures.formats.occupancy import round_occupancy
 from matattn.text_files import parse_number
 
-_LAST_ELEMENT = 98  # no crystal has a heavier one, but hydroxyl and cyanide look like No and Cn
-_SYMBOLS = {Element.from_Z(z).symbol for z in range(1, _LAST_ELEMENT + 1)}
+_SYMBOLS = {Element.from_Z(z).symbol for z in range(1, 119)}
+_IN_CRYSTALS = {Element.from_Z(z).symbol for z in range(1, 99)}  # NO and CN are no No and Cn
 _REFINED = 1.01  # an occupancy above 1 that a refinement did not hold
 _MOLECULES = {"CO", "HO", "PO", "HF"}  # as type symbols: carbonyl, hydroxyl ... or an element
 _WITH_HYDROGEN = {"OH", "OW", "OD"}  # labels of oxygen with hydrogens that have no place
@@ -306,7 +306,7 @@ def _from_type(text: str, label: str, formula: Mapping[str, float], notes: Notes
     if letters in _SYMBOLS:
         return letters
     symbol = letters.capitalize()
-    if symbol not in _SYMBOLS or re.search(r"[A-Z]{2}\d+$", text):  # PO4 is no polonium
+    if symbol not in _IN_CRYSTALS or re.search(r"[A-Z]{2}\d+$", text):  # PO4 is no polonium
         raise StructureError(
             f"{label}: the type symbol {text!r} is no element; write one atom for each atom"
         )
@@ -325,7 +325,7 @@ def _from_label(label: str, formula: Mapping[str, float], notes: Notes) -> str:
     certain = re.match(r"[A-Z][a-z](?![a-z])|[A-Z](?![A-Za-z])", letters)
     if certain and certain[0] in _SYMBOLS:
         return certain[0]
-    candidates = [c for c in (letters[:2].capitalize(), letters[:1].upper()) if c in _SYMBOLS]
+    candidates = [c for c in (letters[:2].capitalize(), letters[:1].upper()) if c in _IN_CRYSTALS]
     borne_out = [candidate for candidate in candidates if candidate in formula]
     if len(borne_out) == 1:
         notes.remark("labels taken as elements of the formula", f"{label} ({borne_out[0]})")
