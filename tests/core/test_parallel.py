@@ -106,6 +106,7 @@ def one_process_only(fork):
 @pytest.fixture(params=["semaphores", "memory for them", "any process", "a second process"])
 def bare_system(request, monkeypatch):
     parallel._tell.cache_clear()
+    monkeypatch.delitem(sys.modules, "jax", raising=False)  # whose processes are not forked
     if request.param == "semaphores":
         monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", no_semaphores)
     elif request.param == "memory for them":

@@ -132,7 +132,8 @@ def test_a_run_without_validation_rows_warns_of_nothing(config, table, tmp_path,
     path.write_text(table.read_text().replace('"split": "val"', '"split": "train"'))
     metrics = run.run(config(path, tmp_path / "run", "trainer.max_epochs=1"))
     assert "val" not in metrics and "test" in metrics
-    (line,) = capfd.readouterr().err.splitlines()
+    *about_rows, line = capfd.readouterr().err.splitlines()
+    assert all(" rows" in text for text in about_rows)
     assert line.startswith("epoch 1/1") and not recwarn.list
 
 

@@ -7,6 +7,7 @@ import pytest
 from pymatgen.core import Molecule
 
 from matattn.datasets.structure_formats import read_rows
+from matattn.datasets.structures_io import BESIDE
 from matattn.errors import StructureError
 from matattn.structures.files import entries, read
 from matattn.structures.formats.extended_xyz import read_frames
@@ -176,7 +177,8 @@ def test_ids_and_values_of_the_comment_line(written):
                           "magmom": [1, 2], "n": 3}  # fmt: skip
     rows, bad = read_rows(path)
     assert bad == [] and [row["id"] for _, row in rows] == ["007", "a:2"]
-    assert rows[0][1]["energy"] == -1.5 and "magmom" not in rows[0][1]
+    properties = rows[0][1][BESIDE]
+    assert properties["energy"] == -1.5 and "magmom" not in properties
 
 
 def test_training_and_prediction_read_the_same_atoms(written):
