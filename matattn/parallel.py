@@ -83,6 +83,7 @@ def process_pool(processes: int, start: Callable[[], object]) -> ProcessPoolExec
     except (OSError, ImportError, NotImplementedError, RuntimeError) as error:
         for process in set(multiprocessing.active_children()) - running:
             process.kill()  # it would wait for the rest of the pool
+            process.join()
         _tell(f"no further processes here, so this one does all work: {error}")
         return None
     return pool
