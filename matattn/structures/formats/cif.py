@@ -43,6 +43,7 @@ MOST_PLACES = 200_000  # sites times operations
 _ONE_ATOM = 0.5  # Å: images of one atom so near are that atom, on a special position
 _COARSE = 0.2  # Å: farther apart, the coordinates are no rounded special position
 _SAME_PLACE = 0.1  # Å between atoms that are one, given twice
+_CROWD = 32  # atoms within ``_ONE_ATOM``, itself included; disorder has a few
 _SILENT_SHIFT = 0.002  # Å: 0.3333 for 1/3 is no news
 _FORMULA = 0.02  # relative deviation from the formula of the file: its numbers are rounded
 _VOLUME = 0.02  # relative deviation from the volume of the file
@@ -317,6 +318,7 @@ def _without_doubles(
     owner = np.repeat(np.arange(len(sites)), [len(orbit) for orbit in orbits])
     wrapped = np.concatenate(orbits)
     positions = (wrapped - np.floor(wrapped)) @ cell
+    _check_crowding(sites, owner, positions)
     i, j, _, distance = periodic_neighbors(positions, cell, _ONE_ATOM)
     near = (owner[i] < owner[j]) | ((owner[i] == owner[j]) & (distance > 1e-8))
     occupancy = {index: site.occupancy for index, site in enumerate(sites)}
@@ -333,6 +335,14 @@ def _without_doubles(
                 "example with pymatgen's OrderDisorderedStructureTransformation"
             )
     return list(occupancy)
+
+
+def _check_crowding(sites: Sequence[Site], owner: np.ndarray, positions: np.ndarray) -> None:
+    """Refuse so many atoms about one place that their pairs would take all memory."""
+    near, _ = KDTree(positions).query(positions, k=_CROWD, distance_upper_bound=_ONE_ATOM)
+    if (crowded := np.flatnonzero(np.isfinite(near[:, -1]))).size:
+        label = sites[owner[crowded[0]]].label
+        raise StructureError(f"{label} has {_CROWD - 1} atoms or more within {_ONE_ATOM:g} Å")
 
 
 def _check_pair(
