@@ -15,6 +15,7 @@ from matattn.structures.formats.record import AnyStructure, Record, make_record
 from matattn.text_files import parse_number, read_lines
 
 _LOST = "the frames from here on cannot be read"
+_TWICE = "given twice"
 _CELL_KEYS = ("lattice", "cell", "unitcell", "unit_cell", "box", "cell_vectors", "lattice_vectors")
 _ITEM = re.compile(  # key=value, "value", 'value', {value}, [value] or [[1, 0], [0, 1]]
     r"""(?:^|(?<=[\s"'}\]]))([^\s="'{\[]++)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|'([^']*+)'|\{([^}]*+)\}"""
@@ -117,6 +118,7 @@ def _parse_comment(comment: str) -> dict[str, Any]:
     info: dict[str, Any] = {}
     for key, *values in _ITEM.findall(comment):
         text = next((value for value in values if value), "")
+        text = f"{_TWICE}: {text}" if key in info and key == "Lattice" else text
         info[key] = text if key == "id" or key.lower() == "properties" else _value(text)
     return info
 
@@ -153,6 +155,8 @@ def _cell(lattice: Any, info: Mapping[str, Any]) -> np.ndarray | None:
             if key.lower() in _CELL_KEYS and np.size(value) in (3, 6, 9):
                 raise ValueError(f'has {key}=; write it as Lattice="...", nine numbers')
         return None
+    if str(lattice).startswith(_TWICE):
+        raise ValueError(f"has a Lattice {_TWICE}; leave one")
     numbers = np.asarray(lattice)
     if numbers.dtype != np.float64 or numbers.size != 9:
         raise ValueError("has a Lattice that is not nine numbers")

@@ -47,8 +47,8 @@ class Operations:
 
     def is_same(self, other: Operations) -> bool:
         """Return whether both are the same operations, in any order."""
-        codes = [np.sort(_codes(o.rotations, o.translations)) for o in (self, other)]
-        return np.array_equal(*codes)
+        mine = _codes(self.rotations, self.translations)
+        return np.array_equal(np.sort(mine), np.sort(_codes(other.rotations, other.translations)))
 
     def images(self, frac: np.ndarray) -> np.ndarray:
         """Return the images [n, 3] of a position [3]."""

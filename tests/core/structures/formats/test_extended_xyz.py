@@ -204,3 +204,11 @@ def test_other_writers_are_read_as_ase_does(tmp_path):
     (structure,) = read(tmp_path / "a.extxyz")
     assert structure.lattice.matrix == pytest.approx(atoms.cell.array)
     assert structure.cart_coords == pytest.approx(atoms.positions)
+
+
+def test_a_lattice_that_is_given_twice(written):
+    (bad, good) = entries(
+        written(frame(comment=f"{LATTICE} {LATTICE.replace('4.2', '9')}") + frame())
+    )
+    assert "has a Lattice given twice; leave one" in str(bad.structure)
+    assert good.structure.lattice.c == 4.2
