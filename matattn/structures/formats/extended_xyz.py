@@ -17,6 +17,12 @@ from matattn.text_files import parse_number, read_lines
 _LOST = "the frames from here on cannot be read"
 _TWICE = "given twice"
 _CELL_KEYS = ("lattice", "cell", "unitcell", "unit_cell", "box", "cell_vectors", "lattice_vectors")
+_NUMBER = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
+_OTHER_CELL = re.compile(  # CELL or %PBC or unitcell with six numbers, or nine numbers alone
+    rf"\b(?:cell|unit_?cell|lattice|pbc|cryst1?)\b[\s:\[({{]*{_NUMBER}(?:[\s,]+{_NUMBER}){{5}}"
+    rf"|\A{_NUMBER}(?:\s+{_NUMBER}){{8}}\Z",
+    re.IGNORECASE | re.ASCII,
+)
 _ITEM = re.compile(  # key=value, "value", 'value', {value}, [value] or [[1, 0], [0, 1]]
     r"""(?:^|(?<=[\s"'}\]]))([^\s="'{\[]++)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|'([^']*+)'|\{([^}]*+)\}"""
     r"""|(\[[^][]*+(?:\[[^][]*+\][^][]*+)*+\])|(\S*))"""
@@ -108,6 +114,10 @@ def _frame(number: int, at: int, count: int, comment: str, rows: Sequence[str]) 
         rows = [row for row in rows if row.strip()]
         if len(rows) < count:
             raise ValueError(f"declares {count} atoms, and has {len(rows)}")
+        if "Lattice" not in info and _OTHER_CELL.search(comment):
+            raise ValueError(
+                'the comment line tells a cell; write it as Lattice="...", nine numbers'
+            )
         return Frame(number, at, _read_atoms(info, rows), info)
     except ValueError as error:
         return Frame(number, at, error, info)

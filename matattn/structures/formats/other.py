@@ -383,6 +383,8 @@ def _espresso_input(path: Path) -> Iterator[Record]:
     )
     try:
         atoms = read_espresso_in(io.StringIO(text))
+    except KeyError as error:
+        raise ValueError(f"has no {error.args[0]}") from None
     except TypeError:
         raise ValueError(
             "ATOMIC_POSITIONS or CELL_PARAMETERS: expected three decimal numbers in a line, and "
