@@ -136,7 +136,7 @@ class PymatgenSites(NamedTuple):
 def read_sites(content: Mapping[str, Any]) -> PymatgenSites:
     """Return the sites of a ``Structure`` or ``Molecule``; ValueError, naming the bad one."""
     if not isinstance(content.get("sites"), list):
-        raise ValueError(f"has no list of sites; {_EXPECTED}")
+        raise ValueError(f"has no sites; {_EXPECTED}")
     cell = _cell(content["lattice"]) if "lattice" in content else None
     species, coords = [], []
     rounded: dict[str, float] = {}

@@ -234,7 +234,7 @@ def test_texts_that_are_no_json(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(sites=None), "has no list of sites"),
+        (lambda d: d.update(sites=None), "has no sites"),
         (lambda d: d["sites"].__setitem__(0, None), "site 1: expected species, a list"),
         (lambda d: d["sites"][1].update(species=None), "site 2: expected species, a list"),
         (lambda d: d["sites"][0].update(species="Na"), "site 1: expected species, a list"),
