@@ -161,7 +161,7 @@ KINDS: dict[str, tuple[str, Parser]] = {
     **other.KINDS,
     "XDATCAR": (r"(.*[-_.])?xdatcar([-_.].*)?", poscar.parse_frames),
     "POSCAR": (
-        r"(poscar|contcar).*|.*[-_.](poscar|contcar)|.*\.vasp"
+        r"(poscar|contcar|centcar).*|.*(poscars?|contcar)|[a-z]poscar[-_.].*|.*\.vasp"
         r"|(chgcar|aeccar|locpot|parchg|elfcar)([-_.0-9].*)?",
         poscar.parse,
     ),

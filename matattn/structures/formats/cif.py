@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Element, Lattice, Structure
 from scipy.spatial import KDTree
 
 from matattn.errors import StructureError
+from matattn.structures.covalent_radii import covalent_radii
 from matattn.structures.formats.cif_atoms import (
     Notes,
     Site,
@@ -27,6 +28,8 @@ from matattn.structures.formats.cif_atoms import (
     read_sites,
 )
 from matattn.structures.formats.cif_symmetry import (
+    STRAIN,
+    by_number_only,
     check_strain,
     fitting,
     listed_operations,
@@ -34,7 +37,12 @@ from matattn.structures.formats.cif_symmetry import (
 )
 from matattn.structures.formats.cif_syntax import Block, read_blocks
 from matattn.structures.formats.record import Record
-from matattn.structures.formats.space_groups import Operations, Setting, parse_operations
+from matattn.structures.formats.space_groups import (
+    Operations,
+    Setting,
+    parse_operations,
+    settings,
+)
 from matattn.structures.neighbors import periodic_neighbors
 from matattn.structures.remarks import add_doubt, add_remark
 from matattn.text_files import read_text
@@ -47,6 +55,11 @@ _CROWD = 32  # atoms within ``_ONE_ATOM``, itself included; disorder has a few
 _SILENT_SHIFT = 0.002  # Å: 0.3333 for 1/3 is no news
 _FORMULA = 0.02  # relative deviation from the formula of the file: its numbers are rounded
 _VOLUME = 0.02  # relative deviation from the volume of the file
+_DENSITY = 0.025  # relative deviation from the density of the file
+_DENSITY_UNIT = 1.66053907  # g/cm^3, of one atomic mass unit per Å^3
+_CLOSE = 0.6  # of the sum of covalent radii: nearer atoms are no crystal to prefer
+_ALONE = 1.55  # of it: 2 of 1,235 crystals of the Materials Project have an atom so far from all
+_NOBLE_GASES = ("He", "Ne", "Ar", "Kr", "Xe", "Rn")
 
 
 def parse(path: Path) -> Iterator[Record]:
@@ -81,7 +94,8 @@ def read_crystal(block: Block) -> Structure:
     formula = read_formula(block)
     sites = read_sites(block, lattice.matrix, formula, notes)
     atoms = _fill_cell(block, lattice.matrix, sites, formula, notes)
-    _check_formula(atoms.counts, formula, block, notes)
+    _check_formula(atoms, lattice.matrix, formula, block, notes)
+    _check_alone(atoms, lattice.matrix, notes)
     structure = Structure(lattice, atoms.elements, atoms.frac, labels=atoms.labels)
     for text in notes.remarks:
         add_remark(structure, text)
@@ -144,13 +158,43 @@ def _fill_cell(
         check_strain(listed.strain(cell), notes)
         atoms = expand(sites, listed, cell, notes)
         if named is not None:
-            _check_name(named, listed, atoms, cell, _confirmed(atoms.counts, formula, block))
+            _check_name(named, listed, atoms, cell, _confirmed(atoms, cell, formula, block))
+            if not any(listed.is_same(setting.operations) for setting in named):
+                told = "the operations are not those of the setting"
+                _check_others(named, told, atoms, cell, sites, formula, block, notes)
         return atoms
     if named is None:
-        notes.remark("the file tells no symmetry: its atoms were taken as those of the whole cell")
-        return expand(sites, parse_operations(["x,y,z"]), cell, notes)
+        atoms = expand(sites, parse_operations(["x,y,z"]), cell, notes)
+        note = notes.remark if _is_whole(atoms, cell, formula, block) else notes.doubt
+        note("the file tells no symmetry: its atoms were taken as those of the whole cell (P 1)")
+        return atoms
     candidates = fitting(named, cell, notes)
-    return _decide(candidates, cell, sites, formula, block, notes)
+    atoms = _decide(candidates, cell, sites, formula, block, notes)
+    if by_number_only(block):
+        group = [s for s in settings() if s.number == named[0].number and s not in named]
+        told = f"only the space group number is told, and {candidates[0].name} was taken, not"
+        _check_others(group, told, atoms, cell, sites, formula, block, notes)
+    return atoms
+
+
+def _check_others(
+    others: Sequence[Setting], told: str, atoms: Atoms, cell: np.ndarray, sites: Sequence[Site],
+    formula: Mapping[str, float], block: Block, notes: Notes,
+) -> None:  # fmt: skip
+    """Doubt atoms when one of the other settings gives another crystal that may be meant."""
+    for setting in others:
+        if setting.operations.strain(cell) > STRAIN:
+            continue
+        try:
+            other = expand(sites, setting.operations, cell, Notes())
+        except StructureError:
+            continue
+        may_be = _confirmed(other, cell, formula, block) is not False
+        if may_be and _nearest(other, cell).min() > _CLOSE and not _is_one_crystal(
+            cell, [atoms, other]
+        ):  # fmt: skip
+            notes.doubt(f"{told} {setting.name}, which gives another crystal")
+            return
 
 
 def _decide(
@@ -168,10 +212,12 @@ def _decide(
             problem = problem or error
     if problem and not crystals:
         raise problem
-    fit = [c for c in crystals if _confirmed(c[1].counts, formula, block) is not False] or crystals
+    fit = [c for c in crystals if _confirmed(c[1], cell, formula, block) is not False] or crystals
     if len(fit) > 1 and not _is_one_crystal(cell, [atoms for _, atoms, _ in fit]):
         names = " or ".join(setting.name for setting, _, _ in fit)
-        raise StructureError(f"the setting is not told, and gives other crystals: {names}?")
+        raise StructureError(
+            f"the setting is not told, and gives other crystals: {names}? Write its whole name"
+        )
     setting, atoms, own = fit[0]
     if len(candidates) > 1 and len(fit) == 1:
         notes.remark(f"the setting {setting.name} was assumed: no other one fits the atoms")
@@ -376,15 +422,38 @@ def _merge(
 
 
 def _confirmed(
-    counts: Mapping[str, int], formula: Mapping[str, float], block: Block
+    atoms: Atoms, cell: np.ndarray, formula: Mapping[str, float], block: Block
 ) -> bool | None:
-    """Return whether formula and Z of the file give these atoms; None if it does not tell both."""
-    if not formula:
-        return None
-    units = _formula_units(counts, formula)
-    if units is None:
+    """Return whether formula and Z, or the density, give these atoms; None if it tells neither."""
+    units = _formula_units(atoms.counts, formula) if formula else None
+    if formula and units is None:
         return False
-    return None if (told := _told_units(block)) is None else _agree(units, told, formula)
+    if units is not None and (told := _told_units(block)) is not None:
+        return _agree(units, told, formula)
+    density = _densities(atoms, cell, block)
+    return None if density is None else density[2]
+
+
+def _is_whole(atoms: Atoms, cell: np.ndarray, formula: Mapping[str, float], block: Block) -> bool:
+    """Return whether atoms are those of a whole cell: not of one formula unit, as in NaCl."""
+    confirmed = _confirmed(atoms, cell, formula, block)
+    units = _formula_units(atoms.counts, formula) if formula else None
+    return confirmed or (confirmed is None and units is not None and units > 1)
+
+
+def _densities(atoms: Atoms, cell: np.ndarray, block: Block) -> tuple[float, float, bool] | None:
+    """Return the density of the file, that of the atoms, and whether they agree, with H or D."""
+    if (text := block.value("_exptl_crystal_density_diffrn")) is None:
+        return None
+    try:
+        told, _, unit = read_number(text, "_exptl_crystal_density_diffrn")
+    except StructureError:  # a text
+        return None
+    counts, volume = atoms.counts, abs(float(np.linalg.det(cell)))
+    mass = sum(float(Element(e).atomic_mass) * count for e, count in counts.items())
+    low, high = (m * _DENSITY_UNIT / volume for m in (mass, mass + 1.0063 * counts.get("H", 0)))
+    margin = _DENSITY * told + unit / 2
+    return told, low, low - margin <= told <= high + margin
 
 
 def _formula_units(counts: Mapping[str, int], formula: Mapping[str, float]) -> float | None:
@@ -409,9 +478,16 @@ def _agree(units: float, told: int, formula: Mapping[str, float]) -> bool:
 
 
 def _check_formula(
-    counts: Mapping[str, int], formula: Mapping[str, float], block: Block, notes: Notes
+    atoms: Atoms, cell: np.ndarray, formula: Mapping[str, float], block: Block, notes: Notes
 ) -> None:
-    """Compare the atoms with the formula; StructureError when its hydrogens have no place."""
+    """Compare the atoms with formula, Z and density of the file.
+
+    Raises StructureError when the hydrogens of the formula have no place.
+    """
+    density, counts = _densities(atoms, cell, block), atoms.counts
+    if density and not density[2] and not _confirmed(atoms, cell, formula, block):
+        notes.doubt(f"the density is {density[0]:g} g/cm^3 in the file, and {density[1]:.4g} of "
+                    "the atoms")  # fmt: skip
     if not formula:
         return
     if [element for element in formula if element not in counts] == ["H"]:
@@ -423,6 +499,26 @@ def _check_formula(
         notes.doubt(f"the formula is {_shown(formula)}, and the cell holds {_shown(counts)}")
     elif told is not None and not _agree(units, told, formula):
         notes.doubt(f"Z is {told} in the file, and the cell holds {units:g} formula units")
+
+
+def _check_alone(atoms: Atoms, cell: np.ndarray, notes: Notes) -> None:
+    """Doubt atoms without neighbours, as where symmetry was lost, or lengths are not in Å."""
+    nearest = _nearest(atoms, cell)
+    alone = (nearest > _ALONE) & ~np.isin(atoms.elements, _NOBLE_GASES)
+    for index in np.flatnonzero(alone):
+        notes.doubt("atoms far from all others", atoms.labels[index])
+
+
+def _nearest(atoms: Atoms, cell: np.ndarray) -> np.ndarray:
+    """Return how far the nearest atom of each [N] is, in sums of covalent radii; at most 2."""
+    radii = covalent_radii()[[Element(element).Z for element in atoms.elements]]
+    pos = (atoms.frac - np.floor(atoms.frac)) @ cell
+    i, j, _, distance = periodic_neighbors(pos, cell, 2 * _ALONE * radii.max())
+    other = (distance > 1e-8) | (i != j)
+    i, j, distance = i[other], j[other], distance[other]
+    nearest = np.full(len(radii), 2.0)
+    np.minimum.at(nearest, i, distance / (radii[i] + radii[j]))
+    return nearest
 
 
 def _shown(counts: Mapping[str, float]) -> str:

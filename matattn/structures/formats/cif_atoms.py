@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,8 +101,9 @@ def read_cell(block: Block) -> tuple[float, float, float, float, float, float]:
 
 
 def read_formula(block: Block) -> dict[str, float]:
-    """Return the number of each element in ``_chemical_formula_sum``; {} if it tells nothing."""
-    text = (block.value("_chemical_formula_sum") or "").replace(",", " ")
+    """Return the number of each element in the formula of the file; {} if it tells nothing."""
+    text = block.value("_chemical_formula_sum", "_chemical_formula_moiety") or ""
+    text = text.replace(",", " ")
     if not re.fullmatch(r"(\s*[A-Z][a-z]?\s*(\d+\.?\d*|\.\d+)?)+\s*", text):
         return {}
     counts: dict[str, float] = {}
@@ -159,6 +160,7 @@ def read_sites(
     if not sites:
         raise StructureError("has no atoms")
     _check_disorder(table)
+    _check_labels(sites, notes)
     return sites
 
 
@@ -287,6 +289,21 @@ def _check_disorder(table: _Table) -> None:
         )
 
 
+def _check_labels(sites: Sequence[Site], notes: Notes) -> None:
+    """Doubt labels that name another one of the elements than their type symbols."""
+    elements = {site.element for site in sites}
+    for site in sites:
+        if (named := _named(site.label)) in elements and named != site.element:
+            notes.doubt("labels and type symbols are different elements",
+                        f"{site.label} ({site.element})")  # fmt: skip
+
+
+def _named(label: str) -> str | None:
+    """Return the element that a label surely names: Ti of Ti1 and TiA, none of TI1."""
+    match = re.match(r"[A-Z][a-z](?![a-z])|[A-Z](?![A-Za-z])", label)
+    return match[0] if match and match[0] in _SYMBOLS else None
+
+
 def _element(label: str, type_symbol: str, formula: Mapping[str, float], notes: Notes) -> str:
     """Return the symbol of an atom's element; StructureError when it cannot be known."""
     if type_symbol not in NULL:
@@ -322,10 +339,10 @@ def _from_label(label: str, formula: Mapping[str, float], notes: Notes) -> str:
     if letters == "D":
         notes.remark("deuterium taken as H", label)
         return "H"
-    certain = re.match(r"[A-Z][a-z](?![a-z])|[A-Z](?![A-Za-z])", letters)
-    if certain and certain[0] in _SYMBOLS:
-        return certain[0]
-    candidates = [c for c in (letters[:2].capitalize(), letters[:1].upper()) if c in _IN_CRYSTALS]
+    if certain := _named(letters):
+        return certain
+    candidates = [c for c in dict.fromkeys((letters[:2].capitalize(), letters[:1].upper()))
+                  if c in _IN_CRYSTALS]  # fmt: skip
     borne_out = [candidate for candidate in candidates if candidate in formula]
     if len(borne_out) == 1:
         notes.remark("labels taken as elements of the formula", f"{label} ({borne_out[0]})")

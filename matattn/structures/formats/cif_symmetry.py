@@ -37,7 +37,7 @@ _SYMBOL = (
     "_space_group_name_h-m_full", "_space_group_name_h-m_ref",
 )  # fmt: skip
 _NUMBER = ("_space_group_it_number", "_symmetry_int_tables_number")
-_STRAIN = 0.02  # of a product of lattice vectors: more than rounding and thermal expansion
+STRAIN = 0.02  # of a product of lattice vectors: more than rounding and thermal expansion
 _SLIGHT_STRAIN = 0.005
 _SAME = 1e-5  # difference of strains: an angle of 90.001 degrees tells the unique axis
 
@@ -111,6 +111,11 @@ def named_settings(block: Block, notes: Notes) -> list[Setting] | None:
     return common if by_name else by_number(common[0].number)
 
 
+def by_number_only(block: Block) -> bool:
+    """Return whether a block names its space group by the number alone."""
+    return block.value(*_SYMBOL, *_HALL) is None
+
+
 def _told(name: str, meant: list[Setting]) -> str:
     return f"the {name} is number {meant[0].number} ({meant[0].name})"
 
@@ -124,7 +129,7 @@ def fitting(candidates: list[Setting], cell: np.ndarray, notes: Notes) -> list[S
     strains = [setting.operations.strain(cell) for setting in candidates]
     best = min(strains)
     fit = [s for s, strain in zip(candidates, strains, strict=True) if strain <= best + _SAME]
-    if best > _STRAIN:
+    if best > STRAIN:
         raise StructureError(
             f"the cell does not have the symmetry of {candidates[0].name}: its lengths or angles "
             "are wrong, or the space group is"
@@ -143,7 +148,7 @@ def fitting(candidates: list[Setting], cell: np.ndarray, notes: Notes) -> list[S
 
 def check_strain(strain: float, notes: Notes) -> None:
     """Note that a cell has its symmetry only roughly; StructureError if it does not have it."""
-    if strain > _STRAIN:
+    if strain > STRAIN:
         raise StructureError(
             f"the cell does not have the symmetry of the operations (a product of lattice vectors "
             f"changes by {strain:.1%}): lengths, angles or operations are wrong"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from matattn.errors import StructureError
 
+_END_OF_FILE = "\0\x1a \t\n"  # marks of old disks, too
 NULL = (".", "?", "")  # "does not apply", "unknown", and a tag without a value
 
 _TOKEN = re.compile(
@@ -93,6 +94,7 @@ def read_blocks(text: str) -> list[Block]:
     Raises StructureError when nothing in it looks like a CIF.
     """
     blocks = [Block("", 1)]
+    text = text.rstrip(_END_OF_FILE)
     tokens = _tokens(text)
     token = next(tokens, None)
     while token is not None:

@@ -15,7 +15,14 @@ from matattn.structures.formats.record import AnyStructure, Record, make_record
 from matattn.text_files import parse_number, read_lines
 
 _LOST = "the frames from here on cannot be read"
+_TWICE = "given twice"
 _CELL_KEYS = ("lattice", "cell", "unitcell", "unit_cell", "box", "cell_vectors", "lattice_vectors")
+_NUMBER = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
+_OTHER_CELL = re.compile(  # CELL or %PBC or unitcell with six numbers, or nine numbers alone
+    rf"\b(?:cell|unit_?cell|lattice|pbc|cryst1?)\b[\s:\[({{]*{_NUMBER}(?:[\s,]+{_NUMBER}){{5}}"
+    rf"|\A{_NUMBER}(?:\s+{_NUMBER}){{8}}\Z",
+    re.IGNORECASE | re.ASCII,
+)
 _ITEM = re.compile(  # key=value, "value", 'value', {value}, [value] or [[1, 0], [0, 1]]
     r"""(?:^|(?<=[\s"'}\]]))([^\s="'{\[]++)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|'([^']*+)'|\{([^}]*+)\}"""
     r"""|(\[[^][]*+(?:\[[^][]*+\][^][]*+)*+\])|(\S*))"""
@@ -107,6 +114,10 @@ def _frame(number: int, at: int, count: int, comment: str, rows: Sequence[str]) 
         rows = [row for row in rows if row.strip()]
         if len(rows) < count:
             raise ValueError(f"declares {count} atoms, and has {len(rows)}")
+        if "Lattice" not in info and _OTHER_CELL.search(comment):
+            raise ValueError(
+                'the comment line tells a cell; write it as Lattice="...", nine numbers'
+            )
         return Frame(number, at, _read_atoms(info, rows), info)
     except ValueError as error:
         return Frame(number, at, error, info)
@@ -117,6 +128,7 @@ def _parse_comment(comment: str) -> dict[str, Any]:
     info: dict[str, Any] = {}
     for key, *values in _ITEM.findall(comment):
         text = next((value for value in values if value), "")
+        text = f"{_TWICE}: {text}" if key in info and key == "Lattice" else text
         info[key] = text if key == "id" or key.lower() == "properties" else _value(text)
     return info
 
@@ -153,6 +165,8 @@ def _cell(lattice: Any, info: Mapping[str, Any]) -> np.ndarray | None:
             if key.lower() in _CELL_KEYS and np.size(value) in (3, 6, 9):
                 raise ValueError(f'has {key}=; write it as Lattice="...", nine numbers')
         return None
+    if str(lattice).startswith(_TWICE):
+        raise ValueError(f"has a Lattice {_TWICE}; leave one")
     numbers = np.asarray(lattice)
     if numbers.dtype != np.float64 or numbers.size != 9:
         raise ValueError("has a Lattice that is not nine numbers")

@@ -377,10 +377,28 @@ def _espresso_input(path: Path) -> Iterator[Record]:
     from ase.io.espresso import read_espresso_in
 
     text = read_text(path)
+    _check_ibrav(text)
     remarks = _espresso_labels(
         text, r"^\s*ATOMIC_SPECIES.*\n((?:\s*\S+\s+[-+.\dDdEe]+\s+\S+.*\n)+)"
     )
-    return _one(path, _from_ase(read_espresso_in(io.StringIO(text)), remarks))
+    try:
+        atoms = read_espresso_in(io.StringIO(text))
+    except KeyError as error:
+        raise ValueError(f"has no {error.args[0]}") from None
+    except TypeError:
+        raise ValueError(
+            "ATOMIC_POSITIONS or CELL_PARAMETERS: expected three decimal numbers in a line, and "
+            "lines for nat atoms"
+        ) from None
+    return _one(path, _from_ase(atoms, remarks))
+
+
+def _check_ibrav(text: str) -> None:
+    """Refuse the cells that pw.x makes of a few numbers, which ASE cannot."""
+    ibrav = re.search(r"^[^!\n]*\bibrav\s*=\s*(-?\d+)", text, re.MULTILINE | re.IGNORECASE)
+    if ibrav and int(ibrav[1]):
+        raise ValueError(f"has ibrav = {ibrav[1]}; write ibrav = 0 and CELL_PARAMETERS, which pw.x "
+                         "prints as crystal axes")  # fmt: skip
 
 
 def _espresso_output(path: Path) -> Iterator[Record]:

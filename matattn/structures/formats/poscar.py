@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,12 @@ class _Lines:
         """The next line, without its comment; None at the end."""
         return None if self._next is None else _COMMENT.sub("", self._next)
 
+    def skip_blank(self) -> bool:
+        """Go to the next line that is not blank; return False at the end."""
+        while self._next is not None and not self._next.strip():
+            self.take("a line")
+        return self._next is not None
+
     def take(self, what: str) -> str:
         """Return the next line whole; ValueError, naming what it should be, at the end."""
         if self._next is None:
@@ -54,15 +60,37 @@ class _Lines:
     def words(self, what: str) -> list[str]:
         return _COMMENT.sub("", self.take(what)).split()
 
+    def skip_to_head(self, atoms: int) -> bool:
+        """Go to the title of the next structure; return False, where there is none.
+
+        Velocities and VASP's other numbers may be before it, at most 4 lines for each atom.
+        """
+        rest = [] if self._next is None else [self._next]
+        rest += islice(self._lines, 4 * atoms + 20)
+        start = next((at for at in range(len(rest)) if _is_head(rest[at : at + 6])), None)
+        if start is None:
+            return False
+        self.number += start
+        self._next, self._lines = rest[start], chain(rest[start + 1 :], self._lines)
+        return True
+
     def error(self, problem: str) -> ValueError:
         return ValueError(f"line {self.number}: {problem}")
 
 
 def parse(path: Path) -> Iterator[Record]:
-    """Yield the structure of a POSCAR, or of another file that begins like one."""
+    """Yield the structure of a POSCAR, or of another file that begins like one.
+
+    Several that were written one after the other, as by USPEX, are all there.
+    """
     lines = _Lines(read_lines(path))
-    title, cell, scale, groups = _head(lines)
-    yield "", str(path), _atoms(lines, title, cell, scale, groups).structure()
+    place = str(path)
+    while True:
+        head = _head(lines)
+        yield "", place, _atoms(lines, *head).structure()
+        if not lines.skip_to_head(sum(count for _, count in head[-1])):
+            return
+        place = f"{path}, line {lines.number + 1}"
 
 
 def parse_frames(path: Path) -> Iterator[Record]:
@@ -70,12 +98,24 @@ def parse_frames(path: Path) -> Iterator[Record]:
     lines = _Lines(read_lines(path))
     head = _head(lines)
     number = 0
-    while lines.next and lines.next.strip():
-        if not lines.next.strip().lower().startswith("direct"):
+    while lines.skip_blank():
+        if not (lines.next or "").strip().lower().startswith("direct"):
             head = _head(lines)
+            lines.skip_blank()
         number += 1
         place = f"{path}, frame {number}"
         yield "", place, _atoms(lines, *head).structure()
+
+
+def _is_head(lines: Sequence[str]) -> bool:
+    """Return whether lines are title, scale, three vectors, and symbols or whole numbers."""
+    words = [_COMMENT.sub("", line).split() for line in lines[1:]]
+    if len(words) < 5 or len(words[0]) != 1 or not words[4]:
+        return False
+    numbers = [*words[0], *(word for row in words[1:4] for word in row)]
+    if len(numbers) != 10 or None in map(_number, numbers):
+        return False
+    return words[4][0].isdecimal() or words[4][0][0].isalpha()
 
 
 _Groups = list[tuple[str, int]]  # symbols as the file writes them ("" in VASP 4), and numbers
@@ -173,7 +213,15 @@ def _atoms(
     coords, labels = _coordinates(lines, total, selective)
     symbols, remarks, doubts = _elements(groups, labels, title)
     pos = coords * scale if cartesian else coords @ cell
+    if not cartesian and _are_lengths(coords, cell):
+        doubts = (*doubts, "Direct coordinates above 1.5 that lie in the cell if they are in Å")
     return Atoms([NUMBERS[symbol] for symbol in symbols], pos, cell, remarks, doubts)
+
+
+def _are_lengths(coords: np.ndarray, cell: np.ndarray) -> bool:
+    """Return whether Direct coordinates are far out of the cell, and in it if taken for Å."""
+    inside = coords @ np.linalg.inv(cell)
+    return bool(coords.max() > 1.5 and inside.min() > -0.01 and inside.max() < 1.01)
 
 
 def _is_cartesian(lines: _Lines) -> bool:
@@ -189,7 +237,8 @@ def _coordinates(lines: _Lines, total: int, selective: bool) -> tuple[np.ndarray
     labels = []
     while len(coords) < total:
         if not _looks_like_numbers(lines.next):
-            raise ValueError(f"declares {total} atoms, and has {len(coords)} coordinates")
+            found = f"; then {lines.next.strip()[:40]!r}" if lines.next else ""
+            raise ValueError(f"declares {total} atoms, and has {len(coords)} coordinates{found}")
         words = lines.take("the coordinates").replace("!", " ! ").replace("#", " # ").split()
         numbers = [_number(word) for word in words[:4]]
         if None in numbers[:3] or len(numbers) < 3:

@@ -7,8 +7,9 @@ imports the modules that they name.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +34,19 @@ from matattn.text_files import read_lines, read_text
 _EXPECTED = (
     "expected a structure of pymatgen (lattice, sites) or a row of data (id, lattice, Z, frac)"
 )
+_PARTS = ("structure", "molecule", "atoms", "attributes")  # of an entry; the last of OPTIMADE
 _IDS = ("id", "material_id", "jid")  # of rows, of the Materials Project, of JARVIS
 
 
 def parse(path: Path) -> Iterator[Record]:
     """Yield the structures of a JSON file: one, a list, or a dictionary of them by their ids."""
-    content = json.loads(read_text(path))
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        hint = "; one structure per line: call it .jsonl" if error.msg == "Extra data" else ""
+        raise ValueError(f"it is not JSON, or cut: {error}{hint}") from None
+    if isinstance(content, dict) and isinstance(content.get("data"), list):  # of a web service
+        content = content["data"]
     if isinstance(content, list):
         for number, entry in enumerate(content, start=1):
             yield _record(entry, f"{path}, entry {number}")
@@ -83,7 +91,7 @@ def _record(entry: Any, place: str, name: str = "") -> Record:
 
 def _kind(entry: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any] | None:
     """Return the part of an entry that holds a structure, and its converter; None if none does."""
-    for content in (entry, *(entry.get(key) for key in ("structure", "molecule", "atoms"))):
+    for content in (entry, *(entry.get(key) for key in _PARTS)):
         if isinstance(content, dict):
             for keys, convert in _CONVERTERS.items():
                 if set(keys) <= content.keys():
@@ -104,7 +112,7 @@ def _missing(entry: Any) -> str:
     """Return what an entry lacks that looks like one of the kinds."""
     if not isinstance(entry, dict):
         return f", got {type(entry).__name__}"
-    content = next((entry[key] for key in ("structure", "atoms") if key in entry), entry)
+    content = next((entry[key] for key in _PARTS if key in entry), entry)
     if not isinstance(content, dict):
         return f", got {type(content).__name__}"
     known = [keys for keys in _CONVERTERS if content.keys() & set(keys)]
@@ -127,7 +135,7 @@ class PymatgenSites(NamedTuple):
 
 def read_sites(content: Mapping[str, Any]) -> PymatgenSites:
     """Return the sites of a ``Structure`` or ``Molecule``; ValueError, naming the bad one."""
-    if "sites" not in content:
+    if not isinstance(content.get("sites"), list):
         raise ValueError(f"has no sites; {_EXPECTED}")
     cell = _cell(content["lattice"]) if "lattice" in content else None
     species, coords = [], []
@@ -138,8 +146,11 @@ def read_sites(content: Mapping[str, Any]) -> PymatgenSites:
             occupancies, told = _whole_site(site) or site_species(_parts(site, changed))
             species.append(occupancies)
             coords.append(_coordinates(site, cell))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"site {number}: {reason}") from None
+        except (TypeError, AttributeError):
+            reason = "expected species, a list of element and occu, and three coordinates"
             raise ValueError(f"site {number}: {reason}") from None
         if told is not None:
             rounded[f"site {number}"] = told
@@ -162,14 +173,21 @@ def _parts(site: Mapping[str, Any], changed: dict[str, str]) -> Iterator[tuple[s
         label = str(kind["element"])
         if (symbol := read_element(label)) != label:
             changed[label] = symbol
-        yield symbol, float(kind["occu"])
+        yield symbol, _number(kind["occu"], "the occupancy")
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}, not a number")
+    return float(value)
 
 
 def _coordinates(site: Mapping[str, Any], cell: np.ndarray | None) -> Any:
-    if cell is None:
-        return site["xyz"]
-    if "abc" in site:
-        return site["abc"]
+    key = "abc" if cell is not None and "abc" in site else "xyz"
+    if len(site[key]) != 3:
+        raise ValueError(f"{key} has {len(site[key])} numbers; expected 3")
+    if cell is None or key == "abc":
+        return site[key]
     return (np.asarray(site["xyz"], dtype=np.float64) @ np.linalg.inv(cell)).tolist()
 
 
@@ -178,12 +196,26 @@ def _cell(lattice: Mapping[str, Any]) -> np.ndarray:
         raise ValueError("the lattice of pymatgen's structure is no dictionary")
     if not is_periodic(lattice.get("pbc", True)):
         raise ValueError("is periodic nowhere (pbc F F F), and has a lattice")
-    if "matrix" in lattice:
-        return checked_cell(lattice["matrix"])
     names = ("a", "b", "c", "alpha", "beta", "gamma")
-    if absent := [name for name in names if name not in lattice]:
+    absent = [name for name in names if name not in lattice]
+    if "matrix" in lattice:
+        cell = checked_cell(lattice["matrix"])
+        if not absent:
+            told = [_number(lattice[name], name) for name in names]
+            _check_parameters(told, Lattice(cell).parameters)
+        return cell
+    if absent:
         raise ValueError(f"the lattice has no matrix, and no {', '.join(absent)}")
-    return checked_cell(Lattice.from_parameters(*(lattice[name] for name in names)).matrix)
+    told = [_number(lattice[name], name) for name in names]
+    return checked_cell(Lattice.from_parameters(*told).matrix)
+
+
+def _check_parameters(told: Sequence[float], found: Sequence[float]) -> None:
+    """Refuse a lattice whose lengths and angles are not those of its matrix, within 1 %."""
+    if not np.allclose(told, found, rtol=0.01):
+        shown = (" ".join(f"{number:.4g}" for number in numbers) for numbers in (found, told))
+        raise ValueError("the lattice has a matrix of {}, and lengths and angles are {}: they "
+                         "contradict".format(*shown))  # fmt: skip
 
 
 def _from_pymatgen(content: Mapping[str, Any]) -> AnyStructure:
@@ -196,7 +228,16 @@ def _from_pymatgen(content: Mapping[str, Any]) -> AnyStructure:
 def _from_row(content: Mapping[str, Any]) -> AnyStructure:
     if "pbc" in content and not is_periodic(content["pbc"]):
         raise ValueError("is periodic nowhere (pbc F F F): a molecule has Z and pos")
-    return Structure(checked_cell(content["lattice"]), content["Z"], content["frac"])
+    cell = checked_cell(content["lattice"])
+    make_atoms(_whole(content["Z"]), content["frac"], cell, True)  # checks them
+    return Structure(cell, content["Z"], content["frac"])
+
+
+def _whole(numbers: Any) -> list[int]:
+    for number, z in enumerate(numbers, start=1):
+        if not isinstance(z, Integral) or isinstance(z, bool):
+            raise ValueError(f"atom {number}: Z is {z!r}; expected an atomic number")
+    return list(numbers)
 
 
 def _from_molecule_row(content: Mapping[str, Any]) -> AnyStructure:
@@ -211,6 +252,21 @@ def _from_jarvis(content: Mapping[str, Any]) -> AnyStructure:
     coords = np.asarray(content["coords"], dtype=np.float64)
     pos = coords if content.get("cartesian", False) else coords @ cell
     return make_atoms(z, pos, cell, True, remarks).structure()
+
+
+def _from_optimade(content: Mapping[str, Any]) -> AnyStructure:
+    """Return the structure of the attributes of an entry of OPTIMADE."""
+    symbols = {kind["name"]: kind for kind in content.get("species") or ()}
+    labels = []
+    for number, name in enumerate(content["species_at_sites"], start=1):
+        kind = symbols.get(name, {"chemical_symbols": [name], "concentration": [1.0]})
+        if len(kind["chemical_symbols"]) != 1 or kind["concentration"] != [1]:
+            raise ValueError(f"site {number} ({name}) has partial occupancy; order it first")
+        labels.append(str(kind["chemical_symbols"][0]))
+    z, remarks = read_elements(labels)
+    pbc = [flag == 1 for flag in content.get("dimension_types") or (1, 1, 1)]
+    pos, cell = content["cartesian_site_positions"], content["lattice_vectors"]
+    return make_atoms(z, pos, cell, pbc, remarks).structure()
 
 
 def _from_ase(content: Mapping[str, Any]) -> AnyStructure:
@@ -236,5 +292,6 @@ _CONVERTERS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], AnyStructure]] 
     ("lattice", "sites"): _from_pymatgen,
     ("numbers", "positions", "cell", "pbc"): _from_ase,
     ("lattice_mat", "coords", "elements"): _from_jarvis,
+    ("lattice_vectors", "cartesian_site_positions", "species_at_sites"): _from_optimade,
     ("sites",): _from_pymatgen,
 }

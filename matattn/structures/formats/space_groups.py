@@ -45,6 +45,11 @@ class Operations:
     def __len__(self) -> int:
         return len(self.rotations)
 
+    def is_same(self, other: Operations) -> bool:
+        """Return whether both are the same operations, in any order."""
+        mine = _codes(self.rotations, self.translations)
+        return np.array_equal(np.sort(mine), np.sort(_codes(other.rotations, other.translations)))
+
     def images(self, frac: np.ndarray) -> np.ndarray:
         """Return the images [n, 3] of a position [3]."""
         return self.rotations @ frac + self.translations / GRAIN
@@ -112,12 +117,13 @@ def product(first: Operations, second: Operations) -> Operations:
     return Operations(np.array(rotations), np.array(translations))
 
 
+_DASH = re.compile("[\N{MINUS SIGN}\N{EN DASH}]")
 _TERM = re.compile(r"([+-]?)(?:(\d*\.\d+|\d+\.|\d+(?:/\d+)?)\*?)?([xyz]?)")
 
 
 @lru_cache(4096)
 def _parse_operation(triplet: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    parts = "".join(triplet.lower().split()).split(",")
+    parts = "".join(_DASH.sub("-", triplet).lower().split()).split(",")
     try:
         if len(parts) != 3:
             raise SymmetryError
@@ -261,17 +267,22 @@ def by_symbol(symbol: str) -> list[Setting]:
     return [setting for setting in found if _has_choice(setting, choice)]
 
 
+_QUOTES = " '\"\u2018\u2019\u201c\u201d"  # typographic ones, too
+
+
 def _split_choice(symbol: str) -> tuple[str, str]:
     """Return a symbol without the ending for origin or axes, and "", "1", "2", "H", "R", "b1"..."""
-    text = " ".join(symbol.replace("_", " ").split()) if ":" in symbol else symbol.strip()
+    text = re.sub(r"\s*\(?\s*(#|\b[Nn]o\b\.?)\s*\d+\s*\)?\s*$", "", symbol.strip(_QUOTES))
+    text = " ".join(text.replace("_", " ").split()) if ":" in text else text
     match = re.fullmatch(r"(.*?)\s*:\s*[oO]?(-?\w+)", text) or re.fullmatch(
         r"(.*?)\s*\(?\s*(?:origin|choice)(?:\s+choice)?\s*([12])\)?", text, re.IGNORECASE
     )
     if match is None and text[:1] in "HRhr" and re.match(r"[Rr]\W*-?3", text):
-        match = re.fullmatch(r"(.*?)\s+([HhRr])", text)
+        axes = r"(.*?)\s*(?:\(?(h)exagonal.*|\(?(r)hombohedral.*|([hr]))"
+        match = re.fullmatch(axes, text, re.IGNORECASE)
     if match is None:
-        match = re.fullmatch(r"(.*?)\s+([SZ])", text)
-    name, choice = match.groups() if match else (text, "")
+        match = re.fullmatch(r"(.*?)\s*([SZ])", text)
+    name, choice = filter(None, match.groups()) if match else (text, "")
     choice = {"S": "1", "Z": "2"}.get(choice.upper(), choice)
     choice = choice.upper() if choice.lower() in ("h", "r") else choice
     if match is None and re.match(r"[Hh]\W*-?3", name):  # the Protein Data Bank's H 3
@@ -287,7 +298,7 @@ def _has_choice(setting: Setting, choice: str) -> bool:
 
 def _plain(symbol: str) -> str:
     """Return a symbol in lower case, with single spaces, without the marks of typesetting."""
-    text = re.sub(r"<sub>|</sub>|[_(){}\\$]", "", symbol.lower()).replace("\N{MINUS SIGN}", "-")
+    text = re.sub(r"<sub>|</sub>|[_(){}\\$]", "", _DASH.sub("-", symbol.lower()))
     text = re.sub(r"(?<=[a-z]) ?/ ?|(?<=\d) ?/ ?", "/", text)
     return " ".join(text.split())
 

@@ -119,9 +119,127 @@ def test_symmetry_that_is_unclear_is_refused(symmetry, message):
 
 
 def test_no_symmetry_at_all_is_told():
-    check(cif(symmetry=""), "TiO", 2, remark="tells no symmetry")
-    check(cif(symmetry="_space_group_name_H-M_alt ?"), "TiO", 2, remark="tells no symmetry")
+    check(cif(symmetry=""), "TiO", 2, doubt="tells no symmetry")
+    check(cif(symmetry="_space_group_name_H-M_alt ?"), "TiO", 2, doubt="tells no symmetry")
     check(cif(symmetry="_space_group_name_H-M_alt 'P 1'"), "TiO", 2)
+
+
+WHOLE = (*RUTILE, "O2 O 0.695 0.695 0", "O3 O 0.195 0.805 0.5", "O4 O 0.805 0.195 0.5",
+         "Ti2 Ti 0.5 0.5 0.5")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "_chemical_formula_sum 'O2 Ti'",
+        "_chemical_formula_sum 'O2 Ti'\n_cell_formula_units_Z 2",
+        "_exptl_crystal_density_diffrn 4.25",
+    ],
+)
+def test_a_whole_cell_without_symmetry_is_confirmed_by_formula_or_density(told):
+    check(cif(*WHOLE, symmetry="", extra=told), "TiO2", 6, remark="tells no symmetry")
+
+
+def test_one_formula_unit_confirms_no_whole_cell():
+    text = cif("Na1 Na 0 0 0", "Cl1 Cl .5 .5 .5", cell=(4.2, 4.2, 4.2, 90, 90, 90), symmetry="",
+               extra="_chemical_formula_sum 'Cl Na'")  # fmt: skip
+    check(text, "NaCl", 2, doubt="tells no symmetry")
+
+
+@pytest.mark.parametrize("name", ["P 1", "P m -3 m"])
+def test_atoms_far_from_all_others_are_doubted(name):
+    symmetry = f"_space_group_name_H-M_alt '{name}'"
+    atoms = ("Na1 Na 0 0 0", "Cl1 Cl .5 .5 .5")
+    cell = (5.64, 5.64, 5.64, 90, 90, 90)
+    check(cif(*atoms, cell=cell, symmetry=symmetry), "NaCl", 2, doubt="far from all others: Na1")
+    check(cif(*atoms, cell=cell, symmetry="_space_group_name_H-M_alt 'F m -3 m'"), "NaCl", 8)
+    assert not doubts_of(read(cif("Ar1 Ar 0 0 0", cell=cell, symmetry=symmetry)))
+
+
+@pytest.mark.parametrize("density", ["4.25", "4.3", "4.2(1)", "heavy", "?", "4.19"])
+def test_density_agrees_with_the_atoms(density):
+    check(cif(extra=f"_exptl_crystal_density_diffrn {density}"), "TiO2", 6)
+
+
+def test_another_density_is_doubted_unless_formula_and_z_confirm_the_atoms():
+    wrong = "_exptl_crystal_density_diffrn 2.13"
+    doubt = "density is 2.13 g/cm^3 in the file, and 4.247 of the atoms"
+    check(cif(extra=wrong), "TiO2", 6, doubt=doubt)
+    check(cif(extra=f"{wrong}\n_chemical_formula_sum 'O2 Ti'"), "TiO2", 6, doubt=doubt)
+    confirmed = f"{wrong}\n_chemical_formula_sum 'O2 Ti'\n_cell_formula_units_Z 2"
+    check(cif(extra=confirmed), "TiO2", 6)
+
+
+def test_density_of_a_deuteride():
+    atoms = [atom.replace(" H ", " D ") for atom in HYDROXIDE]
+    extra = "_exptl_crystal_density_diffrn 2.459"
+    check(cif(*atoms, cell=BRUCITE, symmetry=P3M1, extra=extra), "Mg(HO)2", 5, remark="deuterium")
+    check(cif(*atoms[:2], cell=BRUCITE, symmetry=P3M1, extra=extra), "MgO2", 3, doubt="density")
+
+
+def test_the_formula_may_be_that_of_the_moieties():
+    text = cif(*HYDROXIDE[:2], cell=BRUCITE, symmetry=P3M1,
+               extra="_chemical_formula_sum ?\n_chemical_formula_moiety 'Mg O2 H2'")  # fmt: skip
+    refused(text, "no hydrogen has a place")
+
+
+# LaPO4 in P 1 21/n 1; read in P 1 21/c 1 it is another crystal.
+MONAZITE = (
+    "La1 La .2815 .1600 .1007", "P1 P .3047 .1639 .6121", "O1 O .2503 .0068 .4450",
+    "O2 O .3799 .3315 .4964", "O3 O .4748 .1054 .8042", "O4 O .1277 .2168 .7101",
+)  # fmt: skip
+P21C = "loop_\n_symmetry_equiv_pos_as_xyz\nx,y,z\n-x,-y,-z\n-x,y+1/2,-z+1/2\nx,-y+1/2,z+1/2\n"
+P21N = P21C.replace("-x,y+1/2", "-x+1/2,y+1/2").replace("\nx,-y+1/2", "\nx+1/2,-y+1/2")
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "doubt"),
+    [
+        ("_space_group_IT_number 14", "only the space group number is told, and P 1 21/c 1"),
+        (P21C + "_space_group_name_H-M_alt 'P 1 21/n 1'", "not those of the setting P 1 21/n 1"),
+        (P21N + "_space_group_name_H-M_alt 'P 1 21/n 1'", None),
+        (P21N + "_space_group_name_H-M_alt 'P 21/n'", None),
+        (P21N + "_space_group_IT_number 14", None),
+        (P21N, None),
+    ],
+)
+def test_settings_that_give_another_crystal_are_doubted(symmetry, doubt):
+    cell = (6.8313, 7.0705, 6.5034, 90, 103.27, 90)
+    check(cif(*MONAZITE, cell=cell, symmetry=symmetry), "LaPO4", 24, doubt=doubt)
+
+
+def test_a_number_alone_that_leaves_one_crystal_is_no_doubt():
+    check(cif(symmetry="_space_group_IT_number 136"), "TiO2", 6)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "doubt"),
+    [
+        (("O1 Ti 0 0 0", "Ti1 O 0.305 0.305 0"), "different elements: O1 (Ti), Ti1 (O)"),
+        (("Ti1 Ti 0 0 0", "Ti2 O 0.305 0.305 0"), "different elements: Ti2 (O)"),
+        (("M1 Ti 0 0 0", "X1 O 0.305 0.305 0"), None),
+        (("C1 Ti 0 0 0", "OT O 0.305 0.305 0"), None),
+    ],
+)
+def test_labels_that_contradict_type_symbols_are_doubted(atoms, doubt):
+    check(cif(*atoms), "TiO2", 6, doubt=doubt)
+
+
+def test_a_label_in_small_letters_is_an_element_of_the_formula():
+    columns = COLUMNS.replace("_atom_site_type_symbol ", "")
+    text = cif("ti1 0 0 0", "o1 .305 .305 0", columns=columns,
+               extra="_chemical_formula_sum 'O2 Ti'")  # fmt: skip
+    check(text, "TiO2", 6, remark="labels taken as elements of the formula: ti1 (Ti), o1 (O)")
+
+
+@pytest.mark.parametrize("end", ["\x1a", "\0\0\0", "\n\x1a\n"])
+def test_marks_of_the_end_of_a_file(end):
+    check(cif() + end, "TiO2", 6)
+
+
+@pytest.mark.parametrize("dash", ["\u2212", "\u2013"])
+def test_operations_with_typographic_minus_signs(dash):
+    check(cif(symmetry=RUTILE_OPERATIONS.replace("-", dash)), "TiO2", 6)
 
 
 def test_an_unknown_name_beside_operations_does_no_harm():
@@ -244,7 +362,8 @@ BARE = COLUMNS.replace("_atom_site_type_symbol ", "")
      ("Fe3+", "Fe"), ("O2-", "O"), ("Na_1", "Na")],
 )  # fmt: skip
 def test_labels_that_are_elements(label, element):
-    structure = read(cif(f"{label} 0 0 0", columns=BARE, symmetry="_space_group_IT_number 1"))
+    symmetry, cell = "_space_group_IT_number 1", (2, 2, 2, 90, 90, 90)
+    structure = read(cif(f"{label} 0 0 0", columns=BARE, symmetry=symmetry, cell=cell))
     assert structure.composition.as_dict() == {element: 1} and not doubts_of(structure)
 
 

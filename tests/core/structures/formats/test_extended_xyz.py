@@ -206,3 +206,29 @@ def test_other_writers_are_read_as_ase_does(tmp_path):
     (structure,) = read(tmp_path / "a.extxyz")
     assert structure.lattice.matrix == pytest.approx(atoms.cell.array)
     assert structure.cart_coords == pytest.approx(atoms.positions)
+
+
+def test_a_lattice_that_is_given_twice(written):
+    (bad, good) = entries(
+        written(frame(comment=f"{LATTICE} {LATTICE.replace('4.2', '9')}") + frame())
+    )
+    assert "has a Lattice given twice; leave one" in str(bad.structure)
+    assert good.structure.lattice.c == 4.2
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["CELL 4.2 4.2 4.2 90 90 90", "%PBC 4.2 4.2 4.2 90 90 90", "4.2 0 0 0 4.2 0 0 0 4.2",
+     'jmolscript: load "" {1 1 1} unitcell [4.2, 4.2, 4.2, 90, 90, 90]',
+     "crystal, lattice: 4.2 0 0 0.1 4.2 0 0 0 4.2"],
+)  # fmt: skip
+def test_cells_that_other_programs_write_in_the_comment_are_no_molecules(written, comment):
+    (entry,) = entries(written(frame(comment=comment)))
+    assert "the comment line tells a cell; write it as Lattice=" in str(entry.structure)
+
+
+@pytest.mark.parametrize(
+    "comment", ["gdb 1 157.7 157.7 157.7 0. 13.21 -0.38 0.1", "cell 7", "1 2 3"]
+)
+def test_other_numbers_in_the_comment_are_no_cell(written, comment):
+    assert isinstance(read(written(frame(comment=comment)))[0], Molecule)

@@ -360,3 +360,23 @@ def test_other_files_of_these_endings_are_no_structures(tmp_path):
         assert not is_structure_file(tmp_path / name)
         (entry,) = entries(tmp_path / name)
         assert "unknown file type" in str(entry.structure)
+
+
+def test_cells_and_positions_of_espresso_that_ase_cannot_read(tmp_path):
+    text = (
+        "&system\n ibrav={}, nat={}, ntyp=1\n/\nATOMIC_SPECIES\nNa 22.99 x.upf\n"
+        "CELL_PARAMETERS angstrom\n4 0 0\n0 4 0\n0 0 4\n"
+        "ATOMIC_POSITIONS crystal\nNa 0 0 0\nK_POINTS gamma\n"
+    )
+    path = tmp_path / "x.pwi"
+    path.write_text(text.format(0, 1))
+    assert len(read(path)[0]) == 1
+    path.write_text(text.format(0, 1).replace(", ntyp=1", ""))
+    with pytest.raises(StructureError, match="Quantum ESPRESSO: has no ntyp"):
+        read(path)
+    path.write_text(text.format(6, 1))
+    with pytest.raises(StructureError, match="has ibrav = 6; write ibrav = 0 and CELL_PARAMETERS"):
+        read(path)
+    path.write_text(text.format(0, 2))
+    with pytest.raises(StructureError, match="expected three decimal numbers in a line, and lines"):
+        read(path)

@@ -202,3 +202,50 @@ def test_frames_of_xdatcar(written):
     assert second.id == "XDATCAR:2" and third.place.endswith("XDATCAR, frame 3")
     *good, cut = entries(written(text[:-12], "XDATCAR"))
     assert len(good) == 2 and "declares 2 atoms, and has 1 coordinates" in str(cut.structure)
+
+
+VELOCITIES = ["", *6 * ["0.1E-02 0.2E-02 0.0"]]
+LATTICE_VELOCITIES = ["Lattice velocities and vectors", "1", *6 * ["0.1E-02 0.2E-02 0.0"]]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [[], [""], VELOCITIES, [*LATTICE_VELOCITIES, *VELOCITIES], [*VELOCITIES, "", "1", "0.5E+00"]],
+)
+@pytest.mark.parametrize("name", ["POSCAR", "gatheredPOSCARS", "all.vasp"])
+def test_structures_one_after_the_other(written, between, name):
+    second = poscar(title="EA2 4.6 sym.group: 136", head=("Zr O", "2 4"), scale="-80.0")
+    text = poscar(end=between) + second + poscar(title="", head=("Sn O", "2 4"))
+    first, second, third = entries(written(text, name))
+    assert [e.structure.formula for e in (first, second, third)] == ["Ti2 O4", "Zr2 O4", "Sn2 O4"]
+    assert second.place.endswith(f"{name}, line {15 + len(between)}")
+    assert second.structure.volume == pytest.approx(80)
+
+
+def test_what_follows_one_structure_is_no_other(written):
+    for end in (VELOCITIES, LATTICE_VELOCITIES, [*LATTICE_VELOCITIES, *VELOCITIES], ["", "2 2 2"]):
+        assert only(written(poscar(end=end))).formula == "Ti2 O4"
+
+
+def test_a_bad_structure_after_a_good_one_is_told(written):
+    good, bad = entries(written(poscar() + poscar(head=("Ti Qq", "2 4"))))
+    assert good.structure.formula == "Ti2 O4" and "line 20: 'Qq' is not" in str(bad.structure)
+
+
+@pytest.mark.parametrize("name", ["SPOSCAR", "BPOSCAR-001", "CENTCAR", "bestPOSCARS", "x.POSCAR"])
+def test_names_of_other_programs(written, name):
+    assert only(written(poscar(), name)).formula == "Ti2 O4"
+
+
+def test_direct_coordinates_that_look_like_lengths_are_doubted(written):
+    rows = [" ".join(f"{float(x) * 4.6:.4f}" for x in row.split()) for row in ROWS]
+    assert "lie in the cell if they are in" in doubts_of(only(written(poscar(rows=rows))))[0]
+    assert not doubts_of(only(written(poscar(rows=rows, mode="Cartesian"))))
+    unwrapped = [*ROWS[:4], "2.8 -3.2 0.5", "0.2 0.8 0.5"]
+    assert not doubts_of(only(written(poscar(rows=unwrapped))))
+
+
+def test_blank_lines_between_frames(written):
+    head = "x\n1\n4 0 0\n0 4 0\n0 0 4\nCs Cl\n1 1\n"
+    frame = "\nDirect configuration=     1\n0 0 0\n0.5 0.5 0.5\n"
+    assert len(list(entries(written(head + 3 * frame + "\n" + head + frame, "XDATCAR")))) == 4

@@ -2,6 +2,7 @@
 
 import bz2
 import json
+import re
 
 import numpy as np
 import pytest
@@ -176,3 +177,82 @@ def test_compressed_json_lines(written):
     lines = "\n".join(json.dumps(ROW | {"id": n}) for n in range(3))
     path = written(bz2.compress(lines.encode("utf-8-sig")), "rows.jsonl.bz2")
     assert [entry.id for entry in entries(path)] == ["0", "1", "2"]
+
+
+OPTIMADE = {
+    "lattice_vectors": (4 * np.eye(3)).tolist(),
+    "cartesian_site_positions": [[0, 0, 0], [2, 2, 1.6]],
+    "species_at_sites": ["Na", "chloride"],
+    "species": [
+        {"name": "Na", "chemical_symbols": ["Na"], "concentration": [1.0]},
+        {"name": "chloride", "chemical_symbols": ["Cl"], "concentration": [1]},
+    ],
+    "dimension_types": [1, 1, 1],
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [OPTIMADE, {"attributes": OPTIMADE}, {"data": [{"id": "x", "attributes": OPTIMADE}]},
+     {"data": [{"structure": SALT.as_dict()}], "meta": {}}],
+)  # fmt: skip
+def test_answers_of_web_services(written, content):
+    (structure,) = read(written(content))
+    assert np.allclose(structure.distance_matrix, SALT.distance_matrix)
+    assert structure.species == SALT.species
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dimension_types": [1, 1, 0]}, MIXED),
+        ({"species": [OPTIMADE["species"][0] | {"concentration": [0.5]}]},
+         "site 1 (Na) has partial occupancy"),
+        ({"species_at_sites": ["Na", "vacancy"]}, "'vacancy' is not a chemical element"),
+        ({"species_at_sites": ["Na"]}, "has 1 elements and 2 positions"),
+    ],
+)  # fmt: skip
+def test_optimade_that_is_refused(written, change, message):
+    with pytest.raises(StructureError, match=re.escape(message)):
+        read(written(OPTIMADE | change))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"lattice": 1} {"lattice": 2}', "one structure per line: call it .jsonl"),
+        ('{"lattice": ', "is not JSON, or cut"),
+        ("data_x", "is not JSON, or cut"),
+    ],
+)
+def test_texts_that_are_no_json(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(StructureError, match=message):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(sites=None), "has no sites"),
+        (lambda d: d["sites"].__setitem__(0, None), "site 1: expected species, a list"),
+        (lambda d: d["sites"][1].update(species=None), "site 2: expected species, a list"),
+        (lambda d: d["sites"][0].update(species="Na"), "site 1: expected species, a list"),
+        (lambda d: d["sites"][0].update(abc=[0, 0]), "site 1: abc has 2 numbers; expected 3"),
+        (lambda d: d["sites"][0].update(abc=None), "site 1: expected species, a list"),
+        (lambda d: d["sites"][0]["species"][0].update(occu="x"), "occupancy is 'x', not a number"),
+        (lambda d: d["lattice"].update(a=8), "lengths and angles are 8 4 4 90 90 90: they contrad"),
+        (lambda d: d["lattice"].update(gamma="x"), "gamma is 'x', not a number"),
+    ],
+)
+def test_structures_that_contradict_themselves_or_are_none(written, change, message):
+    content = json.loads(SALT.to_json())
+    change(content)
+    with pytest.raises(StructureError, match=message):
+        read(written(content))
+
+
+@pytest.mark.parametrize("z", [True, "Na", 0, -11, 11.5, None])
+def test_rows_with_a_bad_atomic_number(written, z):
+    with pytest.raises(StructureError, match="atom 1: .*atomic number"):
+        read(written(ROW | {"Z": [z, 17]}))
