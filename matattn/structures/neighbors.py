@@ -67,6 +67,8 @@ def _search(
     pos: np.ndarray, cell: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     width = _bin_width(pos, cell, cutoff)
+    if width > cutoff and _has_one_image(cell, cutoff):
+        return _tree_search(pos, cell, cutoff)
     if width > cutoff:  # pymatgen's bins are as wide as the cutoff, and empty ones cost as others
         target, source, image, distance = _search(pos, cell, width)
         near = distance <= cutoff
@@ -79,6 +81,43 @@ def _search(
         pos, pos, r=float(cutoff), pbc=periodic, lattice=cell, tol=1e-8
     )
     return target, source, np.rint(image).astype(np.int64), distance
+
+
+def _has_one_image(cell: np.ndarray, cutoff: float) -> bool:
+    """Return whether at most one image of an atom is within ``cutoff`` Å of any place."""
+    return not cell.any() or bool((2 * np.sqrt(3) * cutoff < _heights(cell)).all())
+
+
+def _heights(cell: np.ndarray) -> np.ndarray:
+    """Return the distances [3] of the faces of a cell, Å."""
+    return 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+
+
+def _tree_search(
+    pos: np.ndarray, cell: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Search where few atoms are in much empty space, so that bins would be too many or too full.
+
+    Along the heights of a cell, atoms within ``cutoff`` are at most sqrt(3) times as far apart.
+    """
+    from scipy.spatial import cKDTree
+
+    if cell.any():
+        frac, heights = pos @ np.linalg.inv(cell), _heights(cell)
+        places = frac % 1 % 1 * heights  # twice: -1e-17 % 1 is 1
+        tree = cKDTree(np.minimum(places, np.nextafter(heights, 0)), boxsize=heights)
+        pairs = tree.query_pairs(np.sqrt(3) * cutoff, output_type="ndarray")
+    else:
+        frac, pairs = pos, cKDTree(pos).query_pairs(cutoff, output_type="ndarray")
+    itself = np.repeat(np.arange(len(pos))[:, None], 2, axis=1)
+    target, source = np.concatenate([pairs, pairs[:, ::-1], itself]).T
+    image = -np.rint(frac[source] - frac[target]) if cell.any() else np.zeros((len(target), 3))
+    distance = np.linalg.norm(pos[source] + image @ cell - pos[target], axis=1)
+    near = distance <= cutoff
+    order = np.lexsort((source[near], target[near]))
+    found = (array[near][order] for array in (target, source, image.astype(np.int64), distance))
+    target, source, image, distance = found
+    return target, source, image, distance
 
 
 def _bin_width(pos: np.ndarray, cell: np.ndarray, cutoff: float) -> float:

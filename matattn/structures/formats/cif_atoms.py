@@ -22,6 +22,7 @@ from matattn.text_files import parse_number
 
 _SYMBOLS = {Element.from_Z(z).symbol for z in range(1, 119)}
 _IN_CRYSTALS = {Element.from_Z(z).symbol for z in range(1, 99)}  # NO and CN are no No and Cn
+MOST_SITES = 200_000
 _REFINED = 1.01  # an occupancy above 1 that a refinement did not hold
 _MOLECULES = {"CO", "HO", "PO", "HF"}  # as type symbols: carbonyl, hydroxyl ... or an element
 _WITH_HYDROGEN = {"OH", "OW", "OD"}  # labels of oxygen with hydrogens that have no place
@@ -177,6 +178,11 @@ class _Table:
         self.tags = [f"_atom_site_{self.kind}_{axis}" for axis in "xyz"]
         if not self.labels:
             raise StructureError("has no atoms: _atom_site_label is missing")
+        if len(self.labels) > MOST_SITES:
+            raise StructureError(
+                f"{len(self.labels)} atoms, more than {MOST_SITES}; write so large a cell as POSCAR"
+                " or extended XYZ"
+            )
         if any(tag not in block for tag in self.tags):
             missing = next(tag for tag in self.tags if tag not in block)
             missing = missing if fractional else "_atom_site_fract_x"

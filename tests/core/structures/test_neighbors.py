@@ -54,6 +54,27 @@ def test_large_empty_cells_take_little_memory(side):
     assert not image.any()
 
 
+@pytest.mark.parametrize("cell", [
+    np.zeros((3, 3)),
+    np.diag([300.0, 250, 400]),
+    np.array([[300, 0, 0], [-140.0, 260, 0], [60, 80, 240]]),
+])  # fmt: skip
+def test_a_crowd_in_a_large_empty_cell(cell):
+    """The same neighbours as by all distances; bins as wide as the crowd took 7 GB."""
+    generator = np.random.default_rng(1)
+    crowd = generator.uniform(-3, 3, (150, 3)) + cell.sum(axis=0) * [1, 0, 1]  # about a corner
+    pos = np.concatenate([crowd, [[1e5 * (not cell.any()), 20, 20]]])  # a far atom of a molecule
+    target, source, image, distance = periodic_neighbors(pos, cell, 0.9)
+    offsets = pos[:, None] - pos[None]
+    if cell.any():
+        offsets -= np.rint(offsets @ np.linalg.inv(cell)) @ cell
+    all_distances = np.linalg.norm(offsets, axis=2)
+    expected = np.argwhere(all_distances <= 0.9)
+    assert sorted(np.stack([target, source], axis=1).tolist()) == expected.tolist()
+    assert distance == pytest.approx(all_distances[target, source], abs=1e-9)
+    assert np.allclose(np.linalg.norm(pos[source] + image @ cell - pos[target], axis=1), distance)
+
+
 COMPACT = np.array([[2.4, 0, 0], [-0.6, 2.4, 0], [-0.4, -0.4, 190]])
 
 
