@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pymatgen.core import Element
 
 from matattn.errors import StructureError
+from matattn.structures.formats.atoms import NUMBERS, SYMBOLS
 from matattn.structures.formats.cif_syntax import NULL, Block
 from matattn.structures.formats.occupancy import round_occupancy
+from matattn.structures.structure import MAX_ATOMIC_NUMBER
 from matattn.text_files import parse_number
 
-_SYMBOLS = {Element.from_Z(z).symbol for z in range(1, 119)}
-_IN_CRYSTALS = {Element.from_Z(z).symbol for z in range(1, 99)}  # NO and CN are no No and Cn
+_IN_CRYSTALS = set(SYMBOLS[1 : MAX_ATOMIC_NUMBER + 1])  # NO and CN are no No and Cn
 MOST_SITES = 200_000
 _REFINED = 1.01  # an occupancy above 1 that a refinement did not hold
 _MOLECULES = {"CO", "HO", "PO", "HF"}  # as type symbols: carbonyl, hydroxyl ... or an element
@@ -111,7 +111,7 @@ def read_formula(block: Block) -> dict[str, float]:
     for symbol, number in re.findall(r"([A-Z][a-z]?)\s*(\d+\.?\d*|\.\d+)?", text):
         symbol = "H" if symbol == "D" else symbol
         counts[symbol] = counts.get(symbol, 0) + float(number or 1)
-    return counts if counts.keys() <= _SYMBOLS else {}
+    return counts if counts.keys() <= NUMBERS else {}
 
 
 def read_number(text: str, name: str) -> tuple[float, float, float]:
@@ -307,7 +307,7 @@ def _check_labels(sites: Sequence[Site], notes: Notes) -> None:
 def _named(label: str) -> str | None:
     """Return the element that a label surely names: Ti of Ti1 and TiA, none of TI1."""
     match = re.match(r"[A-Z][a-z](?![a-z])|[A-Z](?![A-Za-z])", label)
-    return match[0] if match and match[0] in _SYMBOLS else None
+    return match[0] if match and match[0] in NUMBERS else None
 
 
 def _element(label: str, type_symbol: str, formula: Mapping[str, float], notes: Notes) -> str:
@@ -326,7 +326,7 @@ def _from_type(text: str, label: str, formula: Mapping[str, float], notes: Notes
     if letters.upper() == "D":
         notes.remark("deuterium taken as H", label)
         return "H"
-    if letters in _SYMBOLS:
+    if letters in NUMBERS:
         return letters
     symbol = letters.capitalize()
     if symbol not in _IN_CRYSTALS or re.search(r"[A-Z]{2}\d+$", text):  # PO4 is no polonium
