@@ -111,7 +111,7 @@ def read_formula(block: Block) -> dict[str, float]:
     for symbol, number in re.findall(r"([A-Z][a-z]?)\s*(\d+\.?\d*|\.\d+)?", text):
         symbol = "H" if symbol == "D" else symbol
         counts[symbol] = counts.get(symbol, 0) + float(number or 1)
-    return counts if counts.keys() <= NUMBERS else {}
+    return counts if counts.keys() <= NUMBERS.keys() else {}
 
 
 def read_number(text: str, name: str) -> tuple[float, float, float]:
