@@ -46,6 +46,8 @@ def load(
         DataError: if the file, a target or the split column is missing, if the sizes differ, or
             if no usable row is left.
     """
+    if not path:
+        raise DataError("data.path is empty; give data.path=FILE, or a folder with one CSV")
     table = read_table(path, find_files(Path(path)), lambda: read_rows(Path(path)))
     remarks = read_remarks(Path(path))
     for remark in remarks:

@@ -58,6 +58,8 @@ def load(
         DataError: if there is no mesh file or none that can be used, if a unit or scaling belongs
             to no field, or if the split cannot be made.
     """
+    if not path:
+        raise DataError("data.path is empty; give data.path=FOLDER, a folder of mesh files")
     targets, inputs = _names(targets), _names(inputs)
     root, files, skipped = _find(path)
     if split not in (None, "official", "random"):

@@ -35,7 +35,14 @@ from matattn.structures.formats.extended_xyz import read_frames
 from matattn.structures.formats.pymatgen_json import read_sites
 from matattn.structures.remarks import doubts_of
 from matattn.structures.structure import validate
-from matattn.text_files import open_bytes, parse_number, read_lines, read_text, without_compression
+from matattn.text_files import (
+    open_bytes,
+    parse_number,
+    read_lines,
+    read_text,
+    with_plain_signs,
+    without_compression,
+)
 
 # What may follow an id in the name of its structure file.
 _ENDINGS = [
@@ -45,7 +52,8 @@ _ENDINGS = [
                    "/POSCAR", "/CONTCAR", "/vasprun.xml", "/geometry.in")
 ]  # fmt: skip
 _TABLES = (".csv", ".jsonl", ".xyz", ".extxyz")
-_THOUSAND = re.compile(r"[+\-\u2212]?[1-9]\d{0,2}(\.\d{3})+")  # or a number with a decimal mark
+_THOUSAND = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")  # or a number with a decimal mark
+_BELOW_THOUSAND = re.compile(r"[+-]?[1-9]\d{0,2}|[+-]?\d+(\.\d{3}){2,}")  # or one of millions
 _DAMAGED = (OSError, EOFError, ValueError, LZMAError, zlib.error)
 _WORTH_A_PROCESS = 100  # structure files, about a second of parsing
 
@@ -110,10 +118,14 @@ def _is_csv(path: Path) -> bool:
     return without_compression(path.name).lower().endswith(".csv")
 
 
+def _is_id_prop(path: Path) -> bool:
+    return without_compression(path.name).lower() == "id_prop.csv"
+
+
 def _find_table(path: Path) -> Path:
     if path.is_dir():
         tables = sorted(t for t in path.iterdir() if _is_csv(t) and not t.name.startswith("."))
-        named = [t for t in tables if without_compression(t.name) == "id_prop.csv"]
+        named = list(filter(_is_id_prop, tables))
         if len(tables := named[:1] or tables) != 1:
             raise DataError(
                 f"{path}: is a folder with {', '.join(t.name for t in tables) or 'no CSV file'}; "
@@ -184,6 +196,8 @@ def _read_csv(path: Path) -> tuple[list[tuple[str, Row]], list[str], list[str]]:
             bad.append(f"{where}: not a line of a CSV file: {cells}")
         elif (fitting := _fitted(cells, names)) is None:
             bad.append(f"{where}: has {len(cells)} columns; expected {len(names)}")
+        elif comma := _torn_number(fitting, names) if separator == "," else "":
+            bad.append(f"{where}: is {comma} one number? quote it, or separate cells by semicolons")
         elif any(fitting):
             row: Row = {BESIDE: {n: c for n, c in zip(names, fitting, strict=True) if n != _NONE}}
             row["id"] = row[BESIDE].pop("id")
@@ -202,7 +216,7 @@ def _separator(numbered: list[tuple[int, str]]) -> str:
     if told := re.fullmatch(r'"?sep=(.)"?,*', first.strip(" "), re.IGNORECASE):  # Excel's
         del numbered[0]
         return told[1]
-    likely = sorted(",;\t", key=first.count, reverse=True)
+    likely = sorted("\t;,", key=first.count, reverse=True)  # a comma may be a decimal mark
     return next((s for s in likely if _names_id(first.split(s))), likely[0])
 
 
@@ -247,12 +261,19 @@ def _fitted(cells: list[str], names: Sequence[str]) -> list[str] | None:
     return cells[: len(names)] + [""] * len(lacking)
 
 
+def _torn_number(cells: Sequence[str], names: Sequence[str]) -> str:
+    """Return a number that its decimal comma made two cells, the second without a name; or ""."""
+    for name, whole, after, part in zip(names, cells, names[1:], cells[1:], strict=False):
+        if name not in ("id", _NONE) and after == _NONE and part.isdecimal():
+            if re.fullmatch(r"[+-]?\d+", with_plain_signs(whole)):
+                return f"{whole},{part}"
+    return ""
+
+
 def _header(path: Path, records: list[_Record]) -> tuple[list[str], list[str]]:
     """Return the names of the columns, and what is assumed; takes their line off the records."""
     first = records[0][1] if records else ["id"]
-    if without_compression(path.name) == "id_prop.csv" and not (
-        isinstance(first, list) and _names_id(first)
-    ):
+    if _is_id_prop(path) and not (isinstance(first, list) and _names_id(first)):
         return ["id", ""], []
     where = f"{path}:{records.pop(0)[0]}" if records else str(path)
     if isinstance(first, csv.Error):
@@ -286,19 +307,30 @@ def _read_values(path: Path, rows: Sequence[Row], separator: str) -> list[str]:
         if converted := name in commas and not pointed:
             cells = [_with_point(cell) for cell in cells]
             remarks.append(f"{path}: {name or 'the value'} has decimal commas: 1,5 is read as 1.5.")
-        doubtful = bool(commas) and not converted  # beside decimal commas, 1.234 may be a thousand
+        # Beside decimal commas, or whole numbers below a thousand, 1.234 may be a thousand.
+        doubtful = not converted and _thousands(cells, bool(commas))
         for row, cell in zip(rows, cells, strict=True):
-            if doubtful and _THOUSAND.fullmatch(cell):
+            if doubtful and _THOUSAND.fullmatch(with_plain_signs(cell)):
                 cell = f"{cell} or {cell.replace('.', '')}"
             row[name] = _value(cell)
     return remarks
 
 
+def _thousands(cells: Sequence[str], commas: bool) -> bool:
+    """Return whether points may separate thousands; ``commas``: the table has decimal ones."""
+    plain = [with_plain_signs(cell) for cell in cells]
+    points = [cell for cell in plain if "." in cell and parse_number(cell) is not None]
+    if not all(map(_THOUSAND.fullmatch, points)):  # 1.5 is none
+        return any(_with_point(cell) != cell for cell in plain)
+    return commas or any(map(_BELOW_THOUSAND.fullmatch, plain))
+
+
 def _decimal_commas(cells: Sequence[str]) -> bool:
     """Return whether some cells have decimal commas, which no 1,234 tells."""
-    pointed = [_with_point(cell) for cell in cells]
+    plain = [with_plain_signs(cell) for cell in cells]
+    pointed = [_with_point(cell) for cell in plain]
     return any(
-        old != new and not _THOUSAND.fullmatch(new) for old, new in zip(cells, pointed, strict=True)
+        old != new and not _THOUSAND.fullmatch(new) for old, new in zip(plain, pointed, strict=True)
     )
 
 
@@ -309,7 +341,7 @@ def _with_point(cell: str) -> str:
 
 
 def _value(cell: str) -> float | str | None:
-    if cell.lower() in MISSING:
+    if with_plain_signs(cell).lower() in MISSING:
         return None
     number = parse_number(cell)
     return cell if number is None else number

@@ -32,7 +32,7 @@ from matattn.structures.dataset import (
 )
 from matattn.structures.formats.atoms import is_periodic
 from matattn.structures.structure import tensors_from_arrays, to_data, validate_arrays
-from matattn.text_files import parse_number
+from matattn.text_files import parse_number, with_plain_signs
 from matattn.units import Property, find_properties
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ Rows = tuple[list[tuple[str, Row]], list[str]]  # (location, row) pairs; message
 
 DOUBTS = "doubts of reading"  # key of a row: why it may be another structure
 BESIDE = "properties beside the structure"
-MISSING = ("", "na", "n/a", "nan", "null", "none")  # what stands for no number, in small letters
-_FORMAT = 5  # of cached tables: raise it whenever reading or checking gives other rows
+# What stands for no number, in small letters.
+MISSING = ("", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "null", "none", "-", "--", "?")
+_FORMAT = 6  # of cached tables: raise it whenever reading or checking gives other rows
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def make_dataset(
     ``split`` may also be an array with the split of every row.
     """
     if split is None:
-        split = "official" if "split" in table.columns else "random"
+        split = "official" if _split_column(table) else "random"
     rows, labels, properties, skipped = select_labels(source, table, targets, units, max_sites)
     if isinstance(split, str):
         assigned = _split(split, split_seed, table, rows, source)
@@ -182,8 +183,9 @@ def select_labels(
     labels = np.empty((len(table.ids), len(properties)))
     usable = np.ones(len(table.ids), dtype=bool)
     skipped: list[str] = []
-    for index, target in enumerate(properties):
-        column = _find_column(target, table, source)
+    named = [targets] if isinstance(targets, str) else targets
+    for index, (name, target) in enumerate(zip(named, properties, strict=True)):
+        column = _find_column(name, target, table, source)
         parsed = [_number(value) for value in table.columns[column]]
         for row in [row for row, value in enumerate(parsed) if value is None and usable[row]]:
             usable[row] = False
@@ -233,9 +235,10 @@ def _properties(row: Row) -> Row:
 
 def _advice(text: str) -> str:
     """Return what to do about a text that a reader may take for a number."""
-    if re.fullmatch(r"[+\-\u2212]?\d[\d.,'\u2019\s]*", text):
+    text = with_plain_signs(text)
+    if re.fullmatch(r"[+-]?\d[\d.,'\u2019\s]*", text):
         return "; write all numbers with a decimal point and without separators of thousands"
-    if re.match(r"[+\-\u2212]?\d+\.?\d*\s*[^\d\s.,_]+$", text):
+    if re.match(r"[+-]?\d+\.?\d*\s*[^\d\s.,_]+$", text):
         return "; write the number alone"
     return ""
 
@@ -285,7 +288,7 @@ def _from_arrays(arrays: Arrays) -> Table:
 def _column(name: str, rows: list[Row]) -> np.ndarray | list[Any]:
     values = [row.get(name) for row in rows]
     numbers = [_number(value) for value in values if not isinstance(value, str)]
-    if name == "split" or None in numbers or len(numbers) < len(values):
+    if name.lower() == "split" or None in numbers or len(numbers) < len(values):
         return values
     return _floats(numbers)
 
@@ -296,7 +299,8 @@ def _number(value: Any) -> float | None:
     A text is a number if it is written as one; true and false are none.
     """
     if isinstance(value, str):
-        return math.nan if value.strip().lower() in MISSING else parse_number(value)
+        missing = with_plain_signs(value).lower() in MISSING
+        return math.nan if missing else parse_number(value)
     if isinstance(value, bool):
         return None
     try:
@@ -310,16 +314,24 @@ def _floats(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _find_column(target: Property, table: Table, source: str) -> str:
-    """Return the column that holds a target, or a quantity whose logarithm the target is."""
-    for column in (target.name, *target.columns, *target.log10_of):
+def _find_column(name: str, target: Property, table: Table, source: str) -> str:
+    """Return the column that holds a target, or a quantity whose logarithm the target is.
+
+    The one that was named comes first: a table may have several.
+    """
+    for column in (name, target.name, *target.columns, *target.log10_of):
         if column in table.columns:
             return column
-    others = sorted(table.columns.keys() - {"formula", "spg", "split"})
+    others = sorted(table.columns.keys() - {"formula", "spg", _split_column(table)})
     raise DataError(
         f"{source}: no column for target {target.name!r}; columns of the file: "
         f"{', '.join(others) or 'none'}"
     )
+
+
+def _split_column(table: Table) -> str | None:
+    """Return the column with the split of the rows, however its name is written."""
+    return next((name for name in table.columns if name.lower() == "split"), None)
 
 
 def _split(scheme: str, seed: int, table: Table, rows: np.ndarray, source: str) -> np.ndarray:
@@ -330,7 +342,7 @@ def _split(scheme: str, seed: int, table: Table, rows: np.ndarray, source: str) 
         return group_split([formulas[row] for row in rows], seed)
     if scheme != "official":
         raise DataError(f"data.split={scheme!r}: choose official, random or formula")
-    column = table.columns.get("split", [None] * len(table.ids))
+    column = table.columns.get(_split_column(table) or "", [None] * len(table.ids))
     official = ["" if column[row] is None else str(column[row]) for row in rows]
     if unknown := set(official) - {*SPLITS, ""}:
         raise DataError(

@@ -8,7 +8,8 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,12 +55,30 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def on_cpu() -> AbstractContextManager[object]:
-    """Return a block in which new tensors are on the CPU, whatever this process has set."""
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Run with new tensors on the CPU and in full precision, whatever this process has set.
+
+    Processes that are forked afterwards can predict, too.
+    """
     import torch
 
-    cpu = torch.get_default_device().type == "cpu"
-    return nullcontext() if cpu else torch.device("cpu")  # which slows each operation
+    _survive_forks()
+    with ExitStack() as blocks:
+        if torch.get_default_device().type != "cpu":
+            blocks.enter_context(torch.device("cpu"))  # which slows each operation
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            blocks.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@cache
+def _survive_forks() -> None:
+    """Let forked processes use one thread: OpenMP's do not survive, and would be waited for."""
+    import torch
+
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @contextmanager

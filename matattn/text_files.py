@@ -30,6 +30,11 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# What word processors and typesetters write for a minus sign, and marks that nobody sees.
+_SIGNS = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe58\ufe63\uff0d", "-")
+    | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", "")
+)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
@@ -113,19 +118,26 @@ def encoding_of(start: bytes) -> str:
 
 
 def decode(content: bytes) -> str:
-    """Return a text from UTF-8, UTF-16 or UTF-32, and from Latin-1 if it is none of these."""
-    try:
-        text = content.decode(encoding_of(content[:4]))
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")
+    """Return a text from UTF-8, UTF-16 or UTF-32, else from Windows-1252, else from Latin-1."""
+    for encoding in (encoding_of(content[:4]), "cp1252", "latin-1"):
+        try:
+            text = content.decode(encoding)
+            break
+        except UnicodeDecodeError:
+            continue
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_number(text: str) -> float | None:
     """Return the number that a text is, with a point and no other mark; else None.
 
-    A minus sign may be U+2212, as spreadsheets and typesetters write it. Unlike ``float``, "1_5",
-    "nan" and "inf" are no numbers.
+    Minus signs may be those of ``with_plain_signs``. Unlike ``float``, "1_5", "nan" and "inf" are
+    no numbers.
     """
-    text = text.strip().replace("\N{MINUS SIGN}", "-")
+    text = with_plain_signs(text)
     return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def with_plain_signs(text: str) -> str:
+    """Return a text with hyphens for all dashes, as U+2212, and without invisible marks."""
+    return text.translate(_SIGNS).strip()

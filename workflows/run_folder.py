@@ -29,9 +29,15 @@ def _lock(folder: Path) -> FileLock:
 def working_on(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run folder.
 
-    Raises ConfigError when another process works there.
+    Raises ConfigError when another process works there, or nothing can be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: no such folder can be made: {error.strerror} ({error.filename}); choose "
+            "another paths.output_dir"
+        ) from None
     try:
         with _lock(folder).acquire(timeout=_LOOK):
             yield

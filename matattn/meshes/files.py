@@ -290,7 +290,8 @@ def _column(content: _Content, name: str, nodes: int, path: Path) -> np.ndarray:
             f"{nodes} nodes"
         )
     width = values.shape[1] if values.ndim == 2 else 1
-    if component is None and width != 1:
+    tensor = width > len(_AXES) and name.rpartition("_")[0] == field  # no axis: which one is xy?
+    if tensor or (component is None and width != 1):
         raise DataError(
             f"{path}: {field} has {width} components; name one of them: "
             f"{', '.join(_parts(field, width))}"

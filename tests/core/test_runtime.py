@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -30,6 +32,26 @@ def test_plain_torch_is_that_of_a_fresh_process_and_leaves_no_trace():
     finally:
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
+
+
+def test_predictions_have_full_precision_within_automatic_half_precision():
+    two = torch.full((2, 2), 1.001)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (two @ two).dtype == torch.bfloat16
+        with on_cpu():
+            assert (two @ two).dtype == torch.float32
+        assert (two @ two).dtype == torch.bfloat16
+
+
+def test_forked_processes_use_one_thread():
+    with on_cpu():
+        pass
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    if (child := os.fork()) == 0:
+        os._exit(torch.get_num_threads())
+    torch.set_num_threads(threads)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
 def test_devices_are_found_by_name_or_object():

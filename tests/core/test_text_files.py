@@ -9,7 +9,7 @@ import pytest
 from matattn.text_files import parse_number, read_lines, read_text, without_compression
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
 def test_every_encoding(tmp_path, encoding):
     path = tmp_path / "a.txt"
     path.write_bytes("data_x Müller\r\nnext\rlast".encode(encoding))
@@ -59,11 +59,16 @@ def test_pointer_of_git_lfs_is_named(tmp_path):
     "text, value",
     [
         ("-1.5", -1.5),
-        ("\N{MINUS SIGN}4.0168", -4.0168),
+        *(
+            (f"{sign}4.0168", -4.0168)
+            for sign in "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"
+        ),
+        ("\u200e\u22122e\u20131\u200b", -0.2),
         (" .5 ", 0.5),
         ("1.", 1),
         ("2e-3", 0.002),
         *((text, None) for text in ("1_5", "nan", "inf", "1,5", "", ".", "1.0 eV", "٣", "0x10")),
+        *((text, None) for text in ("1\u20132", "\u2013", "\xad1", "10\u2075")),
     ],
 )
 def test_parse_number(text, value):

@@ -184,6 +184,8 @@ def test_folders_that_cannot_be_used(tmp_path):
         load(tmp_path / "missing")
     with pytest.raises(DataError, match="holds no mesh file; expected .npz, .vtu"):
         load(tmp_path)
+    with pytest.raises(DataError, match="data.path is empty; give data.path=FOLDER"):
+        load("")
     with pytest.raises(DataError, match="a.vtu: no such file"):
         meshes.load("mine", [str(tmp_path / "a.vtu")], ["p"])
 

@@ -209,6 +209,74 @@ def test_minus_signs_of_typesetters(tmp_path):
     assert load(path).labels()[:, 0].tolist() == pytest.approx([-1.5, 0.2])
 
 
+def test_dashes_of_windows_1252(tmp_path):
+    path = write_table(tmp_path / "d", [])
+    (tmp_path / "d" / "table.csv").write_bytes("id;tc\ns0;\u20131,5".encode("cp1252"))
+    assert load(path).labels()[:, 0].tolist() == [-1.5]
+
+
+@pytest.mark.parametrize("cell", ["#N/A", "-", "--", "\u2013", "n.a.", "<NA>", "?"])
+def test_words_for_a_missing_number(tmp_path, cell):
+    path = write_table(tmp_path / "d", ["id,tc,e_form", f"s0,{cell},1", "s1,2,3"])
+    assert np.isnan(load(path, ["tc", "e_form"]).labels()[:, 0]).tolist() == [True, False]
+
+
+def test_a_number_in_two_cells_is_left_out(tmp_path):
+    lines = ["id,tc,,", "s0,-1,5,", "s1,7,,", "s2,\u20131,25", "s3,8,nine,"]
+    data = load(write_table(tmp_path / "d", lines))
+    assert [item.id for item in data.items] == ["s1", "s3"]
+    assert "table.csv:2: is -1,5 one number? quote it, or" in data.skipped[0]
+
+
+def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch):
+    write_table(tmp_path / "d", LINES)
+    monkeypatch.chdir(tmp_path / "d")
+    with pytest.raises(DataError, match="data.path is empty; give data.path=FILE"):
+        load("")
+
+
+def test_the_column_that_was_named_counts(tmp_path):
+    lines = ["id,e_form,formation_energy_per_atom,k_vrh,log10_bulk_modulus", "s0,1,2,100,3"]
+    path = write_table(tmp_path / "d", lines)
+    labels = {name: load(path, [name]).labels().item() for name in lines[0].split(",")[1:]}
+    assert list(labels.values()) == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["split", "Split", "SPLIT"])
+def test_the_split_in_any_case(tmp_path, name):
+    path = write_table(tmp_path / "d", [f"id,tc,{name}", "s0,1,train", "s1,2,test"])
+    assert load(path).split.tolist() == ["train", "test"]
+    with pytest.raises(DataError, match="columns of the file: tc$"):
+        load(path, ["e_form"])
+
+
+@pytest.mark.parametrize(
+    "cells, kept",
+    [
+        (["1.234", "999", "12.345", "7"], ["999", "7"]),  # points may separate thousands
+        (["1.234", "1.234.567", "7"], ["7"]),
+        (["1.234", "0", "2.345"], ["1.234", "0", "2.345"]),
+        (["1.234", "999", "1.5"], ["1.234", "999", "1.5"]),
+    ],
+)
+def test_points_that_may_separate_thousands(tmp_path, cells, kept):
+    lines = ["id;tc", *(f"s{n};{cell}" for n, cell in enumerate([*cells, ""]))]
+    path = write_table(tmp_path / "d", lines)
+    data = load(path)
+    assert data.labels()[:, 0].tolist() == pytest.approx(list(map(float, kept)))
+    told = "(s0): tc is '1.234 or 1234', not a number" in "".join(data.skipped)
+    assert told != ("1.234" in kept)
+
+
+@pytest.mark.parametrize("name", ["id_prop.csv", "ID_PROP.CSV"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_without_header(tmp_path, name, separator):
+    comma = "." if separator == "," else ","
+    lines = [f"s0{separator}1{comma}5", f"s1{separator}-2{comma}25"]
+    write_table(tmp_path / "d", lines, name=name)
+    assert load(str(tmp_path / "d")).labels()[:, 0].tolist() == [1.5, -2.25]
+
+
 @pytest.mark.parametrize("separator", [";", "\t"])
 def test_decimal_commas(tmp_path, separator, capsys):
     lines = ["id;tc;e_form", "s0;1,5;1.234", "s1;-0,25;0.5", "s2;3;2,500", "s3;1,234;", "s4;;1"]

@@ -60,3 +60,12 @@ def test_an_error_is_kept_until_the_next_try(tmp_path):
     with pytest.raises(KeyboardInterrupt), keeping_errors(folder):
         raise KeyboardInterrupt
     assert state(folder) == ("stopped", "")
+
+
+def test_a_run_needs_a_folder_that_can_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match="no such folder can be made: .*; choose another paths.o"),
+        working_on(tmp_path / "file" / "below" / "run"),
+    ):
+        pass

@@ -184,6 +184,7 @@ def test_fields_that_cannot_be_used(tmp_path):
         ("stress", "stress is a field of the cells, not of the nodes; convert it"),
         ("displacement", "has 3 components; name one of them: displacement_x, displacement_y, "),
         ("tensor", "has 9 components; name one of them: tensor:0, ..., tensor:8"),
+        ("tensor_y", "has 9 components; name one of them: tensor:0, ..., tensor:8"),
         ("tensor:9", "tensor:9: tensor has only 9 components"),
         ("pressure_y", "pressure_y: pressure has only 1 components"),
         ("damaged", r"damaged is nan at node 2 \(2 values are not finite\)"),
