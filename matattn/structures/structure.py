@@ -93,7 +93,8 @@ def _as_arrays(z: Any, coords: Any, cell: Any) -> tuple[np.ndarray, np.ndarray, 
         raise StructureError("atoms, coordinates or lattice are not numbers") from None
     if numbers.size == 0:
         raise StructureError("no atoms")
-    if raw.dtype.kind not in "iuf" or (raw != numbers).any():
+    has_truth_values = not isinstance(z, np.ndarray) and any(isinstance(n, bool) for n in z)
+    if raw.dtype.kind not in "iuf" or (raw != numbers).any() or has_truth_values:
         raise StructureError("atomic numbers must be whole numbers")
     return numbers, coords, cell
 

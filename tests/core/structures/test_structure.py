@@ -47,6 +47,7 @@ CUBE = (4 * np.eye(3)).tolist()
         ([11], [[0, 0, 0]], [[1, 0, 0], [2, 0, 0], [0, 0, 5]], "volume of 0 Å^3"),
         ([11], [[0, 0, 0]], [[4, 0, 0], [0, 4, 0], [0, 0, float("nan")]], "lattice vector is NaN"),
         ([99], [[0, 0, 0]], CUBE, "atomic number 99"),
+        ([True, 17], [[0, 0, 0], [0.5] * 3], CUBE, "atomic numbers must be whole numbers"),
         ([0], [[0, 0, 0]], CUBE, "atomic number 0"),
         ([11, 17], [[0, 0, 0], [0, 0, 0]], CUBE, "sites 1 and 2 overlap"),
         ([11, 17], [[0, 0, 0], [0, 0, 0.9999]], CUBE, "sites 1 and 2 overlap"),
