@@ -117,6 +117,7 @@ def bare_system(request, monkeypatch):
         monkeypatch.setattr(multiprocessing.context.ForkProcess, "_Popen", staticmethod(limit))
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX, if another test loaded it
 def test_without_processes_this_one_does_the_work(bare_system, capsys):
     handler = signal.getsignal(signal.SIGTERM)
     for _ in range(2):

@@ -43,6 +43,7 @@ def test_predictions_have_full_precision_within_automatic_half_precision():
         assert (two @ two).dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX, if another test loaded it
 def test_forked_processes_use_one_thread():
     with on_cpu():
         pass
