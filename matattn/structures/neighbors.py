@@ -85,10 +85,10 @@ def _search(
 
 def _has_one_image(cell: np.ndarray, cutoff: float) -> bool:
     """Return whether at most one image of an atom is within ``cutoff`` Å of any place."""
-    return not cell.any() or bool((2 * np.sqrt(3) * cutoff < _heights(cell)).all())
+    return not cell.any() or bool((2 * np.sqrt(3) * cutoff < heights(cell)).all())
 
 
-def _heights(cell: np.ndarray) -> np.ndarray:
+def heights(cell: np.ndarray) -> np.ndarray:
     """Return the distances [3] of the faces of a cell, Å."""
     return 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
 
@@ -103,9 +103,9 @@ def _tree_search(
     from scipy.spatial import cKDTree
 
     if cell.any():
-        frac, heights = pos @ np.linalg.inv(cell), _heights(cell)
-        places = frac % 1 % 1 * heights  # twice: -1e-17 % 1 is 1
-        tree = cKDTree(np.minimum(places, np.nextafter(heights, 0)), boxsize=heights)
+        frac, sides = pos @ np.linalg.inv(cell), heights(cell)
+        places = frac % 1 % 1 * sides  # twice: -1e-17 % 1 is 1
+        tree = cKDTree(np.minimum(places, np.nextafter(sides, 0)), boxsize=sides)
         pairs = tree.query_pairs(np.sqrt(3) * cutoff, output_type="ndarray")
     else:
         frac, pairs = pos, cKDTree(pos).query_pairs(cutoff, output_type="ndarray")

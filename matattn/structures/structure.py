@@ -14,7 +14,7 @@ from pymatgen.core import DummySpecies, Molecule, Structure
 
 from matattn.errors import StructureError
 from matattn.structures.covalent_radii import covalent_radii
-from matattn.structures.neighbors import periodic_neighbors
+from matattn.structures.neighbors import heights, periodic_neighbors
 from matattn.structures.remarks import doubts_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_ATOMIC_NUMBER = 98
 _OVERLAP = 0.5  # Å between two atoms, or less: an error; in H2 they are 0.74 Å apart
-_CLOSE = 0.6  # of the sum of covalent radii: a doubt; 8 of 5,157 crystals of Materials Project are
+CLOSE = 0.6  # of the sum of covalent radii: a doubt; 8 of 5,157 crystals of Materials Project are
 _LONGEST = 1e4  # Å: a lattice vector, or the distance of an atom of a molecule from the origin
 _FARTHEST = 1e6  # cells: beyond, the position in the cell has lost its digits
 _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
@@ -141,7 +141,7 @@ def _check_volume(cell: np.ndarray, atoms: int) -> None:
 
 def _check_flatness(cell: np.ndarray) -> None:
     """Refuse flat cells: the search for neighbours would go through too many of them."""
-    height = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    height = heights(cell)
     flat = height < _THINNEST * np.maximum(1, np.linalg.norm(cell, axis=1))
     if flat.any():
         worst = int(np.flatnonzero(flat)[0])
@@ -163,13 +163,13 @@ def _check_distances(numbers: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> 
     """Return a doubt for the closest pair of atoms if it is suspicious; refuse an overlap."""
     radii = covalent_radii()[numbers]
     try:
-        i, j, _, distance = periodic_neighbors(pos, cell, max(_OVERLAP, _CLOSE * 2 * radii.max()))
+        i, j, _, distance = periodic_neighbors(pos, cell, max(_OVERLAP, CLOSE * 2 * radii.max()))
     except MemoryError:
         raise StructureError(f"too little memory for {len(pos)} atoms") from None
     other = (distance > 1e-8) | (i != j)  # not the atom itself, but another one on top of it
     i, j, distance = i[other], j[other], distance[other]
     share = distance / (radii[i] + radii[j])
-    if share.size == 0 or (share.min() >= _CLOSE and distance.min() >= _OVERLAP):
+    if share.size == 0 or (share.min() >= CLOSE and distance.min() >= _OVERLAP):
         return []
     closest = distance.argmin() if distance.min() < _OVERLAP else share.argmin()
     first, second, d = i[closest], j[closest], distance[closest]

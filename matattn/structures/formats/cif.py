@@ -9,6 +9,7 @@ elements, and loses whole blocks; docs/decisions/0054 tells why this one is used
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from scipy.spatial import KDTree
 
 from matattn.errors import StructureError
 from matattn.structures.covalent_radii import covalent_radii
+from matattn.structures.formats.atoms import NUMBERS, noted
 from matattn.structures.formats.cif_atoms import (
+    MOST_PLACES,
     Notes,
     Site,
     read_cell,
@@ -43,11 +46,10 @@ from matattn.structures.formats.space_groups import (
     parse_operations,
     settings,
 )
-from matattn.structures.neighbors import periodic_neighbors
-from matattn.structures.remarks import add_doubt, add_remark
+from matattn.structures.neighbors import heights, periodic_neighbors
+from matattn.structures.structure import CLOSE
 from matattn.text_files import read_text
 
-MOST_PLACES = 200_000  # sites times operations
 _ONE_ATOM = 0.5  # Å: images of one atom so near are that atom, on a special position
 _COARSE = 0.2  # Å: farther apart, the coordinates are no rounded special position
 _SAME_PLACE = 0.1  # Å between atoms that are one, given twice
@@ -57,7 +59,6 @@ _FORMULA = 0.02  # relative deviation from the formula of the file: its numbers 
 _VOLUME = 0.02  # relative deviation from the volume of the file
 _DENSITY = 0.025  # relative deviation from the density of the file
 _DENSITY_UNIT = 1.66053907  # g/cm^3, of one atomic mass unit per Å^3
-_CLOSE = 0.6  # of the sum of covalent radii: nearer atoms are no crystal to prefer
 _ALONE = 1.55  # of it: 2 of 1,235 crystals of the Materials Project have an atom so far from all
 _NOBLE_GASES = ("He", "Ne", "Ar", "Kr", "Xe", "Rn")
 
@@ -97,10 +98,7 @@ def read_crystal(block: Block) -> Structure:
     _check_formula(atoms, lattice.matrix, formula, block, notes)
     _check_alone(atoms, lattice.matrix, notes)
     structure = Structure(lattice, atoms.elements, atoms.frac, labels=atoms.labels)
-    for text in notes.remarks:
-        add_remark(structure, text)
-    for text in notes.doubts:
-        add_doubt(structure, text)
+    noted(structure, notes.remarks, notes.doubts)
     return structure
 
 
@@ -139,7 +137,7 @@ class Atoms:
     @property
     def counts(self) -> dict[str, int]:
         """Return the number of atoms of each element."""
-        return {element: self.elements.count(element) for element in dict.fromkeys(self.elements)}
+        return dict(Counter(self.elements))
 
 
 def _fill_cell(
@@ -190,7 +188,7 @@ def _check_others(
         except StructureError:
             continue
         may_be = _confirmed(other, cell, formula, block) is not False
-        if may_be and _nearest(other, cell).min() > _CLOSE and not _is_one_crystal(
+        if may_be and _nearest(other, cell).min() > CLOSE and not _is_one_crystal(
             cell, [atoms, other]
         ):  # fmt: skip
             notes.doubt(f"{told} {setting.name}, which gives another crystal")
@@ -330,8 +328,7 @@ def _without_images(
         return list(sites)
     places = np.array([site.frac for site in sites]) % 1 % 1  # twice: -1e-17 % 1 is 1
     images = np.concatenate([operations.images(frac) for frac in places]) % 1 % 1
-    height = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    reach = min(_SAME_PLACE / height.min(), 0.5)
+    reach = min(_SAME_PLACE / heights(cell).min(), 0.5)
     _, near = KDTree(places, boxsize=1).query(images, k=2, distance_upper_bound=reach)
     image, column = np.nonzero(near < len(sites))
     first, second = image // len(operations), near[image, column]
@@ -511,7 +508,7 @@ def _check_alone(atoms: Atoms, cell: np.ndarray, notes: Notes) -> None:
 
 def _nearest(atoms: Atoms, cell: np.ndarray) -> np.ndarray:
     """Return how far the nearest atom of each [N] is, in sums of covalent radii; at most 2."""
-    radii = covalent_radii()[[Element(element).Z for element in atoms.elements]]
+    radii = covalent_radii()[[NUMBERS[element] for element in atoms.elements]]
     pos = (atoms.frac - np.floor(atoms.frac)) @ cell
     i, j, _, distance = periodic_neighbors(pos, cell, 2 * _ALONE * radii.max())
     other = (distance > 1e-8) | (i != j)

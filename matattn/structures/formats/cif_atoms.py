@@ -22,7 +22,7 @@ from matattn.structures.structure import MAX_ATOMIC_NUMBER
 from matattn.text_files import parse_number
 
 _IN_CRYSTALS = set(SYMBOLS[1 : MAX_ATOMIC_NUMBER + 1])  # NO and CN are no No and Cn
-MOST_SITES = 200_000
+MOST_PLACES = 200_000  # sites, and sites times operations
 _REFINED = 1.01  # an occupancy above 1 that a refinement did not hold
 _MOLECULES = {"CO", "HO", "PO", "HF"}  # as type symbols: carbonyl, hydroxyl ... or an element
 _WITH_HYDROGEN = {"OH", "OW", "OD"}  # labels of oxygen with hydrogens that have no place
@@ -178,10 +178,10 @@ class _Table:
         self.tags = [f"_atom_site_{self.kind}_{axis}" for axis in "xyz"]
         if not self.labels:
             raise StructureError("has no atoms: _atom_site_label is missing")
-        if len(self.labels) > MOST_SITES:
+        if len(self.labels) > MOST_PLACES:
             raise StructureError(
-                f"{len(self.labels)} atoms, more than {MOST_SITES}; write so large a cell as POSCAR"
-                " or extended XYZ"
+                f"{len(self.labels)} atoms, more than {MOST_PLACES}; write so large a cell as "
+                "POSCAR or extended XYZ"
             )
         if any(tag not in block for tag in self.tags):
             missing = next(tag for tag in self.tags if tag not in block)
