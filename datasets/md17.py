@@ -13,7 +13,7 @@ import numpy as np
 
 from matattn.datasets.molecules import split_table
 from matattn.datasets.structure_formats import read_rows
-from matattn.datasets.structures_io import Rows, read_table
+from matattn.datasets.structures_io import BESIDE, Rows, read_table
 from matattn.download import present
 from matattn.errors import DataError
 from matattn.structures.dataset import PropertyDataset
@@ -62,7 +62,8 @@ def _read(file: Path) -> Rows:
     if file.suffix != ".npz":
         rows, bad = read_rows(file)
         for _, row in rows:
-            row["potential_energy"] = row.pop("energy", None)
+            values = row.get(BESIDE, row)
+            values["potential_energy"] = values.pop("energy", None)
         return rows, bad
     try:
         with np.load(file, allow_pickle=False) as content:

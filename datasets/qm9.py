@@ -13,7 +13,7 @@ from pymatgen.core import Element
 
 from matattn.datasets.molecules import split_table
 from matattn.datasets.structure_formats import read_rows
-from matattn.datasets.structures_io import Row, Rows, read_table
+from matattn.datasets.structures_io import BESIDE, Row, Rows, read_table
 from matattn.download import present
 from matattn.errors import DataError
 from matattn.structures.dataset import PropertyDataset
@@ -83,7 +83,8 @@ def _read(file: Path, excluded: set[str]) -> Rows:
         return [(where, row) for where, row in _archive(file) if row["id"] not in excluded], []
     rows, bad = read_rows(file)
     for _, row in rows:
-        row |= {name: row.pop(key) for name, key in COLUMNS.items() if key in row}
+        values = row.get(BESIDE, row)
+        values |= {name: values.pop(key) for name, key in COLUMNS.items() if key in values}
     return [(where, row) for where, row in rows if row["id"] not in excluded], bad
 
 

@@ -118,6 +118,23 @@ def test_md17(tmp_path, keys):
     assert data.items[3].pos[0].tolist() == pytest.approx([0.03, 0, 0])
 
 
+@pytest.mark.parametrize(
+    "load, properties, column",
+    [
+        (lambda path: qm9.load("qm9", path), "epsgap={n}", "homo_lumo_gap"),
+        (lambda path: md17.load("md17", path), "energy={n}", "potential_energy"),
+    ],
+)
+def test_extended_xyz(tmp_path, load, properties, column):
+    atoms = "".join(f"{s} {x} {y} {z}\n" for s, (x, y, z) in zip("OHH", WATER, strict=True))
+    head = 'Properties=species:S:1:pos:R:3 pbc="F F F" '
+    frames = [f"3\n{head}{properties.format(n=n)}\n{atoms}" for n in range(1, 21)]
+    (tmp_path / "a.xyz").write_text("".join(frames))
+    data = load(str(tmp_path / "a.xyz"))
+    assert [target.name for target in data.targets] == [column] and not data.skipped
+    assert data.labels()[:, 0].tolist() == list(range(1, 21))
+
+
 def shieldings(tmp_path, count=12):
     water = {"symbols": list("OHH"), "pos": WATER}
     rows = [water | {"name": f"m{n}", "sigma_ppm": [[300 + n], [30], [31]]} for n in range(count)]
