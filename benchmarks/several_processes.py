@@ -1,4 +1,4 @@
-"""One process against two (trainer=ddp_cpu): seconds an epoch, and memory of each process.
+"""One process against two (trainer=ddp): seconds an epoch, and memory of each process.
 
 python benchmarks/several_processes.py [-o FILE.csv]
 
@@ -24,8 +24,8 @@ CASES = {
 SETTINGS = {
     "1 process, 1 thread": (1, ["trainer.accelerator=cpu"]),
     "1 process, 2 threads": (2, ["trainer.accelerator=cpu"]),
-    "2 processes": (1, ["trainer=ddp_cpu"]),
-    "2 processes, nodes shared": (1, ["trainer=ddp_cpu", "task.share_nodes=true"]),
+    "2 processes": (1, ["trainer=ddp"]),
+    "2 processes, nodes shared": (1, ["trainer=ddp", "task.share_nodes=true"]),
 }
 
 

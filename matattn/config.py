@@ -197,7 +197,7 @@ class RunConfig(Generic[T, O]):
     task: T
     optimizer: O
     trainer: Target
-    logger: Target | None
+    loggers: Mapping[str, Target]
     paths: Paths
     init_from: Origin | None
     seed: int
@@ -215,8 +215,13 @@ class RunConfig(Generic[T, O]):
 
     @property
     def processes(self) -> int:
-        """Return the number of processes that share the training."""
-        return self.trainer.arguments["devices"]
+        """Return the number of processes that share the training, on all nodes."""
+        return self.trainer.arguments["devices"] * self.nodes
+
+    @property
+    def nodes(self) -> int:
+        """Return the number of nodes of the training."""
+        return self.trainer.arguments.get("num_nodes", 1)
 
     def record(self) -> dict[str, Any]:
         """Return the configuration as it is written into the run folder."""
@@ -227,7 +232,7 @@ class RunConfig(Generic[T, O]):
             "optimizer": _plain(self.optimizer),
             "trainer": self.trainer.plain(),
             "paths": _plain(self.paths),
-            "logger": self.logger.plain() if self.logger else {},
+            "logger": {name: logger.plain() for name, logger in self.loggers.items()},
             "init_from": asdict(self.init_from) if self.init_from else None,
             "seed": self.seed,
             "overwrite": self.overwrite,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from matattn.config import RunConfig, Section, Target, build, setting
 from matattn.errors import ConfigError, TrainingError
 from matattn.files import write_json
-from matattn.training import checkpoint_files
+from matattn.training import checkpoint_files, launch
 from matattn.training.checkpoint_files import AtomicCheckpoints
 from matattn.training.forked import answering_for
 from matattn.training.optimizers import adamw, per_step
@@ -31,16 +31,18 @@ from matattn.training.run_log import RunLog
 from matattn.training.sampler import EpochShuffle, SharedBatches
 from matattn.training.schedules import Schedule
 from matattn.training.step_seed import StepSeed
+from matattn.training.threads import ThreadChoice
 
 # Remarks of Lightning that tell a user nothing.
 _LIGHTNING_REMARKS = (
     ".*does not have many workers.*",
-    ".*`srun` command is available.*",  # runs need one process, on a cluster as elsewhere
+    ".*`srun` command is available.*",  # a run may need one process, on a cluster as elsewhere
     ".*is smaller than the logging interval.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     ".*you defined a `validation_step` but have no `val_dataloader`.*",  # data without such rows
     ".*Checkpoint directory .* exists and is not empty.*",
 )
+UNCHECKED = 50  # steps on a GPU whose losses are looked at together
 
 
 @dataclass(frozen=True)
@@ -82,43 +84,85 @@ def fit(
 ) -> torch.device:
     """Train ``module``, from its last checkpoint in ``folder`` if there is one.
 
-    Leaves it with the weights that ``task.select`` asks for, and returns the device on which it was
-    trained, which is a good one for its evaluation. ``epochs`` stands for ``trainer.max_epochs``.
-    Raises KeyboardInterrupt on SIGINT, and SystemExit with status 143 on SIGTERM.
+    Leaves it with the weights that ``task.select`` asks for, in float32, and returns the device on
+    which it was trained, which is a good one for its evaluation. ``epochs`` stands for
+    ``trainer.max_epochs``. Raises KeyboardInterrupt on SIGINT, and SystemExit with status 143 on
+    SIGTERM.
     """
-    ours: list[L.Callback] = [log, StepSeed(config.seed), *callbacks]
+    finite = LambdaCallback(on_train_epoch_end=lambda _, module: check_losses(module))
+    ours = [finite, log, StepSeed(config.seed), ThreadChoice(), *callbacks]
     if "val" in loaders:
         ours.append(_checkpoint(folder, "best", "val/loss"))
     # After the best one: what last.ckpt counts as done is on the disk, whenever the run is killed.
     ours.append(_checkpoint(folder, "last", None))
-    logger = build(config.logger, "logger", save_dir=folder) if config.logger else False
-    with warnings.catch_warnings():
-        for message in _LIGHTNING_REMARKS:
-            warnings.filterwarnings("ignore", message=message)
-        trainer = build(
-            config.trainer,
-            "trainer",
-            max_epochs=epochs or config.epochs,
-            callbacks=[*asked_callbacks(config.trainer), *ours],
-            logger=logger,
-            # Not Slurm's: one process a run, and submitit puts runs back into the queue.
-            plugins=[AtomicCheckpoints(), LightningEnvironment()],
-            default_root_dir=folder,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
-        _fit(trainer, module, loaders, folder / "checkpoints" / "last.ckpt")
+    with _without_remarks():
+        trainer = make_trainer(config, folder, ours, epochs)
+        last = folder / "checkpoints" / "last.ckpt"
+        with answering_for(trainer) as forked:
+            _fit(trainer, module, loaders, last)
     # From the file: averaged weights are there, and the last epoch may be that of an earlier call.
-    checkpoint = checkpoint_files.read(folder / "checkpoints" / "last.ckpt")
-    if trainer.num_devices > 1:  # it was other processes that trained
+    checkpoint = checkpoint_files.read(last)
+    if forked:  # it was other processes that trained
         for callback in (log, *callbacks):
             callback.load_state_dict(checkpoint["callbacks"].get(callback.state_key, {}))
     if config.task.select == "best":
         checkpoint = checkpoint_files.read(folder / "checkpoints" / "best.ckpt")
     module.load_state_dict(checkpoint["state_dict"])
+    module.float()  # 64-true: models are stored, and evaluated, in float32
     return trainer.strategy.root_device
+
+
+def check_trainer(config: RunConfig[Any, Any]) -> bool:
+    """Return whether the trainer uses GPUs; raises ConfigError where there cannot be one.
+
+    Says on the terminal where the processor has no instructions for a precision.
+    """
+    with _without_remarks():
+        device = make_trainer(config, config.folder()).strategy.root_device
+    reduced = str(config.trainer.arguments.get("precision")).startswith("bf16")
+    if reduced and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        print(
+            "trainer.precision=bf16-mixed: this processor has no instructions for bfloat16 "
+            "(avx512_bf16): the training is right, and slower than with 32-true",
+            file=sys.stderr,
+        )
+    return device.type == "cuda"
+
+
+def make_trainer(
+    config: RunConfig[Any, Any],
+    folder: Path,
+    callbacks: Sequence[L.Callback] = (),
+    epochs: int | None = None,
+) -> L.Trainer:
+    """Return the trainer of a run in ``folder``, with its own ``callbacks`` beside those asked for.
+
+    Raises ConfigError for devices that are not there, and for what Lightning refuses.
+    """
+    started_by, arguments = launch.environment(), dict(config.trainer.arguments)
+    arguments.pop("callbacks", None)  # asked_callbacks makes them
+    if isinstance(arguments.get("strategy"), Mapping) and not isinstance(
+        started_by, LightningEnvironment
+    ):
+        arguments["strategy"] = {**arguments["strategy"], "start_method": "popen"}  # by whoever did
+    loggers = [
+        build(logger, f"logger.{name}", save_dir=folder / logger.arguments.get("save_dir", ""))
+        for name, logger in config.loggers.items()
+    ]
+    bar = [RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []
+    return build(
+        Target(config.trainer.target, arguments),
+        "trainer",
+        max_epochs=epochs or config.epochs,
+        callbacks=[*asked_callbacks(config.trainer), *bar, *callbacks],
+        logger=loggers,
+        plugins=[AtomicCheckpoints(), started_by],
+        default_root_dir=folder,
+        enable_progress_bar=bool(bar),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
 
 
 def asked_callbacks(trainer: Target) -> list[L.Callback]:
@@ -126,22 +170,26 @@ def asked_callbacks(trainer: Target) -> list[L.Callback]:
 
     Raises ConfigError for what is no callback, and for one that writes checkpoints.
     """
-    described = trainer.arguments.get("callbacks") or []
-    if not isinstance(described, Sequence) or isinstance(described, str):
-        described = [described]
-    built = [build(one, f"trainer.callbacks[{n}]") for n, one in enumerate(described)]
-    for number, callback in enumerate(built):
+    described = trainer.arguments.get("callbacks") or {}
+    if isinstance(described, Sequence) and not isinstance(described, str):
+        named = {f"trainer.callbacks[{number}]": one for number, one in enumerate(described)}
+    elif isinstance(described, Mapping) and "_target_" not in described:
+        named = {f"trainer.callbacks.{name}": one for name, one in described.items()}
+    else:
+        named = {"trainer.callbacks": described}
+    built = {key: build(one, key) for key, one in named.items() if one is not None}
+    for key, callback in built.items():
         if not isinstance(callback, L.Callback):
             raise ConfigError(
-                f"trainer.callbacks[{number}]: a {type(callback).__name__} is no callback; give "
-                "one of lightning.pytorch.callbacks"
+                f"{key}: a {type(callback).__name__} is no callback; give one of "
+                "lightning.pytorch.callbacks"
             )
         if isinstance(callback, ModelCheckpoint):
             raise ConfigError(
-                f"trainer.callbacks[{number}]: checkpoints are written by matattn itself: the last "
-                "epoch, and with task.select=best the best one"
+                f"{key}: checkpoints are written by matattn itself: the last epoch, and with "
+                "task.select=best the best one"
             )
-    return built
+    return list(built.values())
 
 
 def make_loaders(
@@ -190,7 +238,10 @@ def optimization(
 
 def log_loss(module: L.LightningModule, loss: torch.Tensor, rows: int) -> None:
     """Log the loss of a training batch of so many rows: its mean over epoch and processes."""
-    module.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=rows, sync_dist=True)
+    module.log(
+        "train/loss", loss, on_step=False, on_epoch=True, batch_size=rows, sync_dist=True,
+        prog_bar=True,
+    )  # fmt: skip
 
 
 def stop_unless_finite(
@@ -203,16 +254,41 @@ def stop_unless_finite(
 ) -> None:
     """Raise TrainingError when the loss of a batch, the ``rows`` of a data set, is no number.
 
-    Their ``ids`` are written to ``nonfinite_batch.json``; ``what`` names them.
+    Their ``ids`` are written to ``nonfinite_batch.json``; ``what`` names them. On a GPU the losses
+    of some steps are looked at together, so that no step waits for its result:
+    ``check_losses`` looks at the last ones.
     """
-    if math.isfinite(loss.item()):
+    seen = _Loss(loss.detach(), folder, ids, rows, what, module.current_epoch, module.global_step)
+    waiting: list[_Loss] = module.__dict__.setdefault("unchecked_losses", [])
+    waiting.append(seen)
+    if loss.device.type == "cpu" or len(waiting) == UNCHECKED:
+        check_losses(module)
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """The loss of a batch, and what an error says of it."""
+
+    value: torch.Tensor
+    folder: Path
+    ids: Sequence[str]
+    rows: Iterable[int] | torch.Tensor
+    what: str
+    epoch: int
+    step: int
+
+
+def check_losses(module: L.LightningModule) -> None:
+    """Raise TrainingError when a loss that ``stop_unless_finite`` has put off is no number."""
+    waiting: list[_Loss] = module.__dict__.pop("unchecked_losses", [])
+    if not waiting or torch.stack([loss.value for loss in waiting]).isfinite().all():
         return
-    place = folder / "nonfinite_batch.json"
-    epoch, step = module.current_epoch, module.global_step
-    write_json(place, {"epoch": epoch, "step": step, "ids": [ids[row] for row in rows]})
+    loss = next(loss for loss in waiting if not loss.value.isfinite())
+    place, ids = loss.folder / "nonfinite_batch.json", [loss.ids[row] for row in loss.rows]
+    write_json(place, {"epoch": loss.epoch, "step": loss.step, "ids": ids})
     raise TrainingError(
-        f"the loss is {loss.item()} at step {step} (epoch {epoch + 1}); its {what} are listed in "
-        f"{place}; try a lower optimizer.lr"
+        f"the loss is {loss.value.item()} at step {loss.step} (epoch {loss.epoch + 1}); its "
+        f"{loss.what} are listed in {place}; try a lower optimizer.lr"
     )
 
 
@@ -227,18 +303,25 @@ def _checkpoint(folder: Path, name: str, monitor: str | None) -> ModelCheckpoint
     )
 
 
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for message in _LIGHTNING_REMARKS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
 def _fit(
     trainer: L.Trainer, module: L.LightningModule, loaders: Mapping[str, DataLoader], last: Path
 ) -> None:
     try:
-        with answering_for(trainer):
-            trainer.fit(
-                module,
-                loaders["train"],
-                loaders.get("val"),
-                ckpt_path=last if last.exists() else None,
-                weights_only=True,
-            )
+        trainer.fit(
+            module,
+            loaders["train"],
+            loaders.get("val"),
+            ckpt_path=last if last.exists() else None,
+            weights_only=True,
+        )
     except SIGTERMException:
         print("terminated; the same command resumes from the last epoch", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
 
+import torch
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -31,8 +34,9 @@ from matattn.errors import ConfigError
 from matattn.kinds import KINDS
 from matattn.runtime import plain_torch, tune_malloc
 from matattn.tables import show
+from matattn.training import launch
 from matattn.workflows import outputs, run_folder
-from matattn.workflows.fitting import asked_callbacks
+from matattn.workflows.fitting import check_trainer
 from matattn.workflows.reporting import problems
 from matattn.workflows.task import TASKS, Task, TaskEntry
 
@@ -42,51 +46,86 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """Run one configuration (``conf/train.yaml``) and return its metrics.
 
     A finished run is not repeated unless ``overwrite=true``; an unfinished one always resumes from
-    its last epoch. Raises ConfigError when the configuration is inconsistent, or when the folder
-    holds a run of another configuration or of other data.
+    its last epoch. Where torchrun or srun has started several processes, the first one owns the
+    folder, and the others exit when they have trained. Raises ConfigError when the configuration is
+    inconsistent, or when the folder holds a run of another configuration or of other data.
     """
     config, task_class = read(cfg)
-    folder = config.folder()
     tune_malloc()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    uses_gpus = check_trainer(config)
     task = task_class.prepare(config)  # a mistake ends the run before anything is written
-    for line in problems(getattr(task, "dataset", None), "more in report.md"):
-        print(line, file=sys.stderr)
-    with run_folder.working_on(folder):
-        metrics = _run_in(config, task)
+    number = launch.join(config.processes, config.nodes, uses_gpus)
+    try:
+        if number > 0:
+            if launch.told():
+                task.train(config.folder())
+            raise SystemExit(0)
+        for line in problems(getattr(task, "dataset", None), "more in report.md"):
+            print(line, file=sys.stderr)
+        with ExitStack() as held, _threads_as_before():
+            metrics = _run_in(config, task, held)
+    finally:
+        launch.leave()
     show(task_class.results_table(metrics))
-    print(f"report: {folder / 'report.md'}   model: {folder / 'model'}")
+    print(f"report: {config.folder() / 'report.md'}   model: {config.folder() / 'model'}")
     return metrics
 
 
-def _run_in(config: RunConfig, task: Task) -> dict[str, Any]:
-    """Return the metrics of the run in a folder that no other process uses."""
+def _run_in(config: RunConfig, task: Task, held: ExitStack) -> dict[str, Any]:
+    """Return the metrics of the run in its folder, which is ours as long as ``held`` is open."""
     folder = config.folder()
-    earlier = run_folder.earlier_run(folder)
-    run_folder.clear_partial(folder)
-    finished = folder / run_folder.FINISHED
-    if earlier:
-        other = run_folder.why_another(folder, earlier, config, task.fingerprint)
-        if other and not config.overwrite:
-            raise ConfigError(other)
-        if config.overwrite and (other or finished.exists()):  # else: requeued, it goes on
-            outputs.clear(folder)
-    if finished.exists():
+
+    def begin() -> bool:
+        held.enter_context(run_folder.working_on(folder))
+        return _is_to_be_trained(config, task.fingerprint)
+
+    if not launch.agreed(begin):
         print(f"{folder} holds this run, finished; overwrite=true trains again")
         try:
             return run_folder.metrics(folder)
         except ValueError as error:
             raise ConfigError(
-                f"{finished}: cannot be read: {error}; overwrite=true trains again"
+                f"{folder / run_folder.FINISHED}: cannot be read: {error}; overwrite=true trains "
+                "again"
             ) from None
-    run_folder.record(folder, config, task.fingerprint)
     print(
         f"{config.model_name} on {config.source.name}, seed {config.seed} -> {folder}", flush=True
     )
     with run_folder.keeping_errors(folder):
-        results = task.evaluate(folder, task.train(folder))
+        trained = task.train(folder)
+        launch.leave()  # the first process evaluates alone
+        results = task.evaluate(folder, trained)
         outputs.write(folder, config, results)
     return results.metrics
+
+
+def _is_to_be_trained(config: RunConfig, fingerprint: str) -> bool:
+    """Return whether the folder holds no finished run of this configuration, and prepare it."""
+    folder = config.folder()
+    earlier = run_folder.earlier_run(folder)
+    run_folder.clear_partial(folder)
+    finished = folder / run_folder.FINISHED
+    if earlier:
+        other = run_folder.why_another(folder, earlier, config, fingerprint)
+        if other and not config.overwrite:
+            raise ConfigError(other)
+        if config.overwrite and (other or finished.exists()):  # else: requeued, it goes on
+            outputs.clear(folder)
+    if finished.exists():
+        return False
+    run_folder.record(folder, config, fingerprint)
+    return True
+
+
+@contextmanager
+def _threads_as_before() -> Iterator[None]:
+    """Give PyTorch its number of threads back, which trainings choose."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
@@ -116,7 +155,6 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
     seed = plain["seed"]
     if not 0 <= seed < 2**31:
         raise ConfigError(f"seed={seed!r}: expected a number from 0 to 2^31 - 1")
-    asked_callbacks(trainer := _trainer(plain["trainer"], entry))  # a wrong one is told here
     config = RunConfig(
         model_name=model_name,
         model=target,
@@ -124,8 +162,8 @@ def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:
         data=data,
         task=task_class.settings.read(plain["task"]),
         optimizer=task_class.optimizer.read(plain["optimizer"]),
-        trainer=trainer,
-        logger=Target.read(plain["logger"], "logger") if plain["logger"] else None,
+        trainer=_trainer(plain["trainer"], entry),
+        loggers={n: Target.read(one, f"logger.{n}") for n, one in plain["logger"].items()},
         paths=Paths.read(plain["paths"]),
         init_from=origin,
         seed=seed,
@@ -159,6 +197,7 @@ def _check_reads(model: Target, name: str, entry: TaskEntry, source: Source) -> 
         )
 
 
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 _CHECKED = ("max_epochs", "devices", "precision")
 _OWN = (
     "logger", "plugins", "default_root_dir", "enable_progress_bar", "enable_model_summary",
@@ -176,16 +215,20 @@ def _trainer(trainer: dict[str, Any], entry: TaskEntry) -> Target:
     epochs, devices, precision = (trainer[key] for key in _CHECKED)
     if not _is_count(epochs):
         raise ConfigError(f"trainer.max_epochs={epochs!r}: expected at least 1")
-    if precision != "32-true":
-        raise ConfigError(f"trainer.precision={precision!r}: expected 32-true")
-    if "strategy" in trainer and entry.shares_batches:
-        if not _is_count(devices):
-            raise ConfigError(f"trainer.devices={devices!r}: expected at least 1")
-    elif devices != 1 or not _is_count(devices):
+    if precision not in PRECISIONS:
         raise ConfigError(
-            f"trainer.devices={devices!r}: expected 1 (trainer=ddp_cpu shares the batches of "
-            f"{_sharing()}; wave functions use all devices that jax sees)"
+            f"trainer.precision={precision!r}: expected one of {', '.join(PRECISIONS)}"
         )
+    for key, value in (("devices", devices), ("num_nodes", trainer.get("num_nodes", 1))):
+        if not _is_count(value):
+            raise ConfigError(f"trainer.{key}={value!r}: expected at least 1")
+        if value > 1 and not (
+            isinstance(trainer.get("strategy"), Mapping) and entry.shares_batches
+        ):
+            raise ConfigError(
+                f"trainer.{key}={value}: expected 1 (trainer=ddp shares the batches of "
+                f"{_sharing()}; wave functions use all devices that jax sees)"
+            )
     return Target.read(trainer, "trainer")
 
 

@@ -56,7 +56,7 @@ class TaskEntry:
         kind: of the data that it takes, one of ``matattn.kinds.KINDS``.
         path: module and class, "matattn.workflows.structures.train.PropertyTask".
         objective: name and value of the number by which its runs are compared.
-        shares_batches: whether several processes can share its batches (``trainer=ddp_cpu``).
+        shares_batches: whether several processes can share its batches (``trainer=ddp``).
     """
 
     kind: str

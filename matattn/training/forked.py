@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
@@ -30,23 +31,23 @@ class _Worker(L.Callback):
 
 
 @contextmanager
-def answering_for(trainer: L.Trainer) -> Iterator[None]:
-    """Handle signals and errors for the processes in which ``trainer`` fits within this block.
+def answering_for(trainer: L.Trainer) -> Iterator[bool]:
+    """Handle signals and errors for the processes that ``trainer`` forks within this block.
 
-    The processes end with the block, whatever ends it: checkpoints are always whole. SIGTERM to
-    this process raises SIGTERMException; an error in one of the others raises TrainingError. Does
-    nothing for a training in this process alone.
+    Yields whether it will fork any. They end with the block, whatever ends it: checkpoints are
+    always whole. SIGTERM to this process raises SIGTERMException; an error in one of the others
+    raises TrainingError.
     """
     launcher = trainer.strategy.launcher
-    if launcher is None:
-        yield
+    if not isinstance(launcher, _MultiProcessingLauncher):
+        yield False
         return
     trainer.callbacks.append(_Worker())  # type: ignore[attr-defined]
     alone = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # not under submitit
     if alone:
         signal.signal(signal.SIGTERM, _raise)
     try:
-        yield
+        yield True
     except ProcessRaisedException as error:
         raise TrainingError(_last_line(str(error))) from error
     except ProcessExitedException as error:

@@ -1,4 +1,4 @@
-"""The progress of a run, and its table of metrics."""
+"""The table of a run's metrics, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from matattn.files import write_text
 
@@ -20,8 +18,8 @@ from matattn.files import write_text
 class RunLog(L.Callback):
     """A table with the metrics of every epoch, at ``path``, and the progress of the run.
 
-    ``show`` maps metrics to what is printed of them, for example ``{"val/loss": "val {:.3f} eV"}``.
-    Progress is a bar on a terminal, elsewhere a line for about every tenth of the run. The rows and
+    ``show`` maps metrics to what is printed of them, for example ``{"val/loss": "val {:.3f} eV"}``,
+    in a line for about every tenth of the run. A terminal has a progress bar instead. The rows and
     the training time are part of the checkpoint, so that a resumed run continues the same table.
     """
 
@@ -29,8 +27,6 @@ class RunLog(L.Callback):
         self.path, self.show = path, show
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
-        self._console = Console(file=sys.stderr)
-        self._bar: Progress | None = None
 
     @property
     def epochs(self) -> int:
@@ -46,32 +42,9 @@ class RunLog(L.Callback):
         self.rows, self.seconds = list(state_dict["rows"]), state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, and the bar on a terminal."""
+        """Start the clock."""
         self._resumed_from = self.seconds
         self._start = time.perf_counter()
-        if not (self._console.is_terminal and trainer.is_global_zero):
-            return
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=20),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=self._console,
-        )
-        steps = int(trainer.estimated_stepping_batches)
-        self._task = self._bar.add_task(
-            "", total=steps, completed=trainer.global_step, epoch=trainer.current_epoch + 1,
-            epochs=trainer.max_epochs, metrics="",
-        )  # fmt: skip
-        self._bar.start()
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Move the bar."""
-        if self._bar:
-            epoch = trainer.current_epoch + 1
-            self._bar.update(self._task, completed=trainer.global_step, epoch=epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add a row to the table, and show its metrics."""
@@ -83,20 +56,13 @@ class RunLog(L.Callback):
         if not trainer.is_global_zero:
             return
         write_text(self.path, self._csv())
-        shown = "  ".join(
-            text.format(metrics[name]) for name, text in self.show.items() if name in metrics
-        )
         epochs = trainer.max_epochs or 1
-        if self._bar:
-            self._bar.update(self._task, metrics=shown)
-        elif epoch == epochs or epoch == 1 or epoch % max(1, epochs // 10) == 0:
+        tenth = epoch == epochs or epoch == 1 or epoch % max(1, epochs // 10) == 0
+        if trainer.progress_bar_callback is None and tenth:
+            shown = "  ".join(
+                text.format(metrics[name]) for name, text in self.show.items() if name in metrics
+            )
             print(f"epoch {epoch}/{epochs}  {self.seconds:.0f} s  {shown}", file=sys.stderr)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remove the bar."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
 
     def _csv(self) -> str:
         names = dict.fromkeys(name for row in self.rows for name in row)

@@ -5,6 +5,7 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
@@ -12,8 +13,11 @@ from matattn.errors import TrainingError
 from matattn.training.forked import answering_for
 
 
-class Launcher:
+class Launcher(_MultiProcessingLauncher):
     killed = None
+
+    def __init__(self):
+        pass
 
     def kill(self, number):
         self.killed = number
@@ -29,8 +33,8 @@ def trainer():
 
 
 def test_processes_end_with_the_block(trainer):
-    with answering_for(trainer):
-        assert trainer.strategy.launcher.killed is None
+    with answering_for(trainer) as forked:
+        assert forked and trainer.strategy.launcher.killed is None
 
 
 def test_sigterm_ends_the_block(trainer):
@@ -53,7 +57,7 @@ def test_a_process_that_vanished_is_told(trainer):
 
 def test_a_training_in_one_process_is_left_alone():
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=None), callbacks=[])
-    with pytest.raises(ZeroDivisionError), answering_for(trainer):
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with pytest.raises(ZeroDivisionError), answering_for(trainer) as forked:
+        assert not forked and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         raise ZeroDivisionError
     assert not trainer.callbacks

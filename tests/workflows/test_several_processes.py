@@ -7,6 +7,7 @@ pytest's own process has seen many.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,7 +105,7 @@ def alone(place):
 )
 def test_two_processes_train_as_one(alone, kind, more):
     folder = alone / f"{kind}-two{len(more)}"
-    result = train(alone, folder, kind, "trainer=ddp_cpu", *more)
+    result = train(alone, folder, kind, "trainer=ddp", *more)
     assert result.returncode == 0, result.stderr
     assert largest_difference(alone / f"{kind}-alone", folder) < 1e-6
     logs = [(place / "metrics.csv").read_text().splitlines() for place in
@@ -122,12 +123,64 @@ def test_two_processes_train_as_one(alone, kind, more):
     assert metrics["train_time_s"] > 0
 
 
+def two_nodes(place, folder, kind, *more):
+    """The results of two nodes of one process each, which torchrun starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [*command(folder, kind, "trainer=ddp", "trainer.num_nodes=2")[1:]]
+    if not any(item.startswith("trainer.devices") for item in more):
+        arguments.append("trainer.devices=1")
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}",
+                "--master-addr=127.0.0.1", f"--master-port={port}", "--nproc-per-node=1",
+                *arguments, *more,
+            ],
+            cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [node.communicate(timeout=300) for node in nodes]
+    return [node.returncode for node in nodes], said
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_two_nodes_train_as_one_process(alone, kind):
+    folder = alone / f"{kind}-nodes"
+    statuses, said = two_nodes(alone, folder, kind)
+    assert statuses == [0, 0], said
+    assert largest_difference(alone / f"{kind}-alone", folder) < 1e-6
+    outputs = [out for out, _ in said]
+    assert "report: " in outputs[0] and "report: " not in outputs[1]
+    statuses, said = two_nodes(alone, folder, kind)  # both see that the run is finished
+    assert statuses == [0, 0] and "holds this run, finished" in said[0][0]
+
+
+def test_nodes_that_are_not_as_many_as_configured(place):
+    statuses, said = two_nodes(place, place / "wrong", "crystals", "trainer.devices=2")
+    message = "error: 2 processes were started, and trainer.devices x trainer.num_nodes is 4"
+    assert all(statuses) and message in said[0][1]
+    result = train(place, place / "wrong", "crystals", "trainer=ddp", "trainer.num_nodes=2")
+    assert result.returncode == 2 and "error: 1 process was started, and" in result.stderr
+    assert not (place / "wrong").exists()
+
+
+def test_a_mistake_about_the_folder_ends_all_nodes(place):
+    (place / "of another use").mkdir()
+    (place / "of another use" / "letter.txt").write_text("Dear")
+    statuses, said = two_nodes(place, place / "of another use", "meshes")
+    assert all(statuses) and "is not empty and holds no run" in said[0][1]
+
+
 def test_settings_that_cannot_be_shared(compose, place, monkeypatch):
     monkeypatch.chdir(place)
     for kind, more, message in (
-        ("crystals", ("trainer=ddp_cpu", "task.batch_size=1"), "at least 1, and trainer.devices"),
-        ("crystals", ("trainer.devices=2",), "trainer=ddp_cpu shares the batches"),
-        ("meshes", ("trainer=ddp_cpu", "task.share_nodes=true", "model=flare_plus_plus"),
+        ("crystals", ("trainer=ddp", "task.batch_size=1"), "at least 1, and trainer.devices"),
+        ("crystals", ("trainer.devices=2",), "trainer=ddp shares the batches"),
+        ("crystals", ("+trainer.num_nodes=2",), "trainer=ddp shares the batches"),
+        ("meshes", ("trainer=ddp", "task.share_nodes=true", "model=flare_plus_plus"),
          "model.queries=fixed"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
@@ -135,7 +188,7 @@ def test_settings_that_cannot_be_shared(compose, place, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_is_named(place):
-    result = train(place, "diverged", "crystals", "trainer=ddp_cpu", "optimizer.lr=1e30")
+    result = train(place, "diverged", "crystals", "trainer=ddp", "optimizer.lr=1e30")
     assert result.returncode == 2, result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: the loss is")
     assert "nonfinite_batch.json" in result.stderr
@@ -152,7 +205,7 @@ def processes_of(folder):
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_all_processes_and_the_run_resumes(place, number, status, keyboard):
     folder = place / f"stopped-{number}"
-    arguments = ("crystals", "trainer=ddp_cpu", "trainer.max_epochs=400")
+    arguments = ("crystals", "trainer=ddp", "trainer.max_epochs=400")
     process = subprocess.Popen(
         command(folder, *arguments), cwd=place, stderr=subprocess.PIPE, text=True
     )
@@ -176,7 +229,7 @@ def test_a_signal_ends_all_processes_and_the_run_resumes(place, number, status, 
 def test_a_killed_process_ends_the_others(place, victim):
     folder = place / f"killed-{victim[-6:]}"
     process = subprocess.Popen(
-        command(folder, "crystals", "trainer=ddp_cpu", "trainer.max_epochs=4000"),
+        command(folder, "crystals", "trainer=ddp", "trainer.max_epochs=4000"),
         cwd=place, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not (folder / "checkpoints" / "last.ckpt").exists():

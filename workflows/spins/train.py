@@ -164,6 +164,11 @@ class GroundStateTask:
                 "trainer.strategy, trainer.num_nodes: a wave function is trained by one process; "
                 "jax spreads its chains over all devices that it sees"
             )
+        if trainer.get("callbacks") or config.loggers or trainer["precision"] != "32-true":
+            raise ConfigError(
+                "trainer.callbacks, logger, trainer.precision: a wave function is trained by jax "
+                "in its own precision, without Lightning; leave them out"
+            )
         system: SpinSystem = build(config.data, "data")
         arguments = _arguments(config.model, system)
         model = build(Target(config.model.target, arguments), "model")
