@@ -104,11 +104,15 @@ class CrystalGraph:
     pair_index: Tensor | None = None  # [2, P]
 
 
-def to_graph(item: Mapping[str, Any] | Any, neighbors: Neighbors, row: int = -1) -> CrystalGraph:
-    """Return a graph from a dict or PyG ``Data``: z, pos, cell, optionally y and pair_index.
+def to_graph(
+    item: Mapping[str, Any] | Any, neighbors: Neighbors, row: int | None = None
+) -> CrystalGraph:
+    """Return a graph from a dict or PyG ``Data``: z, pos, cell, optionally y, row, pair_index.
 
-    With symmetry, atoms and pairs cannot have values of their own. ``row`` is that in a data set.
+    With symmetry, atoms and pairs cannot have values of their own. ``row`` stands for the item's.
     """
+    if row is None:
+        row = int(item["row"]) if "row" in item else -1
     atoms = torch.tensor(neighbors.atoms)  # a copy: those of files cannot be written
     y = item["y"] if "y" in item else torch.empty(1, 0, dtype=torch.float32)
     pairs = item["pair_index"] if "pair_index" in item else None
@@ -123,14 +127,15 @@ def geometry(item: Mapping[str, Any] | Any) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def collate(
-    items: Sequence[Mapping[str, Any] | Any], images: ImageRule, rows: Sequence[int] | None = None
+    items: Sequence[Mapping[str, Any] | Any],
+    images: ImageRule,
+    rows: Sequence[int | None] | None = None,
 ) -> CrystalBatch:
-    """Return a batch of crystals with keys z, pos, cell and optionally y.
+    """Return a batch of crystals with keys z, pos, cell and optionally y and row.
 
-    ``rows`` are their rows in a data set.
+    ``rows`` stand for those of the items.
     """
-    rows = [-1] * len(items) if rows is None else rows
-    pairs = zip(items, rows, strict=True)
+    pairs = zip(items, rows or [None] * len(items), strict=True)
     return join([to_graph(item, images(*geometry(item)), row) for item, row in pairs])
 
 

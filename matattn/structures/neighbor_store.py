@@ -15,6 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -46,10 +47,6 @@ class NeighborStore:
 
     A list that cannot be read is made again, with a remark on the standard error, and its file is
     removed, so that the next ``open`` makes it anew.
-
-    Attributes:
-        edges: neighbours of every structure [n]; 0 where the lists were not wanted.
-        alone: whether no atom of a structure has another one in reach [n].
     """
 
     def __init__(self, rule: ImageRule, structures: Geometries) -> None:
@@ -134,9 +131,10 @@ class NeighborStore:
             f"are made once and kept in {self.folder}",
             file=sys.stderr,
         )
-        for path in self.folder.glob(".*"):
-            if is_partial(path) and time.time() - path.stat().st_mtime > _ABANDONED:
-                path.unlink(missing_ok=True)
+        for path in filter(is_partial, self.folder.glob(".*")):
+            with suppress(OSError):  # that of a process which writes has another name by now
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
         # Processes that do the same at the same time each begin elsewhere.
         order = np.random.default_rng(os.getpid()).permutation(missing).tolist()
         tasks = [(self._path(s), self._bounds[s][0], self._structures.part(*self._bounds[s]))
@@ -188,7 +186,8 @@ def _make_shard(rule: ImageRule, key: str, task: tuple[Path, int, Geometries]) -
 def _pack(index: Index, records: bytes, key: str) -> bytes:
     from safetensors.numpy import save
 
-    metadata = {"key": key, "index": f"{_crc(index):08x}"}
+    # One entry, as several come in any order, and the same lists shall give the same file.
+    metadata = {"lists": f"{key} {_crc(index):08x}"}
     return save({**index, "records": np.frombuffer(records, np.uint8)}, metadata)
 
 
@@ -220,7 +219,7 @@ def _read_index(path: Path, key: str, count: int) -> Index | None:
             whole = size == begin + max(part["data_offsets"][1] for part in header.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    ours = metadata.get("key") == key and metadata.get("index") == f"{_crc(index):08x}"
+    ours = metadata.get("lists") == f"{key} {_crc(index):08x}"
     if not (ours and whole and int(index["end"][-1]) == end - records):
         return None
     index["end"] += np.uint64(begin + records)
