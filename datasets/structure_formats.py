@@ -64,8 +64,8 @@ def find_files(path: Path) -> list[Path]:
 
     Raises DataError when there is no such table, or it cannot be read.
     """
-    if files := binary_tables.in_folder(path):
-        return files
+    if tables := binary_tables.in_folder(path):
+        return tables
     table = _find_table(path)
     if not _is_csv(table):
         return [table]

@@ -103,12 +103,12 @@ class _Pages:
     def _read(self, number: int, depth: int) -> tuple[bytes, list[int], bool]:
         """Return a page, where its nodes begin, and whether they are entries."""
         self.left -= 1
-        if self.left < 0 or depth < 1:
+        if self.left < 0:
             raise ValueError("pages form a circle")
         page = self._bytes(number, self.page_size)
         told, _, flags, lower, upper = _HEAD.unpack_from(page)
         kind = flags & (_BRANCH | _LEAF | _OVERFLOW)
-        if told != number or kind not in (_BRANCH, _LEAF):
+        if told != number or kind != (_BRANCH if depth > 1 else _LEAF):  # all leaves are as deep
             raise ValueError("it is another kind of page, or has another number")
         if not _HEAD.size <= lower <= upper <= self.page_size:
             raise ValueError("its nodes have no room")
