@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -177,9 +178,9 @@ def sites(items: Sequence[Any]) -> np.ndarray:
 
 def formula_key(z: Sequence[int] | np.ndarray) -> str:
     """Return a key of the reduced formula: atomic numbers in their smallest ratio."""
-    numbers, counts = np.unique(z, return_counts=True)
-    counts = counts // np.gcd.reduce(counts)
-    return " ".join(f"{number}:{count}" for number, count in zip(numbers, counts, strict=True))
+    counts = np.bincount(z).tolist()
+    divisor = math.gcd(*counts)
+    return " ".join(f"{z}:{count // divisor}" for z, count in enumerate(counts) if count)
 
 
 def random_split(count: int, seed: int, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from matattn.structures.structure import tensors_from_arrays
+from matattn.structures.structure import wrapped
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -103,8 +103,8 @@ class PackedItems(Sequence["Data"]):
         for row, count in zip(rows, sites, strict=True):
             start, end = end, end + count
             numbers, places, cell = coords[row]
-            tensors = tensors_from_arrays(numbers, places, cell if cell.any() else None)
-            z[start:end], pos[start:end] = tensors["z"].numpy(), tensors["pos"].numpy()
+            z[start:end] = numbers
+            pos[start:end], _ = wrapped(places, cell if cell.any() else None)
         geometries = Geometries(sites, z, pos, coords.cell[rows].astype(np.float32))
         return cls([ids[row] for row in rows], geometries, np.asarray(labels, dtype=np.float32))
 
