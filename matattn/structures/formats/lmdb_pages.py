@@ -1,7 +1,7 @@
 """The entries of an LMDB file, by plain reads of its pages.
 
-LMDB's own library maps the file and trusts it: one that is cut off or damaged ends the process with
-a signal. Here every number of a page is checked before it is used. The layout is that of ``mdb.c``
+LMDB's own library maps the file and trusts it: one that is cut off ends the process with a signal.
+Here every number of a page is checked before it is used. The layout is that of ``mdb.c``
 of LMDB 0.9, on a little-endian machine with 64 bits.
 """
 

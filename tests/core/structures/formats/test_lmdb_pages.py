@@ -49,7 +49,6 @@ def test_a_cut_file_keeps_what_is_there(tmp_path):
 
 
 def test_damaged_pages_never_harm(tmp_path):
-    """LMDB's own library ends the process on many of these files."""
     entries = {f"{n}".encode(): bytes(200) for n in range(200)}
     path = write(tmp_path / "a.lmdb", entries)
     content, generator = path.read_bytes(), np.random.default_rng(0)
