@@ -27,7 +27,8 @@ def load(
 
     Args:
         name: what reports call the data.
-        path: JSON lines, extended XYZ, a CSV beside structure files, or the folder of such a CSV.
+        path: JSON lines, extended XYZ, Parquet, ASE's LMDB, a CSV beside structure files, or a
+            folder of such files.
         targets: properties to predict, by matattn's names or the file's. Moduli in GPa become
             log10(GPa); values that are not positive count as missing.
         split: "official" (the file's ``split`` column), "random" (seeded 80/10/10 of the rows), or

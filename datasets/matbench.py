@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from matattn.datasets.structure_formats import find_files, pymatgen_row, read_rows
+from matattn.datasets.binary_tables import pymatgen_row
+from matattn.datasets.structure_formats import find_files, read_rows
 from matattn.datasets.structures_io import Rows, make_dataset, read_table
 from matattn.download import present
 from matattn.errors import DataError, StructureError

@@ -13,7 +13,7 @@ import numpy as np
 
 from matattn.datasets.molecules import split_table
 from matattn.datasets.structure_formats import read_rows
-from matattn.datasets.structures_io import BESIDE, Rows, read_table
+from matattn.datasets.structures_io import BESIDE, Row, Rows, read_table
 from matattn.download import present
 from matattn.errors import DataError
 from matattn.structures.dataset import PropertyDataset
@@ -61,10 +61,7 @@ def load(
 def _read(file: Path) -> Rows:
     if file.suffix != ".npz":
         rows, bad = read_rows(file)
-        for _, row in rows:
-            values = row.get(BESIDE, row)
-            values["potential_energy"] = values.pop("energy", None)
-        return rows, bad
+        return map(_with_our_name, rows), bad
     try:
         with np.load(file, allow_pickle=False) as content:
             names = next((n for n in _NAMES if all(key in content for key in n)), None)
@@ -78,3 +75,10 @@ def _read(file: Path) -> Rows:
         (f"{file}, frame {n}", {"id": f"{n}", "Z": z, "pos": p, "potential_energy": float(e)})
         for n, (p, e) in frames
     ], []
+
+
+def _with_our_name(located: tuple[str, Row]) -> tuple[str, Row]:
+    where, row = located
+    values = row.get(BESIDE, row)
+    values["potential_energy"] = values.pop("energy", None)
+    return where, row

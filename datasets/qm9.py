@@ -6,7 +6,7 @@ Ramakrishnan, Dral, Rupp, von Lilienfeld, Scientific Data 1, 140022 (2014); B3LY
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pymatgen.core import Element
@@ -80,12 +80,20 @@ def _numbers(excluded: str | None) -> set[str]:
 
 def _read(file: Path, excluded: set[str]) -> Rows:
     if file.name.endswith(".tar.bz2"):
-        return [(where, row) for where, row in _archive(file) if row["id"] not in excluded], []
+        return _kept(_archive(file), excluded), []
     rows, bad = read_rows(file)
-    for _, row in rows:
-        values = row.get(BESIDE, row)
-        values |= {name: values.pop(key) for name, key in COLUMNS.items() if key in values}
-    return [(where, row) for where, row in rows if row["id"] not in excluded], bad
+    return _kept(map(_with_our_names, rows), excluded), bad
+
+
+def _kept(rows: Iterable[tuple[str, Row]], excluded: set[str]) -> Iterator[tuple[str, Row]]:
+    return ((where, row) for where, row in rows if row["id"] not in excluded)
+
+
+def _with_our_names(located: tuple[str, Row]) -> tuple[str, Row]:
+    where, row = located
+    values = row.get(BESIDE, row)
+    values |= {name: values.pop(key) for name, key in COLUMNS.items() if key in values}
+    return where, row
 
 
 def _archive(file: Path) -> Iterator[tuple[str, Row]]:

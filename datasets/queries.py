@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,5 +47,12 @@ def answer(
 
 def _read(file: Path) -> Rows:
     rows, bad = read_rows(file)
-    bad += [f"{where}: {row['problem']}" for where, row in rows if "problem" in row]
-    return [(where, row) for where, row in rows if "problem" not in row], bad
+    return _without_problems(rows, bad), bad
+
+
+def _without_problems(rows: Iterable[tuple[str, Row]], bad: list[str]) -> Iterator[tuple[str, Row]]:
+    for where, row in rows:
+        if "problem" in row:
+            bad.append(f"{where}: {row['problem']}")
+        else:
+            yield where, row

@@ -6,6 +6,7 @@
   ALIGNN's ``id_prop.csv``, without a header: id, value. A folder means the CSV in it. Separators
   are commas, semicolons or tabs.
 - Extended XYZ with the properties (and ``id`` and ``split``) in the comment line of each frame.
+- Parquet, and ASE's LMDB (``matattn.datasets.binary_tables``), or a folder of such files.
 
 The former two may be compressed (.gz, .bz2, .xz). The row of a molecule, a structure that is
 periodic nowhere, has ``pos`` (N x 3, Å) in place of ``lattice`` and ``frac``.
@@ -18,21 +19,21 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from lzma import LZMAError
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pymatgen.core import Molecule
 
+from matattn.datasets import binary_tables
+from matattn.datasets.binary_tables import atoms_row, pymatgen_row
 from matattn.datasets.structures_io import BESIDE, DOUBTS, MISSING, Row, Rows
 from matattn.errors import DataError, StructureError
 from matattn.parallel import parallel_map
 from matattn.structures.files import is_structure_file, read
-from matattn.structures.formats.atoms import NUMBERS, Atoms
 from matattn.structures.formats.extended_xyz import read_frames
-from matattn.structures.formats.pymatgen_json import read_sites
 from matattn.structures.remarks import doubts_of
 from matattn.structures.structure import validate
 from matattn.text_files import (
@@ -51,7 +52,7 @@ _ENDINGS = [
     for ending in ("", ".cif", ".vasp", ".poscar", ".extxyz", ".xyz", ".json", ".xsf", ".cssr",
                    "/POSCAR", "/CONTCAR", "/vasprun.xml", "/geometry.in")
 ]  # fmt: skip
-_TABLES = (".csv", ".jsonl", ".xyz", ".extxyz")
+_TABLES = (".csv", ".jsonl", ".xyz", ".extxyz", *binary_tables.READERS)
 _THOUSAND = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")  # or a number with a decimal mark
 _BELOW_THOUSAND = re.compile(r"[+-]?[1-9]\d{0,2}|[+-]?\d+(\.\d{3}){2,}")  # or one of millions
 _DAMAGED = (OSError, EOFError, ValueError, LZMAError, zlib.error)
@@ -63,6 +64,8 @@ def find_files(path: Path) -> list[Path]:
 
     Raises DataError when there is no such table, or it cannot be read.
     """
+    if tables := binary_tables.in_folder(path):
+        return tables
     table = _find_table(path)
     if not _is_csv(table):
         return [table]
@@ -72,46 +75,37 @@ def find_files(path: Path) -> list[Path]:
 
 
 def read_rows(path: Path) -> Rows:
-    """Read all rows of ``path``; returns also messages about those that cannot be read.
+    """Return the rows of ``path``, one after the other, and messages about those it cannot read.
 
-    Raises DataError when there is no such table, or it cannot be read.
+    The list of messages grows while the rows are taken. Raises DataError when there is no such
+    table, and the rows raise it where they cannot be read.
     """
+    bad: list[str] = []
+    if files := binary_tables.in_folder(path):
+        return chain.from_iterable(_readable(f, binary_tables.read(f, bad)) for f in files), bad
     table = _find_table(path)
     if _is_csv(table):
         return _with_structures(table, *_read_csv(table)[:2])
+    if table.suffix.lower() in binary_tables.READERS:
+        return _readable(table, binary_tables.read(table, bad)), bad
+    frames = without_compression(table.name).lower().endswith((".xyz", ".extxyz"))
+    rows = _read_extxyz(table, bad) if frames else _read_lines(table, bad)
+    return _readable(table, rows), bad
+
+
+def _readable(table: Path, rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     try:
-        if without_compression(table.name).lower().endswith((".xyz", ".extxyz")):
-            return _read_extxyz(table)
-        return _read_lines(table)
+        yield from rows
     except _DAMAGED as error:
         raise DataError(f"{table}: cannot be read: {error}") from error
 
 
 def read_remarks(path: Path) -> list[str]:
     """Return what is assumed about the table that ``path`` means: one sentence for each."""
+    if binary_tables.in_folder(path):
+        return []
     table = _find_table(path)
     return _read_csv(table)[2] if _is_csv(table) else []
-
-
-def pymatgen_row(structure: Any, where: str) -> Row:
-    """Convert pymatgen's dictionary of a structure or molecule to the structure part of a row.
-
-    Raises StructureError for partial occupancy and damaged entries; TypeError when it is no
-    dictionary.
-    """
-    if not isinstance(structure, Mapping):
-        raise TypeError(f"expected a structure of pymatgen, got {type(structure).__name__}")
-    try:
-        species, coords, cell, _ = read_sites(structure)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StructureError(f"{where}: {error}") from None
-    for number, occupancies in enumerate(species, start=1):
-        if set(occupancies.values()) != {1}:
-            raise StructureError(f"{where}: site {number} has partial occupancy")
-    z = [NUMBERS[element] for (element,) in species]
-    if cell is None:
-        return {"Z": z, "pos": coords}
-    return {"Z": z, "frac": coords, "lattice": cell.tolist()}
 
 
 def _is_csv(path: Path) -> bool:
@@ -145,13 +139,13 @@ def _find_table(path: Path) -> Path:
         raise DataError(f"{path}: {error}") from error
     if not without_compression(path.name).lower().endswith(_TABLES):
         raise DataError(
-            f"{path}: unknown file type; expected .jsonl, .jsonl.gz, .csv, .extxyz or a folder"
+            f"{path}: unknown file type; expected .jsonl, .jsonl.gz, .csv, .extxyz, "
+            ".parquet, .aselmdb or a folder"
         )
     return path
 
 
-def _read_lines(path: Path) -> Rows:
-    rows, bad = [], []
+def _read_lines(path: Path, bad: list[str]) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -166,12 +160,12 @@ def _read_lines(path: Path) -> Rows:
         try:
             if "structure" in row:
                 row |= pymatgen_row(row.pop("structure"), where)
-            rows.append((where, row))
         except StructureError as error:
             bad.append(str(error))
         except (KeyError, TypeError, ValueError) as error:
             bad.append(f"{where}: structure is not pymatgen's: {error!r}")
-    return rows, bad
+        else:
+            yield where, row
 
 
 def _read_csv(path: Path) -> tuple[list[tuple[str, Row]], list[str], list[str]]:
@@ -401,8 +395,7 @@ def _read_structure(file: Path) -> Row | str:
     return {"Z": z, "frac": frac, "lattice": lattice, DOUBTS: doubts}
 
 
-def _read_extxyz(path: Path) -> Rows:
-    rows, bad = [], []
+def _read_extxyz(path: Path, bad: list[str]) -> Iterator[tuple[str, Row]]:
     stem = Path(without_compression(path.name)).stem
     for frame in read_frames(path):
         where = f"{path}:{frame.line} (frame {frame.number})"
@@ -411,12 +404,4 @@ def _read_extxyz(path: Path) -> Rows:
             continue
         properties = {name: value for name, value in frame.info.items() if np.ndim(value) == 0}
         identifier = properties.pop("id", f"{stem}:{frame.number}")
-        rows.append((where, {"id": identifier, BESIDE: properties} | _geometry(frame.atoms)))
-    return rows, bad
-
-
-def _geometry(atoms: Atoms) -> Row:
-    if atoms.cell is None:
-        return {"Z": atoms.z, "pos": atoms.pos}
-    frac = np.linalg.solve(atoms.cell.T, atoms.pos.T).T
-    return {"Z": atoms.z, "frac": frac, "lattice": atoms.cell}
+        yield where, {"id": identifier, BESIDE: properties} | atoms_row(frame.atoms)

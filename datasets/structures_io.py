@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,15 +31,15 @@ from matattn.structures.dataset import (
     random_split,
 )
 from matattn.structures.formats.atoms import is_periodic
-from matattn.structures.structure import tensors_from_arrays, to_data, validate_arrays
+from matattn.structures.items import Geometries, PackedItems
+from matattn.structures.structure import validate_arrays
 from matattn.text_files import parse_number, with_plain_signs
 from matattn.units import Property, find_properties
 
-if TYPE_CHECKING:
-    from torch_geometric.data import Data
-
 Row = dict[str, Any]
-Rows = tuple[list[tuple[str, Row]], list[str]]  # (location, row) pairs; messages about other rows
+# (location, row) pairs, which may be made one by one, and messages about other rows, which are
+# complete when all pairs were taken.
+Rows = tuple[Iterable[tuple[str, Row]], list[str]]
 
 DOUBTS = "doubts of reading"  # key of a row: why it may be another structure
 BESIDE = "properties beside the structure"
@@ -76,42 +76,77 @@ def check_rows(source: str, rows: Rows) -> Table:
 
     Of rows with the same id, only the first is kept. Raises DataError when there is no row.
     """
-    entries, skipped = rows
-    if not entries:
+    entries, bad = rows
+    building = _Building()
+    for where, row in entries:
+        building.add(where, row)
+    # Only now, as a reader adds to its messages while its rows are taken.
+    skipped = [*bad, *building.skipped]
+    if not building.seen:
         problem = f"; first problem: {skipped[0]}" if skipped else ""
         raise DataError(f"{source}: holds no row{problem}")
-    entry_by_id: dict[str, tuple[str, Row]] = {}
-    skipped, doubts = list(skipped), []
-    for where, row in entries:
+    return building.table(skipped)
+
+
+class _Building:
+    """A table whose rows come one after the other: of each, only arrays are kept."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.locations: dict[str, str] = {}  # by id
+        self.z: list[np.ndarray] = []
+        self.coords: list[np.ndarray] = []
+        self.lattice: list[np.ndarray] = []
+        self.columns: dict[str, list[Any]] = {}
+        self.skipped: list[str] = []
+        self.doubts: list[str] = []
+
+    def add(self, where: str, row: Row) -> None:
+        """Add a row, or a message about it."""
+        self.seen += 1
         try:
             identifier = encodable(str(row["id"]))
-            if identifier in entry_by_id:
-                skipped.append(f"{where}: duplicate id: only the first row is used")
-                continue
-            if _cell(row) is None:
+            if identifier in self.locations:
+                self.skipped.append(f"{where}: duplicate id: only the first row is used")
+                return
+            if (lattice := _cell(row)) is None:
                 raise StructureError(f"{where}: lattice is null; a molecule has pos instead")
             _check_periodicity(row, where)
-            own = [*row.get(DOUBTS, ()), *validate_arrays(row["Z"], *_geometry(row), where)]
-            doubts += [f"{where}: {doubt}" for doubt in own]
-            entry_by_id[identifier] = where, row
+            doubts = [*row.get(DOUBTS, ()), *validate_arrays(row["Z"], *_geometry(row), where)]
+            z, coords = np.array(row["Z"], dtype=np.int64), _floats(_geometry(row)[0])
         except StructureError as error:
-            skipped.append(str(error))
+            self.skipped.append(str(error))
+            return
         except (KeyError, TypeError, ValueError) as error:
-            skipped.append(f"{where}: bad or missing value: {error}")
-    usable = [row for _, row in entry_by_id.values()]
-    properties = [_properties(row) for row in usable]
-    names = {name: None for row in properties for name in row}
-    return Table(
-        ids=list(entry_by_id),
-        locations=[where for where, _ in entry_by_id.values()],
-        sites=np.array([len(row["Z"]) for row in usable], dtype=np.int64),
-        z=np.array([z for row in usable for z in row["Z"]], dtype=np.int64),
-        frac=np.concatenate([np.empty((0, 3)), *(_floats(_geometry(row)[0]) for row in usable)]),
-        lattice=_floats([_cell(row) for row in usable]).reshape(-1, 3, 3),
-        columns={name: _column(name, properties) for name in names},
-        skipped=skipped,
-        doubts=doubts,
-    )
+            self.skipped.append(f"{where}: bad or missing value: {error}")
+            return
+        self.doubts += [f"{where}: {doubt}" for doubt in doubts]
+        for name, value in _properties(row).items():
+            column = self.columns.setdefault(name, [])
+            column += [None] * (len(self.locations) - len(column))  # earlier rows without it
+            column.append(value)
+        self.locations[identifier] = where
+        self.z.append(z)
+        self.coords.append(coords)
+        self.lattice.append(_floats(lattice))
+
+    def table(self, skipped: list[str]) -> Table:
+        """Return the table of all rows so far."""
+        count = len(self.locations)
+        columns = {}
+        for name, values in self.columns.items():
+            columns[name] = _column(name, [*values, *[None] * (count - len(values))])
+        return Table(
+            ids=list(self.locations),
+            locations=list(self.locations.values()),
+            sites=np.array([len(z) for z in self.z], dtype=np.int64),
+            z=np.concatenate([np.empty(0, dtype=np.int64), *self.z]),
+            frac=np.concatenate([np.empty((0, 3)), *self.coords]),
+            lattice=_floats(self.lattice).reshape(-1, 3, 3),
+            columns=columns,
+            skipped=skipped,
+            doubts=self.doubts,
+        )
 
 
 def read_table(source: str, files: Sequence[Path], read: Callable[[], Rows]) -> Table:
@@ -208,16 +243,10 @@ def select_labels(
     return rows, labels[rows], properties, skipped
 
 
-def make_items(table: Table, rows: np.ndarray, labels: np.ndarray) -> list[Data]:
-    """Return PyG ``Data`` of some rows of a table, with their labels [n, T]."""
-    ends = np.cumsum(table.sites)
-    items = []
-    for row, y in zip(rows, labels, strict=True):
-        atoms = slice(ends[row] - table.sites[row], ends[row])
-        cell = table.lattice[row] if table.lattice[row].any() else None
-        tensors = tensors_from_arrays(table.z[atoms], table.frac[atoms], cell)
-        items.append(to_data(tensors, y, table.ids[row]))
-    return items
+def make_items(table: Table, rows: np.ndarray, labels: np.ndarray) -> PackedItems:
+    """Return some rows of a table as structures with labels [n, T]."""
+    coords = Geometries(table.sites, table.z, table.frac, table.lattice)
+    return PackedItems.of(table.ids, coords, rows, labels)
 
 
 _STRUCTURE = ("id", "Z", "frac", "lattice", "pos", DOUBTS)
@@ -285,8 +314,7 @@ def _from_arrays(arrays: Arrays) -> Table:
     return Table(**parts, columns=columns)
 
 
-def _column(name: str, rows: list[Row]) -> np.ndarray | list[Any]:
-    values = [row.get(name) for row in rows]
+def _column(name: str, values: list[Any]) -> np.ndarray | list[Any]:
     numbers = [_number(value) for value in values if not isinstance(value, str)]
     if name.lower() == "split" or None in numbers or len(numbers) < len(values):
         return values

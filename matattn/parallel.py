@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
@@ -18,6 +20,8 @@ from matattn.runtime import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_LOOKS = 1.0  # seconds between two looks whether the parent lives
 
 
 def parallel_map(
@@ -72,13 +76,15 @@ def process_pool(processes: int, start: Callable[[], object]) -> ProcessPoolExec
     That is told once, on the standard error: as in a container whose /dev/shm is full or cannot be
     written, there are no semaphores.
 
-    Processes are forked, Python's default, unless this process has loaded JAX: its threads may hold
-    locks that a fork would never see released.
+    They end by themselves when this process is killed. They are forked, Python's default, unless
+    this process has loaded JAX: its threads may hold locks that a fork would never see released.
     """
     context = multiprocessing.get_context("forkserver") if "jax" in sys.modules else None
     running = set(multiprocessing.active_children())
     try:
-        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=start)
+        pool = ProcessPoolExecutor(
+            processes, mp_context=context, initializer=partial(_watched, start)
+        )
         pool.submit(int)  # starts the processes
     except (OSError, ImportError, NotImplementedError, RuntimeError) as error:
         for process in set(multiprocessing.active_children()) - running:
@@ -96,6 +102,18 @@ def _tell(text: str) -> None:
 
 def _leave(number: int, _: object) -> None:
     sys.exit(128 + number)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent was killed, which leaves it waiting for ever."""
+    while os.getppid() == parent:
+        time.sleep(_LOOKS)
+    os._exit(1)
+
+
+def _watched(start: Callable[[], object]) -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    start()
 
 
 def _start(start: Callable[[], object] | None) -> None:

@@ -104,14 +104,17 @@ class CrystalGraph:
     pair_index: Tensor | None = None  # [2, P]
 
 
-def to_graph(item: Mapping[str, Any] | Any, neighbors: Neighbors) -> CrystalGraph:
+def to_graph(
+    item: Mapping[str, Any] | Any, neighbors: Neighbors, row: int | None = None
+) -> CrystalGraph:
     """Return a graph from a dict or PyG ``Data``: z, pos, cell, optionally y, row, pair_index.
 
-    With symmetry, atoms and pairs cannot have values of their own.
+    With symmetry, atoms and pairs cannot have values of their own. ``row`` stands for the item's.
     """
-    atoms = torch.from_numpy(neighbors.atoms)
+    if row is None:
+        row = int(item["row"]) if "row" in item else -1
+    atoms = torch.tensor(neighbors.atoms)  # a copy: those of files cannot be written
     y = item["y"] if "y" in item else torch.empty(1, 0, dtype=torch.float32)
-    row = int(item["row"]) if "row" in item else -1
     pairs = item["pair_index"] if "pair_index" in item else None
     return CrystalGraph(
         item["z"][atoms], item["pos"][atoms], item["cell"], y, row, neighbors, pairs
@@ -123,9 +126,17 @@ def geometry(item: Mapping[str, Any] | Any) -> tuple[np.ndarray, np.ndarray, np.
     return item["z"].numpy(), item["pos"].numpy(), item["cell"][0].numpy()
 
 
-def collate(items: Sequence[Mapping[str, Any] | Any], images: ImageRule) -> CrystalBatch:
-    """Return a batch of crystals with keys z, pos, cell and optionally y and row."""
-    return join([to_graph(item, images(*geometry(item))) for item in items])
+def collate(
+    items: Sequence[Mapping[str, Any] | Any],
+    images: ImageRule,
+    rows: Sequence[int | None] | None = None,
+) -> CrystalBatch:
+    """Return a batch of crystals with keys z, pos, cell and optionally y and row.
+
+    ``rows`` stand for those of the items.
+    """
+    pairs = zip(items, rows or [None] * len(items), strict=True)
+    return join([to_graph(item, images(*geometry(item)), row) for item, row in pairs])
 
 
 def join(graphs: Sequence[CrystalGraph]) -> CrystalBatch:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from matattn.errors import DataError
+from matattn.structures.items import PackedItems
 from matattn.units import Property
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ EVALUATED = ("train", CALIBRATION, "val", "test")
 class PropertyDataset:
     """Structures as PyG ``Data`` (z, pos Å, cell Å, y [1, T], id), and their split.
 
+    ``items`` may make an element at every access (``PackedItems``): to change one, use a list.
     A molecule has a cell of zeros. Labels y are in the units of ``targets``; NaN is a missing one.
     Where atoms have values (``level``), y has a row for each atom; where pairs do, for each of
     ``pair_index`` [2, P].
@@ -36,7 +39,7 @@ class PropertyDataset:
 
     name: str
     targets: tuple[Property, ...]
-    items: list[Data]
+    items: Sequence[Data]
     split: np.ndarray  # [n] of "train", "calibration", "val", "test" or "" (unused)
     note: str
     skipped: list[str] = field(default_factory=list)
@@ -60,12 +63,32 @@ class PropertyDataset:
         """Return the indices of the items of ``split``."""
         return np.flatnonzero(self.split == split)
 
+    def ids(self) -> Sequence[str]:
+        """Return the names of the structures."""
+        if isinstance(self.items, PackedItems):
+            return self.items.ids
+        return [item.id for item in self.items]
+
+    def sites(self) -> np.ndarray:
+        """Return the numbers of atoms [n]."""
+        return sites(self.items)
+
+    def numbers(self) -> list[np.ndarray]:
+        """Return the atomic numbers of every structure."""
+        if isinstance(self.items, PackedItems):
+            return np.split(self.items.geometries.z, self.items.geometries.ends[:-1])
+        return [item.z.numpy() for item in self.items]
+
     def labels(self) -> np.ndarray:
         """Return all labels [n, T] in physical units: of structures, or of their atoms or pairs."""
+        if isinstance(self.items, PackedItems):
+            return self.items.y.copy()
         return np.concatenate([item.y.numpy() for item in self.items])
 
     def owners(self) -> np.ndarray:
         """Return the item [n] that each row of ``labels`` belongs to."""
+        if isinstance(self.items, PackedItems):
+            return np.arange(len(self.items))
         return np.repeat(np.arange(len(self.items)), [len(item.y) for item in self.items])
 
     def label_rows(self, split: str) -> np.ndarray:
@@ -75,6 +98,8 @@ class PropertyDataset:
     @property
     def has_molecules(self) -> bool:
         """Return whether any structure has no cell."""
+        if isinstance(self.items, PackedItems):
+            return not self.items.geometries.cell.any((1, 2)).all()
         return any(not item.cell.any() for item in self.items)
 
     @property
@@ -91,7 +116,7 @@ class PropertyDataset:
 
     def formulas(self) -> list[str]:
         """Return a key of the reduced formula of every structure."""
-        return [formula_key(item.z.numpy()) for item in self.items]
+        return [formula_key(z) for z in self.numbers()]
 
     def limit(self, rows: int, seed: int) -> PropertyDataset:
         """Return these data with only so many training rows, drawn with ``seed``.
@@ -119,24 +144,43 @@ class PropertyDataset:
 
     def elements(self, split: str | None = "train") -> list[int]:
         """Return the atomic numbers that occur in ``split`` (None: in any), sorted."""
-        items = self.items if split is None else [self.items[row] for row in self.rows(split)]
-        return sorted({int(z) for item in items for z in item.z})
+        numbers = self.numbers()
+        chosen = numbers if split is None else [numbers[row] for row in self.rows(split)]
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *chosen])).tolist()
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of ids, atoms, geometry, labels and split."""
         digest = hashlib.sha256()
-        for item, split in zip(self.items, self.split, strict=True):
-            digest.update(f"{item.id}:{split}".encode())
-            for key in ("z", "pos", "cell", "y"):
-                digest.update(item[key].numpy().tobytes())
+        for (identifier, *arrays), split in zip(self._records(), self.split, strict=True):
+            digest.update(f"{identifier}:{split}".encode())
+            for array in arrays:
+                digest.update(array.tobytes())
         return digest.hexdigest()
+
+    def _records(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield id, z, pos, cell and y of every structure."""
+        if isinstance(self.items, PackedItems):
+            for row, identifier in enumerate(self.items.ids):
+                z, pos, cell = self.items.geometries[row]
+                yield identifier, z, pos, cell, self.items.y[row]
+            return
+        for item in self.items:
+            z, pos, cell, y = (item[key].numpy() for key in ("z", "pos", "cell", "y"))
+            yield item.id, z, pos, cell, y
+
+
+def sites(items: Sequence[Any]) -> np.ndarray:
+    """Return the numbers of atoms [n] of items with z."""
+    if isinstance(items, PackedItems):
+        return items.geometries.sites
+    return np.array([len(item["z"]) for item in items], dtype=np.int64)
 
 
 def formula_key(z: Sequence[int] | np.ndarray) -> str:
     """Return a key of the reduced formula: atomic numbers in their smallest ratio."""
-    numbers, counts = np.unique(z, return_counts=True)
-    counts = counts // np.gcd.reduce(counts)
-    return " ".join(f"{number}:{count}" for number, count in zip(numbers, counts, strict=True))
+    counts = np.bincount(z).tolist()
+    divisor = math.gcd(*counts)
+    return " ".join(f"{z}:{count // divisor}" for z, count in enumerate(counts) if count)
 
 
 def random_split(count: int, seed: int, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> np.ndarray:

@@ -19,9 +19,11 @@ from pymatgen.core import Structure
 from matattn.errors import StructureError
 from matattn.structures.formats import (
     ase_files,
+    aselmdb,
     cif,
     extended_xyz,
     other,
+    parquet,
     poscar,
     pymatgen_json,
 )
@@ -158,6 +160,8 @@ KINDS: dict[str, tuple[str, Parser]] = {
     "JSON lines": (r".*\.jsonl", pymatgen_json.parse_lines),
     "a database of ASE": (r".*\.db", ase_files.parse_database),
     "a trajectory of ASE": (r".*\.traj", ase_files.parse_trajectory),
+    "ASE's LMDB": (r".*\.aselmdb", aselmdb.parse),
+    "Parquet": (r".*\.parquet", parquet.parse),
     **other.KINDS,
     "XDATCAR": (r"(.*[-_.])?xdatcar([-_.].*)?", poscar.parse_frames),
     "POSCAR": (
@@ -171,12 +175,17 @@ _OUTPUTS = (
     rf"{other.AMBIGUOUS}|.*\.pwo|.*vasprun.*\.xml|(.*[-_.])?xdatcar.*"
     r"|(chgcar|aeccar|locpot|parchg|elfcar).*"
 )
-_BINARY = ("a database of ASE", "a trajectory of ASE")  # not read compressed
+_BINARY = (
+    "a database of ASE",
+    "a trajectory of ASE",
+    "ASE's LMDB",
+    "Parquet",
+)  # not read compressed
 _MANY = ("extended XYZ", "JSON lines", "XDATCAR", *_BINARY)  # structures in a file
 _EXPECTED = (
     ".cif, .vasp, POSCAR*, CONTCAR*, XDATCAR, CHGCAR, .extxyz, .xyz, .json, .jsonl, vasprun.xml, "
     ".xsf, .cube, .cssr, or an input or output of Quantum ESPRESSO, FHI-aims or LAMMPS (all also "
-    "as .gz, .bz2 or .xz), or .db or .traj of ASE"
+    "as .gz, .bz2 or .xz), or .db or .traj of ASE, .aselmdb or .parquet"
 )
 
 

@@ -42,14 +42,19 @@ def composition(dataset: PropertyDataset) -> np.ndarray:
     A structure has the fraction of each element, or the number of atoms for extensive targets; an
     atom has a 1 at its element, and a pair has the sum of its atoms.
     """
+    if dataset.level == "structure":
+        sites, numbers = dataset.sites(), dataset.numbers()
+        owner = np.repeat(np.arange(len(sites)), sites)
+        places = owner * MAX_ATOMIC_NUMBER + np.concatenate(numbers) - 1
+        counts = np.bincount(places, minlength=len(sites) * MAX_ATOMIC_NUMBER)
+        counts = counts.reshape(-1, MAX_ATOMIC_NUMBER)
+        return counts / (np.ones((1, 1)) if dataset.extensive else sites[:, None])
     rows = []
     for item in dataset.items:
         z = item.z.numpy()
         one_hot = np.zeros((len(z), MAX_ATOMIC_NUMBER))
         one_hot[np.arange(len(z)), z - 1] = 1
-        if dataset.level == "structure":
-            one_hot = one_hot.sum(0, keepdims=True) / (1 if dataset.extensive else len(z))
-        elif dataset.level == "pair":
+        if dataset.level == "pair":
             one_hot = one_hot[item.pair_index.numpy()].sum(0)
         rows.append(one_hot)
     return np.concatenate(rows)

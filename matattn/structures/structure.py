@@ -76,7 +76,7 @@ def validate_arrays(z: Sequence[int], coords: Any, cell: Any, where: str) -> lis
             _check_volume(cell, len(numbers))
             _check_flatness(cell)
         _check_elements(numbers)
-        return _check_distances(numbers, *_wrapped(coords, cell))
+        return _check_distances(numbers, *wrapped(coords, cell))
     except StructureError as problem:
         raise StructureError(f"{where}: {problem}") from None
 
@@ -181,7 +181,7 @@ def _check_distances(numbers: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> 
     return [f"{pair} are only {d:.2f} Å apart"]
 
 
-def _wrapped(coords: np.ndarray, cell: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def wrapped(coords: np.ndarray, cell: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return Cartesian positions, wrapped into the cell, and the cell; of a molecule it is zero."""
     if cell is None:
         return coords, np.zeros((3, 3))
@@ -207,7 +207,7 @@ def tensors_from_arrays(
 
     # Copies, because PyTorch needs memory that may be written.
     cell = None if cell is None else np.array(cell, dtype=np.float64)
-    pos, cell = _wrapped(np.array(coords, dtype=np.float64), cell)
+    pos, cell = wrapped(np.array(coords, dtype=np.float64), cell)
     return {
         "z": torch.as_tensor(np.asarray(z), dtype=torch.long),
         "pos": torch.as_tensor(pos, dtype=dtype or torch.float32),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +33,17 @@ Geometry = tuple[np.ndarray, np.ndarray, np.ndarray]  # z [N], pos [N, 3] Å, ce
 
 def normal_space(crystals: Sequence[Geometry]) -> dict[str, float]:
     """Return the ``layer`` and the ``sphere``, Å, that few of these training crystals exceed."""
-    some = crystals[:: -(-len(crystals) // MOST_CRYSTALS)]
+    some = sample(crystals)
     measured = {
         "layer": [empty_layer(*crystal) for crystal in some],
         "sphere": [empty_sphere(*crystal) for crystal in some],
     }
     return {name: float(np.quantile(sizes, QUANTILE)) for name, sizes in measured.items()}
+
+
+def sample(crystals: Any) -> Any:
+    """Return those of a sequence of crystals, or of their rows, that tell what is normal."""
+    return crystals[:: -(-len(crystals) // MOST_CRYSTALS)]
 
 
 def doubts(crystal: Geometry, normal: Mapping[str, float]) -> list[str]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,29 @@ def outside_file(folder):
             "data.units={alpha: eV}"]  # fmt: skip
 
 
+def lmdb_row(content):
+    """Return a case of ``matattn predict`` on a row in LMDB."""
+
+    def make(folder):
+        import lmdb
+
+        with lmdb.open(str(folder / "a.aselmdb"), subdir=False, map_size=2**28, lock=False) as data:
+            with data.begin(write=True) as change:
+                change.put(b"1", content())
+        return ["predict", MODEL, "a.aselmdb"]
+
+    return make
+
+
+def parquet_bomb(folder):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"id": ["a"], "Z": pa.array([np.zeros(50_000_000, dtype=np.int64)])})
+    pq.write_table(table, folder / "a.parquet")
+    return ["predict", MODEL, "a.parquet"]
+
+
 CASES = {
     "CIF, 1,000,000 atoms": structure("a.cif", lambda: cif(1000, random_sites(10**6))),
     "CIF, 20,000 sites x 192 operations": structure("a.cif", lambda: cif(
@@ -269,6 +293,9 @@ CASES = {
         "weights_only: false}}'"),
     "callback in the trainer": training("+trainer.callbacks=[{_target_: os.system}]"),
     "table with ../ in its ids": outside_file,
+    "aselmdb with a pickle": lmdb_row(lambda: pickle.dumps(Payload())),
+    "aselmdb that unpacks to 2 GB": lmdb_row(lambda: zlib.compress(bytes(2**31))),
+    "Parquet with 50 million numbers in a row": parquet_bomb,
     "npz with a pickle": mesh_data(pickle_in_npz),
     "npz that declares 80 GB": mesh_data(declared_npz),
     "VTU with 10^10 entities": mesh_data(entities_in_vtu),

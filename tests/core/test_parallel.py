@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -126,3 +127,32 @@ def test_without_processes_this_one_does_the_work(bare_system, capsys):
     (told,) = capsys.readouterr().err.splitlines()  # once
     assert told.startswith("no further processes here, so this one does all work: [Errno ")
     assert not multiprocessing.active_children()
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from matattn import parallel
+
+def work(number):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(0.1)
+
+parallel.cores = lambda: 2
+list(parallel.parallel_map(work, range(10_000), "", chunk=1))
+"""
+
+
+def test_processes_of_a_killed_one_end(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)])
+    while len(workers := list(tmp_path.iterdir())) < 2:
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        left = [path.name for path in workers if os.path.exists(f"/proc/{path.name}")]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left

@@ -174,6 +174,24 @@ def test_a_mistake_about_the_folder_ends_all_nodes(place):
     assert all(statuses) and "is not empty and holds no run" in said[0][1]
 
 
+FROM_FILES = (
+    "from matattn.workflows.structures import batches; batches.MOST_IN_MEMORY = 0; "
+    "from matattn.cli.train import main; main()"
+)
+
+
+def test_two_processes_read_neighbour_lists_from_files(alone, tmp_path):
+    folder = alone / "crystals-from-files"
+    _, _, *arguments = command(folder, "crystals", "trainer=ddp")
+    result = subprocess.run(
+        [sys.executable, "-c", FROM_FILES, *arguments], cwd=alone, capture_output=True, text=True,
+        timeout=300, env=os.environ | {"MATATTN_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.glob("neighbors-*/*.safetensors"))
+    assert largest_difference(alone / "crystals-alone", folder) < 1e-6
+
+
 def test_settings_that_cannot_be_shared(compose, place, monkeypatch):
     monkeypatch.chdir(place)
     for kind, more, message in (

@@ -95,7 +95,7 @@ def evaluate(
         else Molecule(item.z.numpy(), item.pos.numpy())
         for item in dataset.items
     )
-    ids = [item.id for item in dataset.items]
+    ids = dataset.ids()
     rows = predictor.predict(structures, ids, advance)
     usable = np.array([row["status"] == "ok" for row in rows])
     scored = replace(dataset, split=np.where(usable, dataset.split, ""))
@@ -143,8 +143,8 @@ def held_out_groups(dataset: PropertyDataset) -> Iterator[tuple[str, np.ndarray]
     Training rows stand in none of them: the baselines were fitted on them.
     """
     held_out = np.concatenate([dataset.rows(split) for split in SPLITS[1:]])
-    sizes = np.array([len(item.z) for item in dataset.items])
-    elements = [set(item.z.tolist()) for item in dataset.items]
+    sizes = dataset.sites()
+    elements = [set(z.tolist()) for z in dataset.numbers()]
     classes = [next(name for name, fits in CHEMISTRY.items() if fits(z)) for z in elements]
     for low, high in SIZES:
         name = f"{low} to {high} sites" if high < SIZES[-1][1] else f"{low} sites and more"

@@ -21,6 +21,7 @@ from matattn.errors import BundleError, PredictionError, StructureError
 from matattn.runtime import find_device, on_cpu
 from matattn.structures import vacuum
 from matattn.structures.batch import CrystalBatch, by_atom_budget, collate, geometry
+from matattn.structures.dataset import sites
 from matattn.structures.ensemble import Ensemble
 from matattn.structures.inputs import take
 from matattn.structures.network import StructureNetwork
@@ -50,16 +51,24 @@ def encode(
     network.eval().to(device)
     dtype = next(network.parameters()).dtype
     images = network.image_rule(TOLERANCE)
-    order = sorted(range(len(items)), key=lambda index: len(items[index]["z"]))
-    sizes = (len(items[index]["z"]) for index in order)
-    waiting = deque([order[n] for n in batch] for batch in by_atom_budget(sizes, atoms_per_batch))
-    done: list[tuple[list[int], torch.Tensor]] = []
+    atoms = sites(items)
+    order = np.argsort(atoms, kind="stable")
+    batches = by_atom_budget(atoms[order].tolist(), atoms_per_batch)
+    waiting = deque(order[batch].tolist() for batch in batches)
+    counts = [rows_of(network, item) for item in items] if network.level != "structure" else None
+    rows = np.ones(len(items), dtype=np.int64) if counts is None else np.array(counts)
+    ends = np.cumsum(rows)
+    features: torch.Tensor | None = None
     with torch.no_grad():
         while waiting:
             indices = waiting.popleft()
             try:
                 batch = collate([items[index] for index in indices], images).to(device, dtype)
-                done.append((indices, network.features(batch).cpu()))
+                made = network.features(batch).cpu()
+                if features is None:
+                    features = made.new_full((int(rows.sum()), made.shape[1]), torch.nan)
+                places = [np.arange(ends[n] - rows[n], ends[n]) for n in indices]
+                features[np.concatenate(places)] = made
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -68,14 +77,9 @@ def encode(
                     continue
             advance(len(indices))
     network.train(was_training).to(CPU)
-    sample = done[0][1] if done else torch.empty(0, 1, dtype=dtype)
-    counts = [rows_of(network, item) for item in items]
-    features = [sample.new_full((count, sample.shape[1]), torch.nan) for count in counts]
-    for indices, rows in done:
-        parts = rows.split([counts[index] for index in indices])
-        for index, part in zip(indices, parts, strict=True):
-            features[index] = part
-    return torch.cat(features) if features else sample
+    if features is None:
+        features = torch.full((int(rows.sum()), 1), torch.nan, dtype=dtype)
+    return features
 
 
 def rows_of(network: StructureNetwork, item: Mapping[str, Any]) -> int:

@@ -14,20 +14,18 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torch_geometric.data import Data
 
 from matattn import bundle
 from matattn.config import RunConfig, Section, Target, at_least, build, one_of, setting
 from matattn.errors import ConfigError
-from matattn.parallel import parallel_map
-from matattn.structures.batch import CrystalBatch, CrystalGraph, collate, geometry, join, to_graph
+from matattn.structures import vacuum
+from matattn.structures.batch import CrystalBatch
 from matattn.structures.dataset import CALIBRATION, EVALUATED, PropertyDataset
 from matattn.structures.ensemble import Ensemble
-from matattn.structures.image_rule import LARGEST_SYMMETRY, ImageRule
+from matattn.structures.image_rule import LARGEST_SYMMETRY
+from matattn.structures.items import Geometries
 from matattn.structures.metrics import element_constants, evaluate
-from matattn.structures.neighbors import SELF, Neighbors
 from matattn.structures.network import StructureNetwork
-from matattn.structures.vacuum import normal_space
 from matattn.training.averaging import LastEpochsAveraging
 from matattn.training.processes import share_of_mean
 from matattn.training.run_log import RunLog
@@ -38,18 +36,17 @@ from matattn.workflows.fitting import (
     check_batches,
     fit,
     log_loss,
-    make_loaders,
     optimization,
     stop_unless_finite,
 )
 from matattn.workflows.outputs import Outputs
 from matattn.workflows.structures import report
+from matattn.workflows.structures.batches import Batches
 from matattn.workflows.structures.fine_tune import start_from
 from matattn.workflows.structures.predict import Predictor, encode
 
 MOST_REFERENCES = 20_000  # training rows that novelty is measured from
 LONGEST_RANGE = 50  # Å: of neighbours in a crystal, some 30,000 of each atom
-WORTH_A_PROCESS = 500  # crystals whose neighbour lists take as long as to start a process
 
 Normaliser = tuple[Tensor, Tensor]  # mean and standard deviation [T]
 
@@ -207,7 +204,9 @@ class PropertyTask:
 
     def train(self, folder: Path) -> Trained:
         """Train every member, from its last checkpoint in ``folder`` if there is one."""
-        batches = _Batches.of(self.dataset, self.networks[0], self.config.task)
+        task = self.config.task
+        images = self.networks[0].image_rule(float(task.tolerance), float(task.symmetry))
+        batches = Batches.of(self.dataset, task.batch_size, images)
         logs = []
         for member, network in enumerate(self.networks):
             place = folder / f"member{member}" if len(self.networks) > 1 else folder
@@ -228,7 +227,7 @@ class PropertyTask:
             optimizer=self.config.optimizer,
             schedule=self.schedule,
             averaging_epochs=averaging_epochs,
-            ids=[item.id for item in self.dataset.items],
+            ids=self.dataset.ids(),
             folder=folder,
         )
         shown = {"train/loss": "loss {:.4f}"}
@@ -249,8 +248,9 @@ class PropertyTask:
             "structures": "molecules" if dataset.has_molecules else "crystals",
         }
         if not dataset.has_molecules:
-            train = [geometry(dataset.items[row]) for row in dataset.rows("train")]
-            description["vacuum"] = normal_space(train)
+            structures = Geometries.of(dataset.items)
+            some = vacuum.sample(dataset.rows("train"))
+            description["vacuum"] = vacuum.normal_space([structures[row] for row in some])
         features = encode(network, dataset.items, trained.device)
         predictor = Predictor(network, description)
         predictor = replace(predictor, uncertainty=self._uncertainty(predictor, features))
@@ -330,8 +330,9 @@ def check_reads(network: StructureNetwork, dataset: PropertyDataset) -> None:
     name = type(network).__name__
     if dataset.has_molecules and not network.reads_molecules:
         raise ConfigError(f"{dataset.name} holds molecules, and {name} reads crystals only")
-    for item in dataset.items:
-        network.check(item.z, item.pos, item.cell, f"{dataset.name}: {item.id}")
+    if type(network).check is not StructureNetwork.check:
+        for item in dataset.items:
+            network.check(item.z, item.pos, item.cell, f"{dataset.name}: {item.id}")
     if network.level != dataset.level:
         raise ConfigError(
             f"{dataset.name} has a value for every {dataset.level}, and {name} gives one for every "
@@ -368,81 +369,21 @@ def normalise(network: StructureNetwork, dataset: PropertyDataset) -> Normaliser
     return as_float(mean), as_float(std)
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """Training and validation structures, and how batches are made of them."""
-
-    splits: Mapping[str, Sequence[Any]]
-    batch_size: int
-    images: ImageRule
-
-    @classmethod
-    def of(
-        cls, dataset: PropertyDataset, network: StructureNetwork, task: PropertySettings
-    ) -> Self:
-        """Make the neighbour lists that the network needs, once for all epochs and members."""
-        for row, item in enumerate(dataset.items):
-            item.row = row
-        images = network.image_rule(float(task.tolerance), float(task.symmetry))
-        splits: dict[str, list[Any]] = {}
-        for split in ("train", "val"):
-            if items := [dataset.items[row] for row in dataset.rows(split)]:
-                # Lists of boxes are quick to make, and too long to keep: 125 images of every pair.
-                splits[split] = items if images.box else _graphs(items, images, split)
-        return cls(splits, task.batch_size, images)
-
-    def loaders(self, seed: int) -> dict[str, DataLoader]:
-        """Return loaders of the splits; the training rows come in the order of ``seed``."""
-        make = partial(collate, images=self.images) if self.images.box else join
-        return make_loaders(self.splits, self.batch_size, seed, make, _size)
-
-
-def _size(item: Data | CrystalGraph) -> int:
-    """Return what the time for a structure grows with: its neighbours, or atoms."""
-    return len(item.neighbors.source) if isinstance(item, CrystalGraph) else len(item.z)
-
-
-def _graphs(items: list[Data], images: ImageRule, split: str) -> list[CrystalGraph]:
-    """Return all structures of a split with their neighbour lists."""
-    lists = parallel_map(
-        partial(_neighbors, images),
-        [geometry(item) for item in items],
-        f"neighbour lists ({split})",
-        worth_a_process=WORTH_A_PROCESS,
-        chunk=64,
-        most=torch.get_num_threads(),
-    )
-    graphs = []
-    for item, neighbors in zip(items, lists, strict=True):
-        if images.cutoff > SELF and len(item.z) > 1 and (neighbors.distance < SELF).all():
-            raise ConfigError(
-                f"{item.id}: no atom has another one within the network's range of "
-                f"{images.cutoff:g} Å; raise model.cutoff"
-            )
-        graphs.append(to_graph(item, neighbors))
-    return graphs
-
-
-def _neighbors(images: ImageRule, arrays: tuple[np.ndarray, ...]) -> Neighbors:
-    return images(*arrays)
-
-
 def prediction_rows(
     dataset: PropertyDataset, predicted: np.ndarray, intervals: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for every label; of atoms and pairs, their numbers stand behind the id."""
     columns = {"true": dataset.labels(), "predicted": predicted}
     columns |= dict(zip(("lower", "upper"), intervals, strict=True))
-    owners = dataset.owners()
+    owners, ids = dataset.owners(), dataset.ids()
     first = np.searchsorted(owners, owners)  # the row where each one's structure begins
     for row, owner in enumerate(owners):
-        item = dataset.items[owner]
-        name = item.id
+        name = ids[owner]
         if dataset.level == "atom":
-            name = f"{item.id}:{row - first[row] + 1}"
+            name = f"{name}:{row - first[row] + 1}"
         elif dataset.level == "pair":
-            i, j = item.pair_index[:, row - first[row]].tolist()
-            name = f"{item.id}:{i + 1}-{j + 1}"
+            i, j = dataset.items[owner].pair_index[:, row - first[row]].tolist()
+            name = f"{name}:{i + 1}-{j + 1}"
         for column, target in enumerate(dataset.targets):
             numbers = {key: float(table[row, column]) for key, table in columns.items()}
             end = {"unit": target.unit, "split": dataset.split[owner]}

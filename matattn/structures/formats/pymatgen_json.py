@@ -19,6 +19,7 @@ from pymatgen.core import Lattice, Molecule, Structure
 from matattn.errors import StructureError
 from matattn.structures.formats.atoms import (
     NUMBERS,
+    Atoms,
     checked_cell,
     is_periodic,
     label_remarks,
@@ -255,7 +256,11 @@ def _from_jarvis(content: Mapping[str, Any]) -> AnyStructure:
 
 
 def _from_optimade(content: Mapping[str, Any]) -> AnyStructure:
-    """Return the structure of the attributes of an entry of OPTIMADE."""
+    return atoms_of_optimade(content).structure()
+
+
+def atoms_of_optimade(content: Mapping[str, Any]) -> Atoms:
+    """Return the atoms of the attributes of an entry of OPTIMADE; ValueError if they are none."""
     symbols = {kind["name"]: kind for kind in content.get("species") or ()}
     labels = []
     for number, name in enumerate(content["species_at_sites"], start=1):
@@ -266,13 +271,17 @@ def _from_optimade(content: Mapping[str, Any]) -> AnyStructure:
     z, remarks = read_elements(labels)
     pbc = [flag == 1 for flag in content.get("dimension_types") or (1, 1, 1)]
     pos, cell = content["cartesian_site_positions"], content["lattice_vectors"]
-    return make_atoms(z, pos, cell, pbc, remarks).structure()
+    return make_atoms(z, pos, cell, pbc, remarks)
 
 
 def _from_ase(content: Mapping[str, Any]) -> AnyStructure:
-    """Return the structure of a row of ASE's database in JSON."""
+    return atoms_of_ase(content).structure()
+
+
+def atoms_of_ase(content: Mapping[str, Any]) -> Atoms:
+    """Return the atoms of a row of ASE's database in JSON; ValueError if they are none."""
     arrays = [_array(content.get(key)) for key in ("numbers", "positions", "cell", "pbc")]
-    return make_atoms(*arrays).structure()
+    return make_atoms(*arrays)
 
 
 def _array(value: Any) -> Any:

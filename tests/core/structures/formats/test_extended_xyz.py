@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Molecule
 
-from matattn.datasets.structure_formats import read_rows
+from matattn.datasets import structure_formats
 from matattn.datasets.structures_io import BESIDE
 from matattn.errors import StructureError
 from matattn.structures.files import entries, read
@@ -15,6 +15,12 @@ from matattn.structures.remarks import remarks_of
 
 LATTICE = 'Lattice="4.2 0 0 0.1 4.2 0 0 0 4.2"'
 PROPERTIES = "Properties=species:S:1:pos:R:3"
+
+
+def read_all(path):
+    """Return all rows of a table, and the messages about others."""
+    rows, bad = structure_formats.read_rows(path)
+    return list(rows), bad
 
 
 def frame(first="Na", comment=f"{LATTICE} {PROPERTIES}", count=2, rows=None):
@@ -152,7 +158,7 @@ def test_what_is_refused_says_why_in_prediction_and_in_data_sets(written, commen
     path = written(frame(comment=comment, rows=rows))
     (text,) = formulas(path)
     assert text.startswith(f"{path}, frame 1: ") and message in text
-    rows, bad = read_rows(path)
+    rows, bad = read_all(path)
     assert rows == [] and bad[0].startswith(f"{path}:1 (frame 1): ") and message in bad[0]
 
 
@@ -175,7 +181,7 @@ def test_ids_and_values_of_the_comment_line(written):
     first, _ = read_frames(path)
     assert first.info == {"energy": -1.5, "id": "007", "name": "my salt", "ok": True,
                           "magmom": [1, 2], "n": 3}  # fmt: skip
-    rows, bad = read_rows(path)
+    rows, bad = read_all(path)
     assert bad == [] and [row["id"] for _, row in rows] == ["007", "a:2"]
     properties = rows[0][1][BESIDE]
     assert properties["energy"] == -1.5 and "magmom" not in properties
@@ -184,7 +190,7 @@ def test_ids_and_values_of_the_comment_line(written):
 def test_training_and_prediction_read_the_same_atoms(written):
     path = written(gzip.compress((frame("D") + frame("Na+") + frame(comment="x")).encode()),
                    "a.xyz.gz")  # fmt: skip
-    rows, bad = read_rows(path)
+    rows, bad = read_all(path)
     assert bad == [] and [entry.id for entry in entries(path)] == [row["id"] for _, row in rows]
     for (_, row), structure in zip(rows, read(path), strict=True):
         assert [site.specie.Z for site in structure] == row["Z"]
