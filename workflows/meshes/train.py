@@ -112,12 +112,6 @@ class FieldSurrogate(L.LightningModule):
         if self.share_nodes:
             self.network.share_nodes()
 
-    def transfer_batch_to_device(
-        self, batch: MeshBatch, device: torch.device, dataloader_idx: int
-    ) -> MeshBatch:
-        """Return the batch on the device."""
-        return batch.to(device)
-
     def errors(self, batch: MeshBatch) -> tuple[Tensor, Tensor]:
         """Return relative L2 errors [B, T], and the predicted fields."""
         predicted = self.network(batch) * self.std + self.mean
