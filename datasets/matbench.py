@@ -1,7 +1,8 @@
-"""Matbench v0.1: the eight tasks with structures, and their official five folds.
+"""Matbench v0.1: the nine tasks with structures, and their official five folds.
 
 Dunn et al., npj Computational Materials 6, 138 (2020). A file is a pandas table (index, columns,
-data) in JSON with pymatgen structures and one target; the folds depend on the order of rows.
+data) in JSON with pymatgen structures and one target; the folds depend on the order of rows, and of
+a classification on the labels, too.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 
 from matattn.datasets.binary_tables import pymatgen_row
 from matattn.datasets.structure_formats import find_files, read_rows
-from matattn.datasets.structures_io import Rows, make_dataset, read_table
+from matattn.datasets.structures_io import Rows, Table, make_dataset, read_table
 from matattn.download import present
 from matattn.errors import DataError, StructureError
 from matattn.structures.dataset import PropertyDataset
+from matattn.units import PROBABILITY, truth
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Task:
     sha256: str
 
 
+# Tasks whose rows are compositions: matattn's networks read structures.
+_COMPOSITIONS = ("expt_gap", "expt_is_metal", "glass", "steels")
 URL = "https://ml.materialsproject.org/projects/matbench_{}.json.gz"
 
 # Checksums are those of matminer's dataset_metadata.json.
@@ -71,6 +75,13 @@ TASKS = {
         "eV/atom",
         132752,
         "dedcb1d4ba2e3e50dbdd45ba5bc647a00e9c2bcf8f8bf556dc8e92caa39eb21f",
+    ),
+    "mp_is_metal": Task(
+        "is_metal",
+        "is_metal",
+        PROBABILITY,
+        106113,
+        "9a028ed5750a4c76ca36e9f3c8d48fe0bf3fb21b76ec2289e58ae7048d527919",
     ),
     "mp_gap": Task(
         "gap pbe",
@@ -113,6 +124,8 @@ def load(
 
     Raises DataError when the file is missing or has other rows than the official one.
     """
+    if task in _COMPOSITIONS:
+        raise DataError(f"data.task={task}: its rows are compositions without structures")
     if task not in TASKS:
         raise DataError(f"data.task={task!r}: choose {', '.join(TASKS)}")
     if fold not in range(5):
@@ -129,6 +142,8 @@ def load(
     if count != official.rows:
         raise DataError(f"{path}: has {count} rows, matbench_{task} has {official.rows}")
     fold_of_row = folds(official.rows)
+    if official.unit == PROBABILITY:
+        fold_of_row = _stratified(table, official, path)
     splits = [
         "test" if fold_of_row[_row_index(identifier, official.rows, path)] == fold else "train"
         for identifier in table.ids
@@ -153,6 +168,39 @@ def folds(count: int) -> np.ndarray:
     result = np.empty(count, dtype=np.int64)
     result[order] = np.repeat(np.arange(5), sizes)
     return result
+
+
+def stratified_folds(labels: np.ndarray) -> np.ndarray:
+    """Return the number of the fold that tests each row, with equal shares of labels 0 and 1 [n].
+
+    It is that of scikit-learn's ``StratifiedKFold(5, shuffle=True, random_state=18012019)``.
+    """
+    generator = np.random.RandomState(18012019)
+    first = labels[0]  # scikit-learn numbers the classes in the order of their first rows
+    ordered = np.sort(labels != first)
+    result = np.empty(len(labels), dtype=np.int64)
+    for later in (False, True):
+        counts = [int((ordered[fold::5] == later).sum()) for fold in range(5)]
+        numbers = np.repeat(np.arange(5), counts)
+        generator.shuffle(numbers)
+        result[(labels != first) == later] = numbers
+    return result
+
+
+def _stratified(table: Table, official: Task, path: str) -> np.ndarray:
+    """Return the fold of each official row of a classification; all of them are needed."""
+    if table.skipped:
+        raise DataError(
+            f"{path}: the folds follow from the labels of all rows, and {len(table.skipped)} could "
+            f"not be read; the first: {table.skipped[0]}"
+        )
+    values = table.columns.get(official.column, [None] * len(table.ids))
+    labels = np.full(official.rows, -1)
+    for identifier, value in zip(table.ids, values, strict=True):
+        if truth(value) not in (0, 1):
+            raise DataError(f"{path}: {identifier}: {official.column} is {value}, expected 0 or 1")
+        labels[_row_index(identifier, official.rows, path)] = truth(value)
+    return stratified_folds(labels)
 
 
 def read_entries(path: Path, task: str) -> Rows:

@@ -34,7 +34,7 @@ from matattn.structures.formats.atoms import is_periodic
 from matattn.structures.items import Geometries, PackedItems
 from matattn.structures.structure import validate_arrays
 from matattn.text_files import parse_number, with_plain_signs
-from matattn.units import Property, find_properties
+from matattn.units import Property, find_properties, truth
 
 Row = dict[str, Any]
 # (location, row) pairs, which may be made one by one, and messages about other rows, which are
@@ -221,7 +221,10 @@ def select_labels(
     named = [targets] if isinstance(targets, str) else targets
     for index, (name, target) in enumerate(zip(named, properties, strict=True)):
         column = _find_column(name, target, table, source)
-        parsed = [_number(value) for value in table.columns[column]]
+        column_values = table.columns[column]
+        if target.is_class:
+            column_values = [truth(value) for value in column_values]
+        parsed = [_number(value) for value in column_values]
         for row in [row for row, value in enumerate(parsed) if value is None and usable[row]]:
             usable[row] = False
             text = str(table.columns[column][row])

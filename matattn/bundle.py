@@ -2,7 +2,8 @@
 
 ``model.safetensors`` holds tensors only, ``config.json`` plain values, ``card.md`` is for people
 and ``SHA256SUMS`` covers all of them. Loading checks the sums, never unpickles, and builds only
-networks of ``conf/model``. ``uncertainty.safetensors`` is there when the model is calibrated.
+networks of ``conf/model`` and of installed packages. ``uncertainty.safetensors`` is there when the
+model is calibrated.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from matattn import networks as registry
+from matattn import plugins
 from matattn.errors import BundleError
 from matattn.files import sha256, write_bytes, write_json, write_text
 from matattn.kinds import KINDS, kind_of
@@ -90,6 +92,9 @@ def _write(
 ) -> None:
     if network not in registry.known():
         raise BundleError(f"{network} is not in the registry of networks (conf/model)")
+    brought = registry.package(network)
+    if brought is not None:
+        config = config | {"package": {"name": brought.package, "version": brought.version}}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -153,9 +158,17 @@ def load(folder: str | Path) -> tuple[list[nn.Module], dict[str, Any], Uncertain
             tensors = load_file(folder / _UNCERTAINTY)
             uncertainty = Uncertainty.from_parts(config["uncertainty"], tensors)
     except (TypeError, ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) + _other_version(config)
         raise BundleError(f"{folder}: config.json and weights do not fit: {reason}") from error
     return [network.eval() for network in networks], config, uncertainty
+
+
+def _other_version(config: Mapping[str, Any]) -> str:
+    """Return a remark if the network's package had another version when the bundle was written."""
+    brought, written = registry.package(config["network"]), plugins.described(config.get("package"))
+    if brought is None or written == str(brought):
+        return ""
+    return f" (written with {written}; {brought} is installed)"
 
 
 def load_arrays(folder: str | Path) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
@@ -228,9 +241,10 @@ def describe(folder: str | Path) -> dict[str, Any]:
         )
     if not isinstance(config["arguments"], dict):
         raise BundleError(f"{folder}/config.json: arguments is no object with names and values")
-    if str(config["network"]) not in registry.known():
-        name, known = config["network"], ", ".join(registry.known())
-        raise BundleError(f"{folder}/config.json: unknown network {name!r}; known: {known}")
+    try:
+        registry.check(str(config["network"]), config.get("package"))
+    except BundleError as error:
+        raise BundleError(f"{folder}/config.json: {error}") from None
     return config
 
 

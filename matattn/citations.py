@@ -15,7 +15,7 @@ from typing import Any
 
 import matattn
 from matattn import networks
-from matattn.errors import BundleError, DataError
+from matattn.errors import DataError
 
 _ENTRY = re.compile(r"^@\w+\{([^,\s]+),.*?^\}", re.MULTILINE | re.DOTALL)
 
@@ -47,8 +47,9 @@ def bibtex(config: Mapping[str, Any] | None = None) -> str:
         f"  version = {{{matattn.__version__}}},\n}}"
     )
     if config is None:
-        cited = entries([key for name in networks.known() for key in _of_network(name)])
+        cited = entries([key for name in networks.own() for key in _of_network(name)])
     else:
+        networks.check(str(config["network"]), config.get("package"))
         data = {"name": "unknown data", **config.get("data", {})}
         of_data = entries(data["citations"] if "citations" in data else _of_data(data["name"]))
         comment = f"% trained on {data['name']}: cite where these data come from"
@@ -58,10 +59,9 @@ def bibtex(config: Mapping[str, Any] | None = None) -> str:
 
 def _of_network(name: str) -> list[str]:
     """Return ``citations`` of a network from its source, without an import of PyTorch or JAX."""
-    if name not in networks.known():
-        listed = ", ".join(networks.known())
-        raise BundleError(f"config.json: unknown network {name!r}; known: {listed}")
-    package, _, module = networks.known()[name].rpartition(".")
+    if networks.package(name) is not None:  # of another package: read as it is imported
+        return list(networks.find(name).citations)  # type: ignore[attr-defined]
+    package, _, module = networks.own()[name].rpartition(".")
     tree = ast.parse((files(package) / f"{module}.py").read_text("utf-8"))
     (body,) = (c.body for c in tree.body if isinstance(c, ast.ClassDef) and c.name == name)
     for statement in body:

@@ -26,6 +26,7 @@ from typing import (
     get_type_hints,
 )
 
+from matattn import plugins
 from matattn.errors import ConfigError
 from matattn.extras import import_extra
 from matattn.kinds import KINDS
@@ -263,6 +264,8 @@ def what_matters(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
         if isinstance(target := kept["data"].get("_target_"), str):
             # These loaders moved; runs from before keep their folders, and go on.
             kept["data"]["_target_"] = target.replace(".datasets.pde.", ".datasets.pde_")
+    if not place and kept.get("task", {}).get("loss") == "l1":  # as all runs had from before
+        kept["task"] = {key: value for key, value in kept["task"].items() if key != "loss"}
     return kept
 
 
@@ -317,7 +320,7 @@ def check_targets(config: Any, key: str = "") -> None:
             raise ConfigError(f"{key}.{special[0]}: Hydra's own keys are not allowed here")
         target = config.get("_target_")
         allowed = ALLOWED.get(key.split(".")[0].split("[")[0], ())
-        if target is not None:
+        if target is not None and plugins.find(key, str(target)) is None:
             _check_target(str(target), allowed, f"{key or 'config'}._target_")
         for name, value in config.items():
             check_targets(value, f"{key}.{name}" if key else str(name))
@@ -332,6 +335,8 @@ def _check_target(target: str, allowed: tuple[str, ...], key: str) -> None:
     A module also has what it imports, up to ``torch.load``.
     """
     places = " or ".join(allowed) or "nothing: no target is allowed here"
+    if group := plugins.GROUPS.get(key.removesuffix("._target_")):
+        places += f" or be an entry point {group} of an installed package"
     if not target.startswith(allowed):
         raise ConfigError(f"{key}: {target!r} is not allowed; it must begin with {places}")
     built = find_target(target)
@@ -346,8 +351,12 @@ def _check_target(target: str, allowed: tuple[str, ...], key: str) -> None:
 def find_target(target: str) -> Any:
     """Return the class or function of a full name; None if there is none.
 
-    Raises ConfigError when its module needs a package that is not installed.
+    Raises ConfigError when its module needs a package that is not installed, or when the installed
+    package that declares it is broken.
     """
+    for section in plugins.GROUPS:
+        if (plugin := plugins.find(section, target)) is not None:
+            return plugins.load(plugin)
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name, None)
@@ -372,9 +381,11 @@ def build(target: Target | Mapping[str, Any], key: str, **arguments: Any) -> Any
     config = target.plain()
     check_targets(config, key)
     _check_arguments(target, key)
+    if (plugin := plugins.find(key, target.target)) is not None:
+        plugins.load(plugin)  # which tells what is wrong with it
     try:
         with _bounded_network():
-            return hydra.utils.instantiate(config, **arguments, _convert_="all")
+            built = hydra.utils.instantiate(config, **arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         if type(cause).__module__ == "matattn.errors":
@@ -395,6 +406,9 @@ def build(target: Target | Mapping[str, Any], key: str, **arguments: Any) -> Any
                 reason = "the network does not fit into memory; choose smaller sizes"
             raise ConfigError(f"{key}: {reason}") from error
         raise cause from None
+    if plugin is not None and key == "data":
+        plugins.check_dataset(plugin, built)
+    return built
 
 
 def _check_arguments(target: Target, key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from matattn.errors import ConfigError
 
@@ -22,3 +23,9 @@ def import_extra(module: str) -> ModuleType:
             f"{module.rsplit('.', 1)[-1]} needs the package {error.name}: install matattn with its "
             "extras, pip install 'matattn[all]'"
         ) from error
+
+
+def attribute(name: str) -> Any:
+    """Return what a full name of matattn stands for: "matattn.meshes.network.MeshNetwork"."""
+    module, _, last = name.rpartition(".")
+    return getattr(import_extra(module), last)

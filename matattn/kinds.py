@@ -22,12 +22,16 @@ class Kind:
             reads a bundle.
         bundle_keys: what config.json of a bundle must say beyond what all of them do.
         takes_input: whether a prediction is made of something that a user gives.
+        network: the base class of its networks, where other packages may bring some.
+        dataset: the class of its data sets, where other packages may bring some.
     """
 
     name: str
     predictor: str
     bundle_keys: tuple[str, ...]
     takes_input: bool = True
+    network: str = ""
+    dataset: str = ""
 
     def load(self, folder: str | Path, device: str = "cpu") -> Any:
         """Return the predictor of a bundle; raises BundleError or ConfigError."""
@@ -40,14 +44,22 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("structures", "Predictor", ("targets", "normaliser", "elements")),
+        Kind(
+            "structures",
+            "Predictor",
+            ("targets", "normaliser", "elements"),
+            network="matattn.structures.network.StructureNetwork",
+            dataset="matattn.structures.dataset.PropertyDataset",
+        ),
         Kind(
             "meshes",
             "FieldPredictor",
             ("targets", "normaliser", "coordinates", "inputs", "input_scaling"),
+            network="matattn.meshes.network.MeshNetwork",
+            dataset="matattn.meshes.fields.FieldDataset",
         ),
         Kind("spins", "WaveFunction", ("system", "observables"), takes_input=False),
-        Kind("text", "TextModel", ("labels", "vocabulary")),
+        Kind("text", "TextModel", ("labels", "vocabulary"), dataset="matattn.text.TextDataset"),
     )
 }
 

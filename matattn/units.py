@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matattn.errors import DataError
+
+PROBABILITY = "probability"  # unit of what is true or false; labels are 0 or 1
+_TRUTHS = {"true": 1.0, "yes": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "f": 0.0}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Property:
     minimum: float = -math.inf
     extensive: bool = False
 
+    @property
+    def is_class(self) -> bool:
+        """Return whether it is true or false of a structure, and predictions are probabilities."""
+        return self.unit == PROBABILITY
+
 
 # Short names are those of JSON-lines files; the longer ones are those of the JARVIS data sets.
 _PROPERTIES = (
@@ -43,6 +52,7 @@ _PROPERTIES = (
     Property(
         "log10_shear_modulus", "log10(GPa)", log10_of=("g_vrh", "g_voigt", "shear_modulus_gv")
     ),
+    Property("is_metal", PROBABILITY, minimum=0.0),
     Property("volume_per_atom", "Å^3/atom", minimum=0.0),
     Property("last_phdos_peak", "1/cm", minimum=0.0),
     Property("hypothetical_energy", "standard deviations"),  # of datasets/geometry_probe.py
@@ -103,3 +113,10 @@ def find_properties(
     if len(set(properties)) < len(properties):
         raise DataError(f"data.targets={targets} names a property twice")
     return properties
+
+
+def truth(value: Any) -> Any:
+    """Return 1 or 0 for true or false, or a text that says so; anything else as it is."""
+    if isinstance(value, str):
+        return _TRUTHS.get(value.strip().lower(), value)
+    return float(value) if isinstance(value, bool) else value

@@ -77,16 +77,22 @@ def _held_out(metrics: Metrics) -> tuple[str, Mapping[str, Any]]:
 
 
 def _property_objective(metrics: Metrics) -> Objective:
-    """Return the error, of several targets the mean in units of the mean predictor's."""
+    """Return the error, of several targets the mean in units of the mean predictor's.
+
+    It is the log loss where probabilities are predicted.
+    """
     split, results = _held_out(metrics)
     rows = list(results.values())
+    if classifies := "log_loss" in rows[0]:
+        errors = [(row["log_loss"], row["baselines"]["mean"]["log_loss"]) for row in rows]
+    else:
+        errors = [(row["mae"], row["baselines"]["mean"]) for row in rows]
+    name = "log loss" if classifies else "MAE"
     if len(rows) == 1:
-        return f"{split} MAE, {rows[0]['unit']}", rows[0]["mae"]
-    shares = [
-        row["mae"] / row["baselines"]["mean"] if row["baselines"]["mean"] else float("inf")
-        for row in rows
-    ]
-    return f"{split} MAE over the mean predictor's", statistics.fmean(shares)
+        unit = "" if classifies else f", {rows[0]['unit']}"
+        return f"{split} {name}{unit}", errors[0][0]
+    shares = [error / floor if floor else float("inf") for error, floor in errors]
+    return f"{split} {name} over the mean predictor's", statistics.fmean(shares)
 
 
 def _field_objective(metrics: Metrics) -> Objective:

@@ -6,6 +6,7 @@ import typer
 
 from matattn import __version__
 from matattn.cli.cite import cite
+from matattn.cli.embed import embed
 from matattn.cli.evaluate import evaluate
 from matattn.cli.explain import explain
 from matattn.cli.info import info
@@ -27,7 +28,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(train)
-for command in (predict, evaluate, explain, tokenize, models, info, cite):
+for command in (predict, embed, evaluate, explain, tokenize, models, info, cite):
     app.command()(command)
 app.add_typer(sweep, name="sweep")
 

@@ -32,7 +32,7 @@ def evaluate(
     rows of the data, by size of the cell, and by chemistry.
     """
     from matattn import pretrained
-    from matattn.cli.train import one_line
+    from matattn.composition import one_line
     from matattn.errors import MatattnError
     from matattn.runtime import start_predicting
 
@@ -42,8 +42,6 @@ def evaluate(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     start_predicting()
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
     from rich.console import Console
     from rich.progress import Progress
 
@@ -68,9 +66,7 @@ def evaluate(
             )
         if output is not None:
             write_json(output, {"model": model, **result})
-    except (
-        MatattnError, BackendError, HydraException, OmegaConfBaseException, OSError
-    ) as error:  # fmt: skip
+    except (MatattnError, BackendError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
     show(results_table(result["splits"]))

@@ -66,7 +66,7 @@ def explain(
     attention could be another.
     """
     from matattn import pretrained
-    from matattn.cli.train import one_line
+    from matattn.composition import one_line
     from matattn.errors import MatattnError
     from matattn.runtime import start_predicting
 
@@ -79,8 +79,6 @@ def explain(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     start_predicting()
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
     from rich.console import Console
     from rich.progress import Progress
 
@@ -93,7 +91,7 @@ def explain(
             request = _Request(folder, inputs, data, compare, target, structures, seed, output,
                                progress, bar)  # fmt: skip
             answer = _EXPLAIN[kind.name](request)
-    except (MatattnError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (MatattnError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
     if answer.table is not None:

@@ -20,7 +20,7 @@ def info() -> None:
 
 def _lines() -> Iterator[tuple[str, str]]:
     import matattn
-    from matattn import pretrained
+    from matattn import plugins, pretrained
     from matattn.runtime import cores, memory, processor
 
     yield "matattn", f"{matattn.__version__} in {Path(matattn.__file__).parent}"
@@ -35,6 +35,8 @@ def _lines() -> Iterator[tuple[str, str]]:
         yield from _backends()
     except Exception as error:  # a broken PyTorch is what a bug report may be about
         yield "kernels", f"cannot be loaded: {type(error).__name__}: {error}"
+    for package, what in plugins.summary():
+        yield "package", f"{package}: {what}"
     yield "models", ", ".join(pretrained.names()) or "none come with this version"
     folder = os.environ.get("MATATTN_DATA")
     missing = "" if folder is None or Path(folder).is_dir() else " (no such folder)"

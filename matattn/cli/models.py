@@ -8,11 +8,14 @@ from pathlib import Path
 
 
 def models() -> None:
-    """List the models that come with matattn: what they predict, and how well."""
+    """List the models that come with matattn: what they predict, and how well.
+
+    Below, what installed packages add: networks, data sets, and what to choose in trainings.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from matattn import pretrained
+    from matattn import plugins, pretrained
     from matattn.tables import show
 
     if not pretrained.names():
@@ -29,6 +32,8 @@ def models() -> None:
         for row in _rows(name, pretrained.find(name)):
             table.add_row(*row)
     show(table)
+    for package, what in plugins.summary():
+        print(f"{package}: {what}")
 
 
 _TEXTS = ("name", "target", "unit")

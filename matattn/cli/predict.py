@@ -55,7 +55,7 @@ def predict(
 
     inputs = inputs or []
     rows: list[Row] = []
-    earlier = signal.signal(signal.SIGTERM, _stop)
+    earlier = signal.signal(signal.SIGTERM, stop)
     try:
         folder = pretrained.find(model)
         kind = pretrained.kind(folder)
@@ -66,8 +66,8 @@ def predict(
             output = output and output / "predictions.csv"
         summary = _PREDICT[kind.name](folder, inputs, fields, device, rows)
         end = summary, int(all(row["status"] != "ok" for row in rows))
-    except KeyboardInterrupt as stop:
-        (number,) = stop.args or (signal.SIGINT,)
+    except KeyboardInterrupt as stopped:
+        (number,) = stopped.args or (signal.SIGINT,)
         end = f"interrupted; {len(rows)} finished rows are written", 128 + number
     except MatattnError as error:
         end = f"error: {error}", 2
@@ -80,7 +80,8 @@ def predict(
         raise typer.Exit(status or 2)
 
 
-def _stop(number: int, _: object) -> None:
+def stop(number: int, _: object) -> None:
+    """Raise KeyboardInterrupt with the number of a signal."""
     raise KeyboardInterrupt(number)
 
 
@@ -124,16 +125,24 @@ def _predict_fields(
 def _screen(
     folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[Row]
 ) -> str:
-    """Fill ``rows`` from structures; return a summary.
+    """Fill ``rows`` from structures; return a summary."""
+    from matattn.tables import check_output
+
+    if output is not None:
+        check_output(output)
+    return screened(folder, inputs, device, rows)
+
+
+def screened(
+    folder: Path, inputs: list[str], device: str, rows: list[Row], embed: bool = False
+) -> str:
+    """Fill ``rows`` with predictions or features of structures; return a summary.
 
     What may fail comes first, and the slow imports after it.
     """
     from matattn.errors import MatattnError
     from matattn.runtime import start_predicting
-    from matattn.tables import check_output
 
-    if output is not None:
-        check_output(output)
     start_predicting()
     from matattn.structures.stream import StructureStream, find_sources
 
@@ -148,7 +157,7 @@ def _screen(
         from matattn.workflows.structures.predict import Predictor
         from matattn.workflows.structures.screen import Screening
 
-        screening = Screening(Predictor.load(folder, device), stream, rows)
+        screening = Screening(Predictor.load(folder, device), stream, rows, embed)
         console = Console(stderr=True)
         try:
             with Progress(console=console, disable=not console.is_terminal) as progress:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from matattn.cli.terminal import terminal
+from matattn.composition import at_home, one_line
 from matattn.errors import MatattnError, TrainingError
 
 if TYPE_CHECKING:
@@ -39,9 +37,9 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from matattn.conf.schema import register
+    from matattn.composition import register
 
-    sys.argv[1:] = map(_at_home, sys.argv[1:])
+    sys.argv[1:] = map(at_home, sys.argv[1:])
     full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the lines below instead of Hydra's printer
     register()
@@ -57,11 +55,13 @@ def main() -> None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from matattn import plugins
         from matattn.kernels.dispatch import BackendError
         from matattn.workflows.run import run
         from matattn.workflows.task import TASKS
 
         try:
+            plugins.check_choices(HydraConfig.get().runtime.choices)
             metrics = run(cfg)
             return TASKS[cfg.task.workflow].objective(metrics)[1]
         except (MatattnError, BackendError, OmegaConfBaseException, OSError) as error:
@@ -87,72 +87,3 @@ def main() -> None:
         if name != "BackendError" and not str(error).startswith("Config group override"):
             raise
         stop(error)
-
-
-def _at_home(argument: str) -> str:
-    """Return an override whose path begins with ~/ as one with the whole path: Hydra knows no ~."""
-    key, sign, value = argument.partition("=")
-    return key + sign + (os.path.expanduser(value) if value.startswith("~/") else value)
-
-
-def _escaped(text: str) -> str:
-    """Return a text as it stands between double quotes of Hydra."""
-    return re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and "\\" + m[2]), text)
-
-
-def _unreadable(override: str) -> str:
-    """Return what to do about an override that Hydra cannot read."""
-    key, sign, value = override.partition("=")
-    if not sign:
-        return f"{override}: expected key=value"
-    quoted = shlex.quote(f'{key}="{_escaped(value)}"')
-    if value[:1] in ("[", "{") and value[-1:] in ("]", "}"):
-        return f"{override}: is no list that can be read; quote the texts in it: '{key}=[\"a=b\"]'"
-    return f"{override}: has characters with a meaning of their own; quote the value: {quoted}"
-
-
-def one_line(error: Exception) -> str:
-    """Return what is wrong with a configuration, with the nearest key to a misspelt one."""
-    from hydra.errors import OverrideParseException
-
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
-    cause = "" if isinstance(error, MatattnError) else error.__cause__ or ""
-    text = " ".join(f"{error} {cause}".split())
-    misspelt = re.search(r"Key '(\w+)' is not in struct full_key: (\S+)", text) or re.search(
-        r"Key '(\w+)' not in 'TrainConfig' full_key: (\S+)", text
-    )
-    if several := re.search(r"Ambiguous value for argument '(.*?)' 1\. To use", text):
-        key, _, value = several.group(1).partition("=")
-        quoted = shlex.quote(f'{key}="{_escaped(value)}"')
-        return (
-            f"{key}={value}: several values need -m for a sweep, or brackets for a list: "
-            f"'{key}=[{value}]'; if it is one text, quote it: {quoted}"
-        )
-    if absent := re.search(r"Could not delete from config\. '(\S+)' does not exist", text):
-        return f"{absent.group(1)}: there is no such key (python train.py --help lists all)"
-    if missing := re.search(r"Missing mandatory value: \w+ full_key: (\S+)", text):
-        return f"{missing.group(1)}: has no value; give {missing.group(1)}=..."
-    plugin = re.search(r"find 'hydra/(launcher|sweeper)/(\w+)' (.*) Config search path", text)
-    if plugin:
-        kind, name, known = plugin.groups()
-        extra = "cluster" if kind == "launcher" else "optuna"
-        install = f"not installed (pip install 'matattn[{extra}]'), or misspelt"
-        return f"hydra/{kind}={name}: {install}. {known}"
-    if misspelt is None:
-        return text
-    key, place = misspelt.groups()
-    known = _known_keys()
-    near = [] if key in known else difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{place}: there is no such key{hint} (python train.py --help lists all)"
-
-
-def _known_keys() -> list[str]:
-    """Return every key of every YAML file of the configuration."""
-    from importlib.resources import files
-    from pathlib import Path
-
-    folder = Path(str(files("matattn.conf")))
-    text = "\n".join(path.read_text() for path in folder.rglob("*.yaml"))
-    return sorted({*re.findall(r"^\s*(\w+):", text, flags=re.MULTILINE), "seed", "overwrite"})

@@ -8,16 +8,24 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from matattn.structures.classification import logistic_fit, scores, sigmoid
 from matattn.structures.dataset import EVALUATED, PropertyDataset
 from matattn.structures.structure import MAX_ATOMIC_NUMBER
 
 
 class TargetErrors(TypedDict, total=False):
-    """Errors of one target on some rows, as in ``metrics.json``."""
+    """Errors of one target on some rows, as in ``metrics.json``.
+
+    Of a probability, they are the scores of ``matattn.structures.classification``, and so are those
+    of its baselines; of other targets, mean absolute errors.
+    """
 
     mae: float
+    log_loss: float
+    auroc: float | None
+    balanced_accuracy: float | None
     n: int  # rows with a label
-    baselines: dict[str, float]  # mean absolute errors
+    baselines: Mapping[str, Any]
     rmse: float
     unit: str
     interval: dict[str, float]  # coverage and mean_width
@@ -86,7 +94,8 @@ def baselines(dataset: PropertyDataset, ridge: float = 1.0) -> dict[str, np.ndar
     """Return predictions [n, T] of models without structure, fitted to the training labels.
 
     ``mean`` is the mean label. ``linear_composition`` is a ridge regression on the
-    ``composition``; for pairs, on an indicator of their two elements. ``dataset.floors`` are added.
+    ``composition``, of what is true or false a logistic one; for pairs, on an indicator of their
+    two elements. ``dataset.floors`` are added.
     """
     labels, x = dataset.labels(), composition(dataset)
     if dataset.level == "pair":
@@ -99,6 +108,9 @@ def baselines(dataset: PropertyDataset, ridge: float = 1.0) -> dict[str, np.ndar
         intercept, coefficients = linear_fit(x[rows], labels[rows, column], ridge)
         mean[:, column] = labels[rows, column].mean()
         linear[:, column] = intercept + x @ coefficients
+        if dataset.targets[column].is_class:
+            intercept, coefficients = logistic_fit(x[rows], labels[rows, column], ridge)
+            linear[:, column] = sigmoid(intercept + x @ coefficients)
     return {"mean": mean, "linear_composition": linear, **dataset.floors}
 
 
@@ -121,7 +133,7 @@ def evaluate(
             trained = formulas[train[~np.isnan(labels[train, column])]]
             new = rows[~np.isnan(labels[rows, column]) & ~np.isin(formulas[rows], trained)]
             if len(new):
-                new_errors = _errors(labels, predicted, floors, new, column)
+                new_errors = _errors(dataset, predicted, floors, new, column)
                 by_target[target.name]["new_formulas"] = new_errors
         if by_target:
             result[split] = by_target
@@ -147,9 +159,11 @@ def errors(
         if not len(labelled):
             continue
         true = labels[labelled, column]
-        result[target.name] = target_errors = _errors(labels, predicted, floors, labelled, column)
-        target_errors["rmse"] = root_mean_square_error(true, predicted[labelled, column])
+        result[target.name] = target_errors = _errors(dataset, predicted, floors, labelled, column)
         target_errors["unit"] = target.unit
+        if target.is_class:
+            continue
+        target_errors["rmse"] = root_mean_square_error(true, predicted[labelled, column])
         if intervals is not None and not np.isnan(intervals[0][labelled, column]).any():
             lower, upper = (ends[labelled, column] for ends in intervals)
             target_errors["interval"] = {
@@ -160,17 +174,19 @@ def errors(
 
 
 def _errors(
-    labels: np.ndarray,
+    dataset: PropertyDataset,
     predicted: np.ndarray,
     floors: Mapping[str, np.ndarray],
     rows: np.ndarray,
     column: int,
 ) -> TargetErrors:
-    true = labels[rows, column]
+    true = dataset.labels()[rows, column]
+    ours, theirs = predicted[rows, column], {name: f[rows, column] for name, f in floors.items()}
+    if dataset.targets[column].is_class:
+        of_floors = {name: scores(true, floor) for name, floor in theirs.items()}
+        return {**scores(true, ours), "n": len(rows), "baselines": of_floors}
     return {
-        "mae": mean_absolute_error(true, predicted[rows, column]),
+        "mae": mean_absolute_error(true, ours),
         "n": len(rows),
-        "baselines": {
-            name: mean_absolute_error(true, floor[rows, column]) for name, floor in floors.items()
-        },
+        "baselines": {name: mean_absolute_error(true, floor) for name, floor in theirs.items()},
     }

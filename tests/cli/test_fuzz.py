@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from matattn import bundle
 from matattn.cli import app
-from matattn.cli.train import one_line
+from matattn.composition import one_line
 from matattn.conf.schema import register
 from matattn.config import build
 from matattn.datasets.crystals import load

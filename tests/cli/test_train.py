@@ -14,7 +14,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
-from matattn.cli.train import _escaped, one_line
+from matattn.composition import escaped, one_line
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -61,7 +61,7 @@ def test_the_quotes_that_an_error_gives_are_right(value):
     except OverrideParseException as error:
         (given,) = shlex.split(one_line(error).rpartition("quote the value: ")[2] or "x")
     else:
-        given = f'data.path="{_escaped(value)}"'
+        given = f'data.path="{escaped(value)}"'
     (override,) = OverridesParser.create().parse_overrides([given])
     assert override.value() == value
 

@@ -24,6 +24,7 @@ from matattn.meshes.fields import FieldDataset, MeshSample
 from matattn.meshes.files import write_vtu
 from matattn.meshes.network import MeshNetwork
 from matattn.training.averaging import ExponentialAverage
+from matattn.training.data import Loaders
 from matattn.training.processes import number_and_count, share_of_mean, summed
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
@@ -110,12 +111,6 @@ class FieldSurrogate(L.LightningModule):
         """Share the nodes of every mesh, where the task says so."""
         if self.share_nodes:
             self.network.share_nodes()
-
-    def transfer_batch_to_device(
-        self, batch: MeshBatch, device: torch.device, dataloader_idx: int
-    ) -> MeshBatch:
-        """Return the batch on the device."""
-        return batch.to(device)
 
     def errors(self, batch: MeshBatch) -> tuple[Tensor, Tensor]:
         """Return relative L2 errors [B, T], and the predicted fields."""
@@ -261,11 +256,11 @@ class FieldTask:
             dataset.fingerprint(),
         )  # fmt: skip
 
-    def train(self, folder: Path) -> Trained:
-        """Train, from the last checkpoint in ``folder`` if there is one."""
+    def module(self, folder: Path) -> FieldSurrogate:
+        """Return the training; batches that cannot be used are told in ``folder``."""
         task, dataset = self.config.task, self.dataset
         gradient = GridGradient(dataset.grid) if task.gradient_weight and dataset.grid else None
-        module = FieldSurrogate(
+        return FieldSurrogate(
             self.network,
             *self.normaliser,
             targets=tuple(field.name for field in dataset.targets),
@@ -277,6 +272,14 @@ class FieldTask:
             gradient_weight=task.gradient_weight,
             share_nodes=task.share_nodes,
         )
+
+    def data(self) -> Loaders:
+        """Return the batches for a Trainer of one's own."""
+        return Loaders(self._loaders)
+
+    def train(self, folder: Path) -> Trained:
+        """Train, from the last checkpoint in ``folder`` if there is one."""
+        task, module = self.config.task, self.module(folder)
         shown = {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"}
         log = RunLog(folder / "metrics.csv", shown)
         average = ExponentialAverage(task.ema) if task.ema else None

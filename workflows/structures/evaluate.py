@@ -12,9 +12,11 @@ from omegaconf import OmegaConf
 from pymatgen.core import Element, Molecule, Structure
 from rich.table import Table
 
+from matattn.composition import composed
 from matattn.config import build, check_finite, check_keys, read_data
 from matattn.errors import ConfigError
 from matattn.structures import metrics
+from matattn.structures.classification import check_classes
 from matattn.structures.dataset import SPLITS, PropertyDataset
 from matattn.structures.metrics import baselines, errors
 from matattn.workflows import reporting
@@ -41,18 +43,16 @@ def load_data(data: str, predictor: Predictor, overrides: Sequence[str]) -> Prop
 
     Its targets are the model's unless the overrides say otherwise. If the model was trained on
     these data, the rows that were kept apart for its intervals are the split "calibration". Raises
-    DataError or ConfigError, and Hydra's errors for a name or a key that is not there.
+    DataError or ConfigError, so for a name or a key that is not there.
     """
-    from hydra import compose, initialize_config_module
-
     is_file = Path(data).suffix != "" or Path(data).exists()
-    with initialize_config_module("matattn.conf", version_base="1.3"):
-        config = compose("evaluate", [f"data={'table' if is_file else data}", *overrides])
-    if is_file:
-        config.data.path, config.data.name = data, Path(data).name
-    if not any(override.startswith("data.targets=") for override in overrides):
-        config.data.targets = [target["name"] for target in predictor.targets]
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    chosen = f"data={'table' if is_file else data}"
+    with composed("evaluate", [chosen, *overrides]) as config:
+        if is_file:
+            config.data.path, config.data.name = data, Path(data).name
+        if not any(override.startswith("data.targets=") for override in overrides):
+            config.data.targets = [target["name"] for target in predictor.targets]
+        plain: Any = OmegaConf.to_container(config, resolve=True)
     check_keys(plain, ("paths", "data", "calibration"))
     check_finite(plain)
     source, target = read_data(plain["data"])
@@ -64,6 +64,7 @@ def load_data(data: str, predictor: Predictor, overrides: Sequence[str]) -> Prop
     share = plain["calibration"]
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 0.5:
         raise ConfigError(f"calibration={share!r}: expected a fraction below 0.5 (0: none)")
+    check_classes(dataset)
     held_out = dataset.hold_out(share) if share else dataset
     trained_on = predictor.config.get("data", {}).get("fingerprint")
     return held_out if held_out.fingerprint() == trained_on else dataset
@@ -185,18 +186,25 @@ def _doubtful(rows: Sequence[dict[str, Any]]) -> list[str]:
 def groups_table(groups: Mapping[str, Any]) -> Table:
     """Return a table of the errors of held-out groups, beside their baselines."""
     rows = []
+    classifies = any("log_loss" in r for targets in groups.values() for r in targets.values())
     for group, targets in groups.items():
         for target, result in targets.items():
             floors, interval = result["baselines"], result.get("interval")
-            numbers = (result["mae"], floors["linear_composition"], floors["mean"])
+            numbers = (result, floors["linear_composition"], floors["mean"])
+            if classifies:
+                numbers = tuple(one["log_loss"] for one in numbers)
+            else:
+                numbers = (result["mae"], *numbers[1:])
             rows.append([
                 group, target, *(f"{number:.4f}" for number in numbers), result["unit"],
                 str(result["n"]), f"{interval['coverage']:.1%}" if interval else "",
                 f"{interval['mean_width']:.3f}" if interval else "",
             ])  # fmt: skip
+    error, model = ("log loss", "logistic") if classifies else ("MAE", "linear")
     header = [
-        "group", "target", "MAE", "linear in composition", "mean of training labels", "unit",
+        "group", "target", error, f"{model} in composition", "mean of training labels", "unit",
         "rows", "in interval", "mean width",
     ]  # fmt: skip
-    title = "Mean absolute errors of groups of the validation and test rows"
+    errors = "Log losses" if classifies else "Mean absolute errors"
+    title = f"{errors} of groups of the validation and test rows"
     return reporting.text_table(title, header, rows, left=("group", "target", "unit"))

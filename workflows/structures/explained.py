@@ -50,6 +50,7 @@ class ExplainedBatch:
     offset: float
     column: int  # of the property among the network's
     labels: Tensor | None  # [R]
+    classifies: bool = False  # whether values are probabilities
 
     @property
     def layers(self) -> list[AttentionLayer]:
@@ -74,7 +75,8 @@ class ExplainedBatch:
     def values(self, probes: Sequence[LayerProbe] | None = None) -> Tensor:
         """Return predictions [R], differentiable by what the probes hold."""
         with probed(self.network, probes or self.probes()):
-            return self.network(self.batch)[:, self.column] * self.scale + self.offset
+            values = self.network(self.batch)[:, self.column] * self.scale + self.offset
+        return values.sigmoid() if self.classifies else values
 
     def probes(self, **everywhere: Any) -> list[LayerProbe]:
         """Return one probe for each layer, all with the same content."""
@@ -152,7 +154,7 @@ def prepare(
     network = explained_network(predictor.network)
     column = column_of(target, [described["name"] for described in predictor.targets])
     mean, std = (predictor.config["normaliser"][key][column] for key in ("mean", "std"))
-    images = network.image_rule(TOLERANCE)
+    images, classifies = network.image_rule(TOLERANCE), predictor.classifies
     waiting: list[CrystalGraph] = []
     edges = 0
     for row, item in enumerate(items):
@@ -164,12 +166,12 @@ def prepare(
                 f"{images.cutoff:.3g} Å: there is no attention to explain; leave it out"
             )
         if waiting and edges + len(neighbors.source) > EDGES_PER_BATCH:
-            yield _batch(network, waiting, column, mean, std)
+            yield replace(_batch(network, waiting, column, mean, std), classifies=classifies)
             waiting, edges = [], 0
         waiting.append(to_graph(item, neighbors))
         edges += len(neighbors.source)
     if waiting:
-        yield _batch(network, waiting, column, mean, std)
+        yield replace(_batch(network, waiting, column, mean, std), classifies=classifies)
 
 
 def _batch(

@@ -23,20 +23,21 @@ def start_from(
     """Give ``network`` the weights of a model (name or folder) with the same constructor arguments.
 
     A target that the model already predicts keeps its row of the output layer, so that the training
-    starts from the model's predictions; the rows of new targets stay as they are. ``normaliser`` is
-    the mean and the standard deviation [T] of the new labels. Of an ensemble, the first member.
+    starts from the model's predictions; rows of new targets, or of ones in another unit, stay as
+    they are. ``normaliser`` is the mean and the standard deviation [T] of the new labels. Of an
+    ensemble, the first member.
     """
     networks, description, _ = bundle.load(pretrained.find(model))
     source = cast(StructureNetwork, networks[0])
     output = network.output_layer()
     weight, bias = output.weight.detach().clone(), output.bias.detach().clone()
     known = source.output_layer()
-    names = [target["name"] for target in description["targets"]]
+    names = [(target["name"], target["unit"]) for target in description["targets"]]
     constants = network.element_constants  # as fitted to the new labels
     old = [torch.tensor(description["normaliser"][key]) for key in ("mean", "std")]
     for row, target in enumerate(targets):
-        if target.name in names:
-            column = names.index(target.name)
+        if (target.name, target.unit) in names:
+            column = names.index((target.name, target.unit))
             mean, std = (values[row] for values in normaliser)
             weight[row] = known.weight[column] * old[1][column] / std
             bias[row] = (known.bias[column] * old[1][column] + old[0][column] - mean) / std

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,8 +27,12 @@ from matattn.structures.inputs import take
 from matattn.structures.network import StructureNetwork
 from matattn.structures.remarks import remarks_of
 from matattn.structures.structure import to_tensors, validate
+from matattn.training.losses import LOSSES
 from matattn.uncertainty import LEVEL, Uncertainty
 from matattn.units import PROPERTIES
+
+if TYPE_CHECKING:
+    import pandas
 
 TOLERANCE = 1e-6  # smallest weight of an image that is still summed
 CPU = torch.device("cpu")
@@ -114,6 +118,10 @@ class Predictor:
         if (kind := pretrained.kind(folder).name) != "structures":
             raise BundleError(f"{folder}: this model reads {kind}, not structures")
         networks, config, uncertainty = bundle.load(folder)
+        if (loss := config.get("loss", "l1")) not in LOSSES:
+            raise BundleError(
+                f"{folder}/config.json: loss={loss!r}: expected one of {', '.join(LOSSES)}"
+            )
         members = cast(list[StructureNetwork], networks)
         network = Ensemble(members) if "members" in config else members[0]
         return cls(network, config, uncertainty, find_device(device))
@@ -124,14 +132,24 @@ class Predictor:
         return self.config["targets"]
 
     def values(self, features: torch.Tensor) -> np.ndarray:
-        """Return predictions [n, T] in physical units from features [n, F], not below bounds."""
+        """Return predictions [n, T] in physical units from features [n, F], not below bounds.
+
+        Of a model that classifies they are probabilities.
+        """
         mean, std = (
             torch.tensor(self.config["normaliser"][key], dtype=torch.float64)
             for key in ("mean", "std")
         )
         with torch.no_grad():
-            output = self.network.readout(features)
-        return np.maximum((output.double() * std + mean).numpy(), self._minimum)
+            output = self.network.readout(features).double() * std + mean
+        if self.classifies:
+            return output.sigmoid().numpy()
+        return np.maximum(output.numpy(), self._minimum)
+
+    @property
+    def classifies(self) -> bool:
+        """Return whether its values are probabilities; older bundles name no loss."""
+        return LOSSES[self.config.get("loss", "l1")].classifies
 
     def intervals(
         self, features: torch.Tensor, level: float = LEVEL
@@ -192,15 +210,84 @@ class Predictor:
         ``places`` are what messages call the structures. ``advance`` is called with the number of
         structures done after each batch.
         """
+        return [row for _, row in self._predicted(structures, places, advance)]
+
+    def predict_frame(self, structures: Any) -> pandas.DataFrame:
+        """Return ``predict`` as a table of pandas, a row per structure, for further work.
+
+        Its index is that of a DataFrame of structures, the names of a dictionary, or what messages
+        call the structures. Numbers are float64, with NaN for what is missing, ``natoms`` is Int64
+        and ``ood_flag`` boolean, both with <NA>. Of atoms or pairs, values are lists.
+        """
+        import pandas as pd
+
+        named = self._predicted(structures)
+        table = pd.DataFrame([row for _, row in named], pd.Index([name for name, _ in named]))
+        if hasattr(structures, "columns") and len(structures) == len(table):
+            table.index = structures.index
+        numbers = ["ood_score"]
+        if self.network.level == "structure":
+            numbers += [t["name"] + end for t in self.targets for end in ("", "_lower", "_upper")]
+        kinds = {**dict.fromkeys(numbers, "float64"), "natoms": "Int64", "ood_flag": "boolean"}
+        return table.astype(kinds) if len(table) else table
+
+    def embed(
+        self,
+        structures: Any,
+        places: Sequence[str] | None = None,
+        advance: Callable[[int], Any] = lambda structures: None,
+    ) -> list[dict[str, Any]]:
+        """Return a row per structure with what the network knows of it before the readout.
+
+        ``features`` is an array [rows, F]: one row, or one for each name in ``atom`` or ``pair``;
+        the members of an ensemble stand beside each other. It is None where there is none, and
+        status and message say why. Arguments and the other columns are those of ``predict``.
+        """
         with on_cpu():
-            readings = []
-            for where, structure in take(structures, places):
-                readings.append(self._reading(structure, where))
-                if readings[-1].item is None:
-                    advance(1)
-            items = [reading.item for reading in readings if reading.item is not None]
+            readings, items = self._readings(structures, places, advance)
+            features = encode(self.network, items, self.device, advance=advance)
+            parts = iter(features.split([rows_of(self.network, item) for item in items]))
+            return [self._embedded(one, next(parts) if one.item else None) for _, one in readings]
+
+    def _embedded(self, reading: _Reading, features: torch.Tensor | None) -> dict[str, Any]:
+        """Return the row of a structure from its features [rows, F]."""
+        status, remarks = reading.status, reading.remarks + reading.doubts
+        if features is not None and not (len(features) and features.isfinite().all()):
+            status, remarks, features = PredictionError.__name__, [_no_value(reading)], None
+        row: dict[str, Any] = {"formula": reading.formula, "natoms": reading.natoms}
+        row["features"] = None if features is None else features.numpy()
+        if self.network.level == "atom":
+            row["atom"] = reading.item and [str(n + 1) for n in range(len(reading.item["z"]))]
+        elif self.network.level == "pair":
+            pairs = reading.item and (reading.item["pair_index"].T + 1).tolist()
+            row["pair"] = pairs and [f"{i}-{j}" for i, j in pairs]
+        return row | {"status": status, "message": "; ".join(remarks)}
+
+    def _predicted(
+        self,
+        structures: Any,
+        places: Sequence[str] | None = None,
+        advance: Callable[[int], Any] = lambda structures: None,
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """Return what messages call each structure, and its row."""
+        with on_cpu():
+            readings, items = self._readings(structures, places, advance)
             results = iter(self._results(items, advance))
-            return [self._row(one, next(results) if one.item else None) for one in readings]
+            return [
+                (where, self._row(one, next(results) if one.item else None))
+                for where, one in readings
+            ]
+
+    def _readings(
+        self, structures: Any, places: Sequence[str] | None, advance: Callable[[int], Any]
+    ) -> tuple[list[tuple[str, _Reading]], list[dict[str, Any]]]:
+        """Return what is known of each structure by its name, and what the network is given."""
+        readings = []
+        for where, structure in take(structures, places):
+            readings.append((where, self._reading(structure, where)))
+            if readings[-1][1].item is None:
+                advance(1)
+        return readings, [one.item for _, one in readings if one.item is not None]
 
     def read(self, structure: Structure | Molecule | StructureError, where: str) -> Readable:
         """Return what the network is given of a structure, with remarks and doubts.
@@ -297,7 +384,7 @@ class Predictor:
             remarks, flag = remarks + warnings, bool(warnings)
         elif item is not None:
             status = PredictionError.__name__
-            remarks = [f"no value: too little memory for {reading.natoms} atoms, or an overflow"]
+            remarks = [_no_value(reading)]
         result = result or {}
         row: dict[str, Any] = {"formula": reading.formula, "natoms": reading.natoms}
         for target in self.targets:
@@ -340,6 +427,10 @@ class _Reading:
     status: str
     remarks: list[str]
     doubts: list[str] = field(default_factory=list)
+
+
+def _no_value(reading: _Reading) -> str:
+    return f"no value: too little memory for {reading.natoms} atoms, or an overflow"
 
 
 def _symbols(elements: Iterable[int]) -> str:

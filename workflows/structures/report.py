@@ -13,7 +13,9 @@ from torch import Tensor
 
 from matattn.config import RunConfig
 from matattn.runtime import machine
+from matattn.structures.classification import auroc, reliability, roc_curve
 from matattn.structures.dataset import EVALUATED, PropertyDataset
+from matattn.training.losses import Loss
 from matattn.uncertainty import LEVEL
 from matattn.workflows import reporting
 from matattn.workflows.structures.predict import Predictor
@@ -27,23 +29,42 @@ _FLOORS = {  # that only some data have
 _COLORS = {"train": "0.7", "calibration": "tab:orange", "val": "tab:blue", "test": "tab:red"}
 
 
+_SCORES = {  # of probabilities
+    "log_loss": "log loss (less is better)",
+    "auroc": "AUROC",
+    "balanced_accuracy": "balanced accuracy at 0.5",
+}
+
+
 def results_table(metrics: Mapping[str, Any]) -> Table:
-    """Return the final table: error of every split and target beside its baselines."""
-    rows = _result_rows(metrics)
+    """Return the final table: errors of every split and target beside their baselines."""
+    title = "Scores of probabilities" if _classifies(metrics) else "Mean absolute errors"
     return reporting.text_table(
-        "Mean absolute errors", _header(metrics), rows, left=("split", "target", "unit")
+        title, _header(metrics), _result_rows(metrics), left=("split", "target", "unit", "score")
     )
+
+
+def _results(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [r for split in EVALUATED for r in metrics.get(split, {}).values()]
+
+
+def _classifies(metrics: Mapping[str, Any]) -> bool:
+    return any("log_loss" in result for result in _results(metrics))
 
 
 def _shown(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return names and titles of the baselines that stand in the metrics."""
-    results = (r for split in EVALUATED for r in metrics.get(split, {}).values())
-    names = {name for result in results for name in result["baselines"]}
-    return {name: title for name, title in (_BASELINES | _FLOORS).items() if name in names}
+    names = {name for result in _results(metrics) for name in result["baselines"]}
+    titles = _BASELINES | _FLOORS
+    if _classifies(metrics):
+        titles["linear_composition"] = "logistic in composition"
+    return {name: title for name, title in titles.items() if name in names}
 
 
 def _header(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     titles = _shown(metrics).values()
+    if _classifies(metrics):
+        return ("split", "target", "score", "model", *titles, "rows")
     return ("split", "target", "MAE", "RMSE", *titles, "unit", "rows", "in interval")
 
 
@@ -51,21 +72,56 @@ def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     rows, floors = [], list(_shown(metrics))
     for split in reversed(EVALUATED):
         for target, result in metrics.get(split, {}).items():
-            rows.append(_result_row(split, target, result["unit"], result, floors))
+            rows += _rows_of(split, target, result["unit"], result, floors)
             new = result.get("new_formulas")
             if new and new["n"] < result["n"]:
-                name = f"{split}, new formulas"
-                rows.append(_result_row(name, target, result["unit"], new, floors))
+                rows += _rows_of(f"{split}, new formulas", target, result["unit"], new, floors)
     return rows
 
 
-def _result_row(
+def _rows_of(
     split: str, target: str, unit: str, result: Mapping[str, Any], floors: Sequence[str]
-) -> list[str]:
-    errors = [result["mae"], result.get("rmse"), *(result["baselines"][n] for n in floors)]
-    texts = ["" if error is None else f"{error:.4f}" for error in errors]
-    inside = f"{result['interval']['coverage']:.1%}" if "interval" in result else ""
-    return [split, target, *texts, unit, str(result["n"]), inside]
+) -> list[list[str]]:
+    """Return a row of errors, or one for each score of probabilities."""
+    if "log_loss" not in result:
+        errors = [result["mae"], result.get("rmse"), *(result["baselines"][n] for n in floors)]
+        inside = f"{result['interval']['coverage']:.1%}" if "interval" in result else ""
+        return [[split, target, *map(_number, errors), unit, str(result["n"]), inside]]
+    rows = []
+    for score, title in _SCORES.items():
+        values = [result[score], *(result["baselines"][name][score] for name in floors)]
+        rows.append([split, target, title, *map(_number, values), str(result["n"])])
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def probability_plot(dataset: PropertyDataset, predicted: np.ndarray) -> Figure:
+    """Draw the ROC curve of every target, and the share of ones against the probability."""
+    labels, count = dataset.labels(), len(dataset.targets)
+    figure = Figure(figsize=(9, 4.4 * count), layout="constrained")
+    for column, target in enumerate(dataset.targets):
+        curves, shares = (figure.add_subplot(count, 2, 2 * column + n) for n in (1, 2))
+        for split in EVALUATED:
+            rows = dataset.label_rows(split)
+            rows = rows[~np.isnan(labels[rows, column])]
+            if not len(rows):
+                continue
+            true, probability = labels[rows, column], predicted[rows, column]
+            area = auroc(true, probability)
+            if area is not None:
+                label = f"{split}: AUROC {area:.3f} ({len(rows)} rows)"
+                curves.plot(*roc_curve(true, probability), color=_COLORS[split], label=label)
+            shares.plot(*reliability(true, probability), ".-", color=_COLORS[split], label=split)
+        for axes in (curves, shares):
+            axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+            axes.legend(fontsize=8)
+        name = target.name.replace("_", " ")
+        curves.set(xlabel=f"false positive rate, {name}", ylabel="true positive rate")
+        shares.set(xlabel="predicted probability", ylabel=f"share of {name}")
+    return figure
 
 
 def parity_plot(
@@ -94,10 +150,16 @@ def parity_plot(
     return figure
 
 
-def loss_plot(members: Sequence[list[dict[str, float]]], dataset: PropertyDataset) -> Figure:
+def loss_plot(
+    members: Sequence[list[dict[str, float]]], dataset: PropertyDataset, loss: Loss
+) -> Figure:
     """Draw training loss and validation errors over the epochs, one line for each member."""
-    labels = {"train/loss": "training L1 (units of the labels' spread)"}
-    labels |= {f"val/mae/{t.name}": f"validation MAE, {t.name} / {t.unit}" for t in dataset.targets}
+    labels = {"train/loss": f"training {loss.name}"}
+    for target in dataset.targets:
+        if loss.classifies:
+            labels[f"val/log_loss/{target.name}"] = f"validation log loss, {target.name}"
+        else:
+            labels[f"val/mae/{target.name}"] = f"validation MAE, {target.name} / {target.unit}"
     return reporting.loss_plot(members, labels)
 
 
@@ -136,6 +198,7 @@ def values(
         "rows": _result_rows(metrics),
         "dataset": dataset,
         "level": LEVEL,
+        "classifies": _classifies(metrics),
         "machine": machine(config.accelerator),
         "elements": [Element.from_Z(z).symbol for z in dataset.elements()],
     }

@@ -1,4 +1,4 @@
-"""Predict properties of many structures, one chunk after the other."""
+"""Predict properties of many structures, or their features, one chunk after the other."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ CHUNK = 500  # structures in memory at a time; enough to fill batches with cryst
 
 @dataclass
 class Screening:
-    """A prediction of every entry of a stream; when interrupted, ``rows`` hold what is finished."""
+    """A row for every entry of a stream; when interrupted, ``rows`` hold what is finished.
+
+    ``embed`` asks for features (``Predictor.embed``) in place of predictions.
+    """
 
     predictor: Predictor
     stream: StructureStream
     rows: list[dict[str, Any]] = field(default_factory=list)
+    embed: bool = False
     seconds: float = 0.0  # of the whole run
     network_seconds: float = 0.0  # of them, those of predictions
 
     def run(self, advance: Callable[[int], Any] = lambda structures: None) -> None:
-        """Add a row per entry of the stream: id, path, and the row of ``Predictor.predict``.
+        """Add a row per entry of the stream: id, path, and the row of the ``Predictor``.
 
         ``advance`` is called with the number of structures done after each batch.
         """
@@ -39,11 +43,12 @@ class Screening:
         entries = iter(self.stream)
         while chunk := list(islice(entries, CHUNK)):
             before = time.perf_counter()
-            predicted = self.predictor.predict(
+            answer = self.predictor.embed if self.embed else self.predictor.predict
+            answers = answer(
                 [entry.structure for entry in chunk], [entry.place for entry in chunk], advance
             )
             self.network_seconds += time.perf_counter() - before
-            for entry, row in zip(chunk, predicted, strict=True):
+            for entry, row in zip(chunk, answers, strict=True):
                 self.rows.append({"id": entry.id, "path": entry.path} | row)
             self.seconds = time.perf_counter() - begin
 

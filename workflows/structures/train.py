@@ -20,6 +20,7 @@ from matattn.config import RunConfig, Section, Target, at_least, build, one_of, 
 from matattn.errors import ConfigError
 from matattn.structures import vacuum
 from matattn.structures.batch import CrystalBatch
+from matattn.structures.classification import check_classes
 from matattn.structures.dataset import CALIBRATION, EVALUATED, PropertyDataset
 from matattn.structures.ensemble import Ensemble
 from matattn.structures.image_rule import LARGEST_SYMMETRY
@@ -27,10 +28,13 @@ from matattn.structures.items import Geometries
 from matattn.structures.metrics import element_constants, evaluate
 from matattn.structures.network import StructureNetwork
 from matattn.training.averaging import LastEpochsAveraging
+from matattn.training.data import Loaders
+from matattn.training.losses import LOSSES, Loss
 from matattn.training.processes import share_of_mean
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
 from matattn.uncertainty import FEWEST_ROWS, SPREADS, Uncertainty
+from matattn.units import PROBABILITY
 from matattn.workflows.fitting import (
     GradientDescent,
     check_batches,
@@ -59,6 +63,7 @@ class PropertySettings(Section):
 
     workflow: str = "property_prediction"
     batch_size: int = at_least(64, 1)
+    loss: str = one_of("l1", tuple(LOSSES))
     tolerance: float = setting(3e-4, "between 0 and 1", lambda x: 0 < x < 1)
     symmetry: float = setting(
         1e-3, f"0 to {LARGEST_SYMMETRY} (Å)", lambda x: 0 <= x <= LARGEST_SYMMETRY
@@ -80,12 +85,13 @@ class PropertySettings(Section):
 
 
 class PropertyPrediction(L.LightningModule):
-    """L1 regression on normalised targets; labels that are NaN do not count.
+    """Regression on normalised targets, or classification; labels that are NaN do not count.
 
     Args:
         network: batch -> [B, T], or a row for every atom or pair.
         mean, std: of the training labels [T], in physical units.
         targets: names of the T properties, for metrics.
+        loss: what is minimised; where it classifies, mean and std are 0 and 1.
         optimizer, schedule: of AdamW.
         averaging_epochs: the learning rate stays frozen over that many last epochs.
         ids: of the structures, by row of the data set.
@@ -101,6 +107,7 @@ class PropertyPrediction(L.LightningModule):
         mean: Tensor,
         std: Tensor,
         targets: tuple[str, ...],
+        loss: Loss,
         optimizer: GradientDescent,
         schedule: Schedule,
         averaging_epochs: int,
@@ -111,38 +118,43 @@ class PropertyPrediction(L.LightningModule):
         self.network = network
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.targets, self.optimizer, self.schedule = targets, optimizer, schedule
+        self.targets, self.loss = targets, loss
+        self.optimizer, self.schedule = optimizer, schedule
         self.averaging_epochs, self.ids, self.folder = averaging_epochs, ids, folder
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         known = ~batch.y.isnan()
         target = (batch.y.nan_to_num() - self.mean) / self.std
-        error = (self.network(batch) - target).abs()
-        loss = error[known].sum() / known.sum().clamp(min=1)
+        losses = self.loss.values(self.network(batch), target)
+        loss = losses[known].sum() / known.sum().clamp(min=1)
         stop_unless_finite(loss, self, self.folder, self.ids, batch.row, "structures")
         log_loss(self, loss, len(batch.y))
         return share_of_mean(loss, known.sum())
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the errors of the epoch before."""
+        """Forget the losses and errors of the epoch before."""
+        self._loss = torch.zeros_like(self.mean)
         self._error = torch.zeros_like(self.mean)
         self._count = torch.zeros_like(self.mean)
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
-        """Add the errors of a batch."""
-        predicted = self.network(batch) * self.std + self.mean
-        known = ~batch.y.isnan()
-        self._error += torch.where(known, (predicted - batch.y).abs(), 0).sum(0)
+        """Add the losses and errors of a batch."""
+        output, known = self.network(batch), ~batch.y.isnan()
+        target = (batch.y.nan_to_num() - self.mean) / self.std
+        self._loss += torch.where(known, self.loss.values(output, target), 0).sum(0)
+        error = (output * self.std + self.mean - batch.y).abs()
+        self._error += torch.where(known, error, 0).sum(0)
         self._count += known.sum(0)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean error of every target."""
-        mae = self._error / self._count
+        """Log the mean loss, and of every target the mean error, or its log loss."""
         seen = self._count > 0
-        self.log("val/loss", (mae / self.std)[seen].mean(), sync_dist=True)
-        for name, value in zip(self.targets, mae, strict=True):
-            self.log(f"val/mae/{name}", value, sync_dist=True)
+        loss, mae = self._loss / self._count, self._error / self._count
+        self.log("val/loss", loss[seen].mean(), sync_dist=True)
+        key, values = ("log_loss", loss) if self.loss.classifies else ("mae", mae)
+        for name, value in zip(self.targets, values, strict=True):
+            self.log(f"val/{key}/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and its schedule."""
@@ -204,35 +216,46 @@ class PropertyTask:
 
     def train(self, folder: Path) -> Trained:
         """Train every member, from its last checkpoint in ``folder`` if there is one."""
-        task = self.config.task
-        images = self.networks[0].image_rule(float(task.tolerance), float(task.symmetry))
-        batches = Batches.of(self.dataset, task.batch_size, images)
-        logs = []
-        for member, network in enumerate(self.networks):
+        batches, logs = self._batches(), []
+        for member in range(len(self.networks)):
             place = folder / f"member{member}" if len(self.networks) > 1 else folder
             loaders = batches.loaders(self.config.seed + member)
-            log, device = self._train_one(network, place, loaders)
+            log, device = self._train_one(member, place, loaders)
             logs.append(log)
         whole = Ensemble(self.networks) if len(self.networks) > 1 else self.networks[0]
         return Trained(whole, logs, device)
 
-    def _train_one(
-        self, network: StructureNetwork, folder: Path, loaders: dict[str, DataLoader]
-    ) -> tuple[RunLog, torch.device]:
-        targets, averaging_epochs = self.dataset.targets, self.config.task.averaging_epochs
-        module = PropertyPrediction(
-            network,
+    def module(self, folder: Path, member: int = 0) -> PropertyPrediction:
+        """Return the training of a member; batches that cannot be used are told in ``folder``."""
+        return PropertyPrediction(
+            self.networks[member],
             *self.normaliser,
-            targets=tuple(target.name for target in targets),
+            targets=tuple(target.name for target in self.dataset.targets),
+            loss=LOSSES[self.config.task.loss],
             optimizer=self.config.optimizer,
             schedule=self.schedule,
-            averaging_epochs=averaging_epochs,
+            averaging_epochs=self.config.task.averaging_epochs,
             ids=self.dataset.ids(),
             folder=folder,
         )
+
+    def data(self) -> Loaders:
+        """Return the batches of the first member for a Trainer of one's own."""
+        return Loaders(lambda: self._batches().loaders(self.config.seed))
+
+    def _batches(self) -> Batches:
+        task = self.config.task
+        images = self.networks[0].image_rule(float(task.tolerance), float(task.symmetry))
+        return Batches.of(self.dataset, task.batch_size, images)
+
+    def _train_one(
+        self, member: int, folder: Path, loaders: dict[str, DataLoader]
+    ) -> tuple[RunLog, torch.device]:
+        averaging_epochs, module = self.config.task.averaging_epochs, self.module(folder, member)
         shown = {"train/loss": "loss {:.4f}"}
-        for target in targets:
-            shown[f"val/mae/{target.name}"] = f"val {{:.4f}} {target.unit}"
+        for target in self.dataset.targets:
+            key, unit = ("log_loss", "log loss") if target.is_class else ("mae", target.unit)
+            shown[f"val/{key}/{target.name}"] = f"val {{:.4f}} {unit}"
         log = RunLog(folder / "metrics.csv", shown)
         averaging = [LastEpochsAveraging(averaging_epochs)] if averaging_epochs else []
         return log, fit(self.config, folder, module, loaders, log, averaging)
@@ -244,6 +267,7 @@ class PropertyTask:
         description: dict[str, Any] = {
             "targets": [{"name": t.name, "unit": t.unit} for t in dataset.targets],
             "normaliser": {"mean": mean, "std": std},
+            "loss": self.config.task.loss,
             "elements": dataset.elements(),
             "structures": "molecules" if dataset.has_molecules else "crystals",
         }
@@ -259,10 +283,12 @@ class PropertyTask:
         metrics["parameters"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
         metrics["train_time_s"] = round(sum(log.seconds for log in trained.logs), 1)
         metrics["rows"] = {split: len(dataset.rows(split)) for split in EVALUATED}
-        figures = {
-            "parity.png": report.parity_plot(dataset, predicted, metrics),
-            "loss.png": report.loss_plot([log.rows for log in trained.logs], dataset),
-        }
+        loss = LOSSES[self.config.task.loss]
+        figures = {"loss.png": report.loss_plot([log.rows for log in trained.logs], dataset, loss)}
+        if loss.classifies:
+            figures["probabilities.png"] = report.probability_plot(dataset, predicted)
+        else:
+            figures["parity.png"] = report.parity_plot(dataset, predicted, metrics)
         if predictor.uncertainty is not None:
             figures["calibration.png"] = report.calibration_plot(dataset, predictor, features)
         return Outputs(
@@ -295,15 +321,34 @@ def _read_data(config: RunConfig[PropertySettings, GradientDescent]) -> Property
     """Return the data with a calibration split; raises ConfigError when a split is missing."""
     task = config.task
     dataset: PropertyDataset = build(config.data, "data")
+    if not isinstance(dataset, PropertyDataset):
+        held = type(dataset).__name__
+        raise ConfigError(f"data={config.source.name} holds a {held}, no structures")
+    _check_loss(dataset, task.loss)
     if task.train_rows is not None:
         dataset = dataset.limit(task.train_rows, config.seed)
-    if task.calibration:
+    if task.calibration and not LOSSES[task.loss].classifies:  # a probability has no interval
         dataset = _hold_out(dataset, task.calibration)
     if not len(dataset.rows("train")):
         raise ConfigError(f"{dataset.name}: no training rows")
     if task.select == "best" and not len(dataset.rows("val")):
         raise ConfigError(f"task.select=best needs validation rows, and {dataset.name} has none")
     return dataset
+
+
+def _check_loss(dataset: PropertyDataset, name: str) -> None:
+    """Raise ConfigError for a loss that does not fit the targets, DataError for their labels."""
+    classifies = LOSSES[name].classifies
+    for target in dataset.targets:
+        if classifies and not target.is_class:
+            raise ConfigError(
+                f"task.loss={name} is for what is true or false, and {target.name} is in "
+                f"{target.unit}; a column of your own: "
+                f"'data.units={{{target.name}: {PROBABILITY}}}'"
+            )
+        if target.is_class and not classifies:
+            raise ConfigError(f"{target.name} is true or false: give task.loss=cross_entropy")
+    check_classes(dataset)
 
 
 def _hold_out(dataset: PropertyDataset, fraction: float) -> PropertyDataset:
@@ -355,14 +400,17 @@ def normalise(network: StructureNetwork, dataset: PropertyDataset) -> Normaliser
     """Return mean and population standard deviation of the training labels [T].
 
     A network that has room for constants of the elements gets them, fitted to the training labels;
-    mean and deviation are then those of the rest.
+    mean and deviation are then those of the rest. Of what is true or false, they are 0 and 1: an
+    output is the logit of a probability.
     """
     labels, rows = dataset.labels(), dataset.label_rows("train")
+    classes = [target.is_class for target in dataset.targets]
     constants, room = None, network.element_constants
-    if room is not None:
+    if room is not None and not any(classes):
         constants, labels = element_constants(dataset)
     mean, std = np.nanmean(labels[rows], axis=0), np.nanstd(labels[rows], axis=0)
     std[std == 0] = 1.0
+    mean[classes], std[classes] = 0.0, 1.0
     if room is not None and constants is not None:
         room.copy_(torch.from_numpy(constants / std))
     as_float = partial(torch.tensor, dtype=torch.float32)

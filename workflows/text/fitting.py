@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from matattn.config import RunConfig
 from matattn.text import Sentence
@@ -75,25 +76,29 @@ def opening(sentence: Sentence) -> str:
     return f"{sentence.source}: {' '.join(sentence.words[:12])}"
 
 
-def train(
+def make_batches(
     config: RunConfig[Any, GradientDescent],
-    folder: Path,
-    module: TextTraining,
     splits: Mapping[str, Sequence[Any]],
     collate: Callable[[list[Any]], Batch],
-    epochs: int | None = None,
-) -> RunLog:
-    """Train on the texts of ``splits`` (train and perhaps val) and return the log.
-
-    ``epochs`` stands for ``trainer.max_epochs``.
-    """
+) -> dict[str, DataLoader]:
+    """Return loaders of the texts of ``splits`` (train and perhaps val)."""
 
     def collated(items: list[tuple[int, Any]]) -> Batch:
         rows, texts = zip(*items, strict=True)
         return collate(list(texts)) | {"rows": torch.tensor(rows)}
 
     numbered = {split: list(enumerate(texts)) for split, texts in splits.items() if texts}
-    loaders = make_loaders(numbered, config.task.batch_size, config.seed, collated)
+    return make_loaders(numbered, config.task.batch_size, config.seed, collated)
+
+
+def train(
+    config: RunConfig[Any, GradientDescent],
+    folder: Path,
+    module: TextTraining,
+    loaders: Mapping[str, DataLoader],
+    epochs: int | None = None,
+) -> RunLog:
+    """Train on batches of texts and return the log; ``epochs`` as of ``fit``."""
     log = RunLog(folder / "metrics.csv", {"train/loss": "loss {:.4f}", "val/loss": "val {:.4f}"})
     fit(config, folder, module, loaders, log, epochs=epochs)
     return log

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -34,12 +34,13 @@ from matattn.text import (
     spans_of,
     to_labels,
 )
+from matattn.training.data import Loaders
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
 from matattn.workflows.fitting import GradientDescent, check_batches
 from matattn.workflows.outputs import Outputs
 from matattn.workflows.text import report
-from matattn.workflows.text.fitting import Batch, TextTraining, opening
+from matattn.workflows.text.fitting import Batch, TextTraining, make_batches, opening
 from matattn.workflows.text.fitting import train as fit_texts
 from matattn.workflows.text.predict import (
     WINDOW,
@@ -175,20 +176,35 @@ class LanguageTask:
     def train(self, folder: Path) -> Trained:
         """Train on masked words, then on spans, from the last checkpoints in ``folder``."""
         pretraining = self._pretrain(folder / "pretraining")
-        length = self.network.encoder.max_length
-        trained = {
+        loaders = make_batches(self.config, self._texts, self._collate)
+        return Trained(fit_texts(self.config, folder, self.module(folder), loaders), pretraining)
+
+    def module(self, folder: Path) -> SpanLabels:
+        """Return the training on spans; batches that cannot be used are told in ``folder``."""
+        ids = [opening(sentence) for sentence in self._texts["train"]]
+        return SpanLabels(self.network, self.config.optimizer, self.schedule, ids, folder)
+
+    def data(self) -> Loaders:
+        """Return the batches of the training on spans for a Trainer of one's own."""
+        return Loaders(lambda: make_batches(self.config, self._texts, self._collate))
+
+    @cached_property
+    def _texts(self) -> dict[str, list[Sentence]]:
+        """Return the sentences of training and validation, short enough for the network."""
+        room = self.network.encoder.max_length - 2  # beside [CLS] and [SEP]
+        return {
             split: [
                 short
                 for part in self._parts(split)
-                for short in _fitting(self.tokenizer, length - 2, part)  # beside [CLS] and [SEP]
+                for short in _fitting(self.tokenizer, room, part)
             ]
             for split in ("train", "val")
         }
+
+    def _collate(self, sentences: Sequence[Sentence]) -> Batch:
         labels = {name: number for number, name in enumerate(_labels(self.types))}
-        collate = partial(_collate_sentences, self.tokenizer, length, labels)
-        ids = [opening(sentence) for sentence in trained["train"]]
-        module = SpanLabels(self.network, self.config.optimizer, self.schedule, ids, folder)
-        return Trained(fit_texts(self.config, folder, module, trained, collate), pretraining)
+        length = self.network.encoder.max_length
+        return _collate_sentences(self.tokenizer, length, labels, sentences)
 
     def _parts(self, split: str) -> list[Sentence]:
         """Return the sentences of a split in parts that fit into a window of words."""
@@ -208,7 +224,8 @@ class LanguageTask:
         ids = [f"chunk {number} of the corpus" for number in range(len(chunks))]
         model = MaskedLanguageModel(self.network.encoder)
         module = MaskedWords(model, self.config.optimizer, self.schedule, ids, folder)
-        log = fit_texts(self.config, folder, module, splits, _collate_chunks, epochs)
+        loaders = make_batches(self.config, splits, _collate_chunks)
+        log = fit_texts(self.config, folder, module, loaders, epochs)
         loss, seconds = log.rows[-1]["val/loss"], round(log.seconds, 1)
         return {**result, "held_out": len(splits["val"]), "loss": loss, "seconds": seconds}
 

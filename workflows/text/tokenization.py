@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -44,12 +45,13 @@ from matattn.text import (
     to_labels,
     word_score,
 )
+from matattn.training.data import Loaders
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
 from matattn.workflows.fitting import GradientDescent, check_batches
 from matattn.workflows.outputs import Outputs
 from matattn.workflows.text import report
-from matattn.workflows.text.fitting import Batch, TextTraining, opening
+from matattn.workflows.text.fitting import Batch, TextTraining, make_batches, opening
 from matattn.workflows.text.fitting import train as fit_texts
 from matattn.workflows.text.predict import TextModel, find_spans, tag
 
@@ -137,17 +139,28 @@ class TokenizationTask:
     @one_thread()
     def train(self, folder: Path) -> RunLog:
         """Train the detector, from the last checkpoint in ``folder`` if there is one."""
+        loaders = make_batches(self.config, self._texts, _collate)
+        return fit_texts(self.config, folder, self.module(folder), loaders)
+
+    def module(self, folder: Path) -> Detection:
+        """Return the training; batches that cannot be used are told in ``folder``."""
+        ids = [opening(sentence) for sentence in self._texts["train"]]
+        return Detection(self.network, self.config.optimizer, self.schedule, ids, folder)
+
+    def data(self) -> Loaders:
+        """Return the batches for a Trainer of one's own."""
+        return Loaders(lambda: make_batches(self.config, self._texts, _collate))
+
+    @cached_property
+    def _texts(self) -> dict[str, Sequence[Sentence]]:
+        """Return the sentences of training, with noisy copies, and of validation."""
         generator = np.random.default_rng(self.config.seed)
         train = [part for s in self.sentences["train"] for part in parts(s, LONGEST_TRAINED)]
         copies = self.config.task.noise_copies
         noised = [(s, noisy(s, generator)) for _ in range(copies) for s in train]
         changed = [copy for sentence, copy in noised if copy.words != sentence.words]
         texts = [s for s in [*train, *changed] if s.words]
-        module = Detection(
-            self.network, self.config.optimizer, self.schedule, [opening(s) for s in texts], folder
-        )
-        splits = {"train": texts, "val": self.sentences["val"]}
-        return fit_texts(self.config, folder, module, splits, _collate)
+        return {"train": texts, "val": self.sentences["val"]}
 
     @one_thread()
     def evaluate(self, folder: Path, trained: RunLog) -> Outputs:

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from hydra.errors import HydraException
 
 from matattn.errors import ConfigError, DataError
 from matattn.models.crystalformer import Crystalformer
@@ -161,7 +160,7 @@ def test_data_by_name_and_by_file(predictor, tmp_path):
         evaluate.load_data(str(path), predictor, ["data.targets=[k_vrh]"])
     with pytest.raises(DataError, match="absent.jsonl: no such file"):
         evaluate.load_data("absent.jsonl", predictor, [])
-    with pytest.raises(HydraException, match="data/mp2019"):
+    with pytest.raises(ConfigError, match="data/mp2019"):
         evaluate.load_data("mp2019", predictor, [])
 
 

@@ -291,3 +291,21 @@ def test_one_bad_element_stops_no_other(finished):
     assert rows[3]["band_gap"] == pytest.approx(rows[0]["band_gap"], abs=1e-5)
     with pytest.raises(TypeError, match="type int, expected a Structure or Molecule of pymatgen"):
         model.predict(3)
+
+
+def test_predictions_as_a_frame_have_types_and_names(finished):
+    import pandas as pd
+
+    model = matattn.load(finished[0] / "model")
+    crystal = Structure(Lattice.cubic(4.0), ["Li", "Mg"], [[0, 0, 0], [0.5] * 3])
+    table = model.predict_frame({"a": crystal, "b": None})
+    assert list(table.index) == ["a", "b"]
+    kinds = {name: str(kind) for name, kind in table.dtypes.items()}
+    assert kinds["band_gap"] == kinds["band_gap_lower"] == kinds["ood_score"] == "float64"
+    assert kinds["natoms"] == "Int64" and kinds["ood_flag"] == "boolean"
+    assert table.loc["a", "band_gap"] == model.predict(crystal)[0]["band_gap"]
+    assert pd.isna(table.loc["b", "ood_flag"]) and table.loc["b", "status"] == "StructureError"
+    given = pd.DataFrame({"structure": [crystal, crystal], "label": [1, 2]}, index=[7, 9])
+    joined = given.join(model.predict_frame(given))
+    assert joined.loc[9, "label"] == 2 and joined["band_gap"].notna().all()
+    assert len(model.predict_frame([])) == 0

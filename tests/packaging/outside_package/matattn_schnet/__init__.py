@@ -1,0 +1,1 @@
+"""SchNet for matattn, and crystals of pair potentials."""
