@@ -15,7 +15,7 @@ import nbformat
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "docs/notebooks"
-TIMEOUT = 300  # seconds a cell
+TIMEOUT = 900  # seconds a cell, on a busy machine
 
 
 def execute(path: Path, folder: Path) -> nbformat.NotebookNode:

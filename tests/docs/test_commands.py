@@ -42,6 +42,10 @@ EMBEDDED = {"crystalformer", "coulgat", "crystal_text"}  # unless data=... says 
 GENERATED = {"plate_with_hole", "darcy"}
 
 # What a page takes for granted: commands, and names of its programs.
+OWN_MODEL = (
+    "mkdir -p 'outputs/...' && "
+    f"ln -s {ROOT}/matattn/pretrained/mp-formation-energy 'outputs/.../model'"
+)
 BEFORE = {
     "docs/explanation.md": [
         "python train.py model=coulgat seed=0",
@@ -49,22 +53,28 @@ BEFORE = {
         "python train.py model=flare",
         "python train.py model=wavefunction",
     ],
-    "docs/fields.md": ["mkdir -p outputs", "cp my_meshes/a0.npz plate.npz"],
-    "docs/text.md": [],
-    "docs/forces.md": [
-        f"mkdir -p 'outputs/...' && ln -s {ROOT}/matattn/pretrained/mp-formation-energy 'outputs/.../model'"
+    "docs/forces.md": [OWN_MODEL],
+    "docs/prediction.md": [OWN_MODEL],
+}
+AFTER = {  # its commands, and before its programs
+    "docs/fields.md": [
+        "ln -s $PWD/outputs/flare-plate_with_hole/seed0-* 'outputs/flare-plate_with_hole/seed0-...'",
+        "cp outputs/flare-plate_with_hole/seed0-*/fields/*.vtu plate.vtu",
     ],
-    "docs/prediction.md": [
-        f"mkdir -p 'outputs/...' && ln -s {ROOT}/matattn/pretrained/mp-formation-energy 'outputs/.../model'"
+    "docs/text.md": [
+        "ln -s $PWD/outputs/matter-narratives/seed0-* 'outputs/matter-narratives/seed0-...'"
     ],
 }
 NAMES = {
+    "docs/fields.md": "from matattn.meshes.files import read_mesh\nsample = read_mesh('plate.vtu', 2)\n",
     "docs/explanation.md": (
         "from pymatgen.core import Structure\n"
         "from matattn.structures.structure import to_tensors\n"
         "items = [{'id': 'NaCl', **to_tensors(Structure.from_file('NaCl.cif'))}]\n"
     ),
-    "docs/forces.md": "from pymatgen.core import Structure\nstructures = [Structure.from_file('NaCl.cif')]\n",
+    "docs/forces.md": (
+        "from pymatgen.core import Structure\nstructures = [Structure.from_file('NaCl.cif')]\n"
+    ),
 }
 
 
@@ -193,7 +203,7 @@ def test_page(page, folder):
     programs = [block.text for block in mine if block.language == PROGRAM]
     if not commands and not programs:
         pytest.skip("nothing to execute")
-    for command in commands:
+    for command in [*commands, *AFTER.get(page, ())]:
         execute(["bash", "-c", f"set -eo pipefail; {shortened(command)}"], folder, page)
     if programs:
         code = "\n".join([NAMES.get(page, ""), *programs])
