@@ -26,6 +26,9 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     NotebookClient(
         notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources, record_timing=False
     ).execute()
+    for cell in notebook.cells:  # warnings name places of this machine
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},

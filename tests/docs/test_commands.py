@@ -58,15 +58,15 @@ BEFORE = {
 }
 AFTER = {  # its commands, and before its programs
     "docs/fields.md": [
-        "ln -s $PWD/outputs/flare-plate_with_hole/seed0-* 'outputs/flare-plate_with_hole/seed0-...'",
+        "cd outputs/flare-plate_with_hole && ln -s seed0-* 'seed0-...'",
         "cp outputs/flare-plate_with_hole/seed0-*/fields/*.vtu plate.vtu",
     ],
-    "docs/text.md": [
-        "ln -s $PWD/outputs/matter-narratives/seed0-* 'outputs/matter-narratives/seed0-...'"
-    ],
+    "docs/text.md": ["cd outputs/matter-narratives && ln -s seed0-* 'seed0-...'"],
 }
 NAMES = {
-    "docs/fields.md": "from matattn.meshes.files import read_mesh\nsample = read_mesh('plate.vtu', 2)\n",
+    "docs/fields.md": (
+        "from matattn.meshes.files import read_mesh\nsample = read_mesh('plate.vtu', 2)\n"
+    ),
     "docs/explanation.md": (
         "from pymatgen.core import Structure\n"
         "from matattn.structures.structure import to_tensors\n"
