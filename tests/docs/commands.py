@@ -22,6 +22,7 @@ _DATA = "it needs files of MATATTN_DATA, or your own"
 _NETWORK = "it downloads"
 _HOURS = "it takes too long: the page says how long"
 _CLUSTER = "it needs Slurm (tests/workflows/test_slurm.py) or is one run of many"
+_WHEEL = "tests/packaging/test_distribution.py executes it"
 _OPTUNA = "it needs the extra optuna, which is not part of all (tests/workflows/test_launchers.py)"
 
 NOT_EXECUTED = {
@@ -32,10 +33,11 @@ NOT_EXECUTED = {
         "pip install -e '.[[]build-data]'",
         "pip install *.whl",
     ],
-    _CHECKS: [".venv/bin/python -m pytest *", "python -m sphinx *"],
+    _CHECKS: [".venv/bin/python -m pytest *", "*python -m sphinx *"],
     _DATA: [
         "export MATATTN_DATA=*",
         "*data=qm7*",
+        "*--data qm7*",
         "*data=qm9nmr*",
         "*mp2018_subset*",
         "*experiment=crystalformer_mp_*",
@@ -43,7 +45,6 @@ NOT_EXECUTED = {
         "cp -r outputs/pretrain_mp_formation_energy/model *",
         "*experiment=matter_materials_text*",
         "*experiment=text_encoder_mulms*",
-        ".venv/bin/matattn predict outputs/coulgat-qm7/*",
         "python train.py -m init_from=mp-formation-energy data=table ... *",
     ],
     _NETWORK: ["*download*"],
@@ -55,6 +56,7 @@ NOT_EXECUTED = {
         "*hydra/launcher=local_cluster*",
     ],
     _CLUSTER: ["*hydra/launcher=slurm*", "#SBATCH *", "*SLURM_CPUS_PER_TASK", "exec python *"],
+    _WHEEL: ["python -m pip wheel *", "python -m auditwheel *"],
     _OPTUNA: ["*sweep=optuna*"],
 }
 
