@@ -54,6 +54,10 @@ BEFORE = {
         "python train.py model=wavefunction",
     ],
     "docs/forces.md": [OWN_MODEL],
+    "docs/wavefunctions.md": [
+        "python train.py model=wavefunction",
+        "ln -s outputs/wavefunction-j1j2_square_4x4_0.5/seed0-* RUN",
+    ],
     "docs/prediction.md": [OWN_MODEL],
 }
 AFTER = {  # its commands, and before its programs
