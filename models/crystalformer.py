@@ -241,7 +241,7 @@ class Crystalformer(StructureNetwork):
             "published_adaptive" and "published_r2" sum the boxes of the published CUDA kernels and
             PyTorch path, for weights that were trained with them.
         reciprocal: "published" or "converged" puts the second half of the heads in reciprocal space
-            (the paper's "dual space"), with the published wave vectors |m_t| <= 2 or with all
+            (the paper's "dual space"), with the published wave vectors ``|m_t| <= 2`` or with all
             that matter; "none" leaves all heads in real space.
 
     Shapes: batch of B crystals -> [B, T], in the units of the normalised targets.

@@ -19,7 +19,7 @@ class Symmetrized(nn.Module):
 
     Args:
         inner: configurations [..., N] -> log-amplitudes [...].
-        permutations: permutations of the sites, |G| tuples.
+        permutations: permutations of the sites, ``|G|`` tuples.
         flip: whether the group also has the flip of all spins.
     """
 

@@ -6,6 +6,12 @@
 #include <math.h>
 #include <stdint.h>
 
+/* The names that every glibc has, so that a wheel also runs on older systems than it was built on. */
+#if defined(__x86_64__) && defined(__GLIBC__)
+__asm__(".symver log2,log2@GLIBC_2.2.5");
+__asm__(".symver log2f,log2f@GLIBC_2.2.5");
+#endif
+
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 #define JOIN(x, y) x##y

@@ -52,7 +52,7 @@ _ALONE = 2**19  # products of q and k: a tenth of a millisecond, too short for o
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _library() -> compiled.Library:
     """Load the library once."""
     return compiled.library(Path(__file__).parent)
 

