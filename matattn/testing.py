@@ -24,6 +24,7 @@ import jaxtyping
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from matattn import bundle, citations, networks
@@ -136,6 +137,26 @@ class ModelContract:
         with torch.no_grad():
             next(twin.parameters()).zero_()
         assert next(network.parameters()).abs().max() > 0
+
+    def test_autocast(self) -> None:
+        """Check that bfloat16 (``trainer.precision=bf16-mixed``) gives about the same output.
+
+        Every parameter gets a finite float32 gradient.
+        """
+        network = self.network().float().train()
+        batch = apply_to_collection(
+            self.batch(network, self.samples()), Tensor,
+            lambda t: t.float() if t.is_floating_point() else t,
+        )  # fmt: skip
+        expected = network(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = network(batch).float()
+        assert (output - expected).norm() < 0.1 * expected.norm()
+        output.square().sum().backward()
+        for name, parameter in network.named_parameters():
+            if parameter.numel():
+                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+                assert parameter.grad.dtype == torch.float32, name
 
     def test_compiles(self) -> None:
         """Check that ``torch.compile`` does not change the output."""

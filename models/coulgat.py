@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from matattn.attention import AttentionLayer
 from matattn.errors import StructureError
+from matattn.kernels.precision import accumulator
 from matattn.models.coulomb_attention import CoulombGATConv, ScreenedCoulomb
 from matattn.models.element_features import NUM_ELEMENTS
 from matattn.models.element_features import element_features as element_table
@@ -234,6 +235,7 @@ class CoulGAT(StructureNetwork):
         The last T columns are the constants of the elements.
         """
         x, reference = self.hidden(x), self.atom_reference[batch.z - 1]
+        x = x.to(accumulator(x.dtype))
         if self.readout_level == "pairs":
             i, j = cast(Any, batch).pair_index
             length = (batch.pos[i] - batch.pos[j]).norm(dim=-1)

@@ -19,6 +19,7 @@ from torch_geometric.nn.inits import glorot, zeros
 from torch_geometric.utils import add_self_loops
 
 from matattn.attention import LayerProbe
+from matattn.kernels.precision import accumulator
 from matattn.structures.neighbors import SELF
 
 LAWS = ("log", "reference")
@@ -385,6 +386,7 @@ def _softmax(logits: Tensor, target: Tensor, nodes: int) -> tuple[Tensor, Tensor
 
     PyG's ``softmax`` does not return the latter.
     """
+    logits = logits.to(accumulator(logits.dtype))
     zero = logits.new_zeros(nodes, logits.shape[1])
     with torch.no_grad():  # a shift that cancels
         index = target[:, None].expand_as(logits)

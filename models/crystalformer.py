@@ -28,6 +28,7 @@ from matattn.kernels.periodic_attention.reference import (
     neighbor_weights,
     radial_basis,
 )
+from matattn.kernels.precision import accumulator, full_precision
 from matattn.models.element_features import element_features as element_table
 from matattn.models.sizes import check_sizes
 from matattn.structures.batch import Structures, edge_length
@@ -121,7 +122,8 @@ class InfinitelyConnectedAttention(nn.Module):
         self, q: Float[Tensor, "atoms heads d"], orbit_size: Float[Tensor, " atoms"] | None = None
     ) -> Float[Tensor, "atoms heads"]:
         r"""Compute :math:`\sigma_i^{-2}` of every atom and head, 1/Å^2, from unscaled queries."""
-        projected = torch.einsum("nhd,hd->nh", q, self.sigma_weight)
+        with full_precision(q):
+            projected = torch.einsum("nhd,hd->nh", q.to(accumulator(q.dtype)), self.sigma_weight)
         mean, std = self.sigma_mean, self.sigma_std
         if not self.sigma_fitted:
             mean, std = _mean_and_std(projected.detach(), orbit_size)
@@ -153,9 +155,9 @@ class InfinitelyConnectedAttention(nn.Module):
             y = self._observed(*parts, geometry, self.probe.biased(bias), self.probe)
         if geometry.periodic_sums is not None:
             variance = (self.R0 * self.RECIPROCAL_R0) ** 2 * inverse  # r̄_0^2 ρ
-            other = reciprocal_attention(
-                q[:, real:], k[:, real:], v[:, real:], variance[:, real:], geometry.periodic_sums
-            )
+            full = (t[:, real:].to(accumulator(t.dtype)) for t in (q, k, v, variance))
+            with full_precision(q):
+                other = reciprocal_attention(*full, geometry.periodic_sums)
             y = torch.cat([y, other], 1)
         if self.probe is not None:
             y = self.probe.gate(y)
@@ -198,8 +200,9 @@ def _mean_and_std(values: Tensor, orbit_size: Tensor | None) -> tuple[Tensor, Te
     """
     size = values.new_ones(len(values)) if orbit_size is None else orbit_size
     number = summed(size.sum()) * values.shape[1]
-    mean = summed((size @ values).sum()) / number
-    variance = summed((size @ (values - mean).square()).sum()) / (number - 1)
+    with full_precision(values):
+        mean = summed((size @ values).sum()) / number
+        variance = summed((size @ (values - mean).square()).sum()) / (number - 1)
     return mean, torch.where((number > 1) & (variance > 0), variance, 1.0).sqrt()
 
 
@@ -367,6 +370,10 @@ class Crystalformer(StructureNetwork):
                 f"reciprocal={self.reciprocal}, summation={self.summation}: expected a batch of "
                 "all atoms; make its neighbour list with symmetry=0"
             )
+        sums = None
+        if self.reciprocal != "none":
+            with full_precision(batch.pos):
+                sums = periodic_sums(batch.pos, batch.cell, batch.batch, self.reciprocal)
         return Geometry(
             distance=edge_length(batch),
             source=source,
@@ -378,9 +385,7 @@ class Crystalformer(StructureNetwork):
             log_multiplicity=None if multiplicity is None else multiplicity.log(),
             orbit_size=orbit_size,
             atom_cell=batch.cell[batch.batch],
-            periodic_sums=None
-            if self.reciprocal == "none"
-            else periodic_sums(batch.pos, batch.cell, batch.batch, self.reciprocal),
+            periodic_sums=sums,
         )
 
     def embed(self, batch: Structures) -> Float[Tensor, "atoms dim"]:
@@ -394,6 +399,7 @@ class Crystalformer(StructureNetwork):
     def features(self, batch: Structures) -> Float[Tensor, "crystals dim"]:
         """Return the mean over the atoms of every crystal, the input of ``readout``."""
         x = self.embed(batch)
+        x = x.to(accumulator(x.dtype))
         size = getattr(batch, "orbit_size", None)
         size = x.new_ones(len(x)) if size is None else size
         total = x.new_zeros(batch.num_graphs, x.shape[1])

@@ -18,12 +18,23 @@ from torch import Tensor, nn
 from matattn.attention import AttentionLayer, LayerProbe
 from matattn.kernels.low_rank_routing import low_rank_routing, sharded_low_rank_routing
 from matattn.kernels.low_rank_routing.spectrum import mixing_spectrum
+from matattn.kernels.precision import accumulator
 from matattn.meshes.batch import MeshBatch
 from matattn.meshes.network import MeshNetwork
 from matattn.models.sizes import check_sizes
 
 SCALES = ("one", "sqrt")
-NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
+class RMSNorm(nn.RMSNorm):
+    """The norm of PyTorch, in float32 at least, as its LayerNorm is under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x over its root mean square, times the weight."""
+        return super().forward(x.to(accumulator(x.dtype)))
+
+
+NORMS = {"layer": nn.LayerNorm, "rms": RMSNorm}
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": partial(nn.GELU, approximate="tanh"),
     "silu": nn.SiLU,
@@ -117,7 +128,7 @@ class LowRankRouting(nn.Module):
         self.num_heads = num_heads
         self.scale = 1.0 if scale == "one" else head_dim**-0.5
         self.latent_q = nn.Parameter(torch.empty(dim, num_latents))
-        normalise = nn.RMSNorm if qk_norm else nn.Identity
+        normalise = RMSNorm if qk_norm else nn.Identity
         self.q_norm = normalise(head_dim)
         self.k_norm = normalise(head_dim)
         self.k_proj = ResidualMLP(dim, dim, dim, kv_depth, activation)
@@ -127,8 +138,8 @@ class LowRankRouting(nn.Module):
         if self.dynamic:
             self.dynamic_q = nn.Parameter(torch.empty(dim, num_latents))
             self.dynamic_k = nn.Linear(dim, dim)
-            self.dynamic_q_norm = nn.RMSNorm(head_dim)
-            self.dynamic_k_norm = nn.RMSNorm(head_dim)
+            self.dynamic_q_norm = RMSNorm(head_dim)
+            self.dynamic_k_norm = RMSNorm(head_dim)
             self.gate = nn.Parameter(torch.empty(num_heads, 1, 1))
 
     def queries_and_keys(

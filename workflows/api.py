@@ -52,8 +52,7 @@ class PreparedRun:
 
         Raises ConfigError for a wave function.
         """
-        self._check()
-        return self.task.module(Path())
+        return self._fitted.module(Path())
 
     @cached_property
     def data(self) -> Loaders:
@@ -61,15 +60,17 @@ class PreparedRun:
 
         Raises ConfigError for a wave function.
         """
-        self._check()
-        return self.task.data()
+        return self._fitted.data()
 
-    def _check(self) -> None:
+    @property
+    def _fitted(self) -> Any:
+        """Return the task, which Lightning can train; raises ConfigError for a wave function."""
         if not hasattr(self.task, "module"):
             raise ConfigError(
                 f"model={self.config.model_name}: a wave function is optimised by steps of its own "
                 "and has no Lightning module and no data; matattn.train trains it"
             )
+        return self.task
 
 
 def train(*overrides: Given) -> FinishedRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -117,8 +119,8 @@ def check_trainer(config: RunConfig[Any, Any]) -> bool:
 
     Says on the terminal where the processor has no instructions for a precision.
     """
-    with _without_remarks():
-        device = make_trainer(config, config.folder()).strategy.root_device
+    with _without_remarks(), TemporaryDirectory() as folder:  # some loggers write at once
+        device = make_trainer(config, Path(folder)).strategy.root_device
     reduced = str(config.trainer.arguments.get("precision")).startswith("bf16")
     if reduced and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
         print(
@@ -145,6 +147,7 @@ def make_trainer(
         started_by, LightningEnvironment
     ):
         arguments["strategy"] = {**arguments["strategy"], "start_method": "popen"}  # by whoever did
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a database needs more packages
     loggers = [
         build(logger, f"logger.{name}", save_dir=folder / logger.arguments.get("save_dir", ""))
         for name, logger in config.loggers.items()
@@ -325,6 +328,10 @@ def _fit(
     except SIGTERMException:
         print("terminated; the same command resumes from the last epoch", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
+    except RuntimeError as error:
+        if "conditioned on metric" not in str(error):
+            raise
+        raise ConfigError(f"trainer.callbacks: {' '.join(str(error).split())}") from error
     except SystemExit as ended:
         if ended.code != 1:  # submitit's, which has put the job back into the queue
             raise

@@ -26,7 +26,7 @@ from matattn.workflows.task import TASKS
 WRITTEN = (
     FINISHED, "checkpoints", "model", "report.md", "metrics.csv", "predictions.csv",
     "frequencies.csv", "observables.json", "nonfinite_batch.json", FAILED, "fields",
-    "pretraining", "member*", "tensorboard", "*.png",
+    "pretraining", "member*", "tensorboard", "wandb", "mlruns", "*.png",
 )  # fmt: skip
 _MODEL_PATH = "PATH/TO/THIS/FOLDER"  # of the bundle, in its card
 

@@ -163,3 +163,7 @@ def _backward_autograd(ctx, *grads_of_grads):
 torch.library.register_autograd(
     "matattn::low_rank_routing_backward", _backward_autograd, setup_context=_save_backward
 )
+
+# Under autocast the sums run in float32, on inputs that are converted if they are shorter.
+for _device in ("cpu", "cuda"):
+    torch.library.register_autocast("matattn::low_rank_routing", _device, torch.float32)

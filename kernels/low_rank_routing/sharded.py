@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .arguments import check_ends, pack, unpack
+from .arguments import Packed, check_ends, pack, unpack
 from .backends import find
 
 
@@ -50,6 +50,9 @@ def sharded_low_rank_routing(
         )
     packed = pack(q, k, v, decode_q, cu_seqlens)
     check_ends(packed.ptr, len(packed.k))
+    if torch.is_autocast_enabled(k.device.type):  # as the operator on one process does
+        *tensors, ptr = packed
+        packed = Packed(*(t if t is None else t.float() for t in tensors), ptr)
     return unpack(_Sharded.apply(*packed, scale, backend, group), k)
 
 

@@ -248,3 +248,7 @@ def _backward_autograd(ctx, *grads_of_grads):
 torch.library.register_autograd(
     "matattn::periodic_attention_backward", _backward_autograd, setup_context=_save_backward
 )
+
+# Under autocast the sums run in float32, on inputs that are converted if they are shorter.
+for _device in ("cpu", "cuda"):
+    torch.library.register_autocast("matattn::periodic_attention", _device, torch.float32)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from matattn.kernels.periodic_attention.reference import safe_distance
+from matattn.kernels.precision import full_precision
 from matattn.structures.image_rule import ImageRule
 from matattn.structures.neighbors import Neighbors
 
@@ -43,11 +44,12 @@ def edge_length(batch: Structures) -> Tensor:
     source_pos = batch.pos[source]
     if batch.image is not None:
         cell = batch.cell[batch.batch[target]]
-        source_pos = source_pos + torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)
+        with full_precision(cell):
+            source_pos = source_pos + torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)
     return safe_distance(source_pos - batch.pos[target])
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's 64-true converts the fields
 class CrystalBatch:
     """B crystals with N rows and E neighbours in all; keys as in PyTorch Geometric.
 

@@ -46,7 +46,10 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Return AdamW over ``parameter_groups``, with learning rate ``lr``."""
     groups = parameter_groups(module, lr, weight_decay, decay_norms)
-    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
+    # It could scale gradients by itself, so Lightning would not clip them with bf16-mixed.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def per_step(

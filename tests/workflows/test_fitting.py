@@ -14,7 +14,7 @@ from matattn.errors import ConfigError, TrainingError, WriteError
 from matattn.models.crystalformer import Crystalformer
 from matattn.training import run_log
 from matattn.training.checkpoint_files import AtomicCheckpoints, read
-from matattn.workflows import run
+from matattn.workflows import fitting, run
 
 
 class Stopped(Exception):
@@ -113,17 +113,125 @@ def test_callbacks_of_the_configuration_are_honoured(config, table, tmp_path):
     stop = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1}"
     # A rate at which validation gets worse.
     options = ["optimizer.lr=1.0", "trainer.max_epochs=50"]
-    run.run(config(table, tmp_path, f"+trainer.callbacks=[{stop}]", *options))
-    epochs = len((tmp_path / "metrics.csv").read_text().splitlines()) - 1
-    assert 2 <= epochs < 50
-    assert (tmp_path / "metrics.json").exists()
+    by_name = ["callbacks=early_stopping", "trainer.callbacks.early_stopping.patience=1"]
+    for number, callbacks in enumerate([[f"+trainer.callbacks=[{stop}]"], by_name]):
+        folder = tmp_path / str(number)
+        run.run(config(table, folder, *callbacks, *options))
+        epochs = len((folder / "metrics.csv").read_text().splitlines()) - 1
+        assert 2 <= epochs < 50
+        assert (folder / "metrics.json").exists()
 
 
-def test_a_callback_that_is_none_is_refused(config, table, tmp_path):
-    other = "{_target_: lightning.pytorch.strategies.SingleDeviceStrategy}"
-    message = r"trainer.callbacks\[0\]: a SingleDeviceStrategy is no callback"
-    with pytest.raises(ConfigError, match=message):
-        run.run(config(table, tmp_path, f"+trainer.callbacks=[{other}]"))
+def test_early_stopping_has_its_place_among_the_choices(config, table, tmp_path):
+    both = config(table, tmp_path, "callbacks=[early_stopping,learning_rate]")
+    assert list(both.trainer.callbacks) == ["early_stopping", "learning_rate"]
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (
+            ["+trainer.callbacks=[{_target_: lightning.pytorch.strategies.SingleDeviceStrategy}]"],
+            r"^trainer.callbacks\[0\]: a SingleDeviceStrategy is no callback",
+        ),
+        (
+            ["+trainer.callbacks.mine={_target_: lightning.pytorch.callbacks.Mine}"],
+            r"^trainer.callbacks.mine._target_: .*Mine' is not allowed; nothing has this name",
+        ),
+        (
+            ["callbacks=early_stopping", "+trainer.callbacks.early_stopping.patients=3"],
+            "^trainer.callbacks.early_stopping.patients: there is no such key; .*'patience'",
+        ),
+        (["trainer.accelerator=gpu"], "^trainer: "),
+        (["trainer.precision=16-bit"], "^trainer.precision='16-bit': expected one of 32-true, bf"),
+        (["trainer.strategy=ddp"], "^trainer.strategy='ddp': expected a section, as trainer=ddp"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one of the cases is that there is no GPU")
+def test_what_lightning_cannot_build_is_one_line(config, table, tmp_path, overrides, message):
+    overrides = [item if item[0] != "t" else f"++{item}" for item in overrides]
+    with pytest.raises(ConfigError, match=message) as error:
+        run.run(config(table, tmp_path / "run", *overrides))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()  # nothing was written
+
+
+def test_a_metric_that_nobody_logs_is_one_line(config, table, tmp_path):
+    overrides = ["callbacks=early_stopping", "trainer.callbacks.early_stopping.monitor=val/los"]
+    with pytest.raises(ConfigError, match="^trainer.callbacks: .*`val/los`.*any of .*`val/loss`"):
+        run.run(config(table, tmp_path, *overrides))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precision_is_the_trainers(config, weights, table, tmp_path, precision):
+    """The errors are about those of float32; what is stored is float32."""
+    expected = run.run(config(table, tmp_path / "32"))
+    found = run.run(config(table, tmp_path / "run", f"trainer.precision={precision}"))
+    checkpoint = read(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    stored = {t.dtype for t in checkpoint["state_dict"].values() if t.is_floating_point()}
+    assert stored == {torch.float64 if precision == "64-true" else torch.float32}
+    assert {t.dtype for t in weights(tmp_path / "run").values() if t.is_floating_point()} == {
+        torch.float32
+    }
+    for name, errors in expected["val"].items():
+        assert found["val"][name]["mae"] == pytest.approx(errors["mae"], rel=0.05)
+        assert found["val"][name]["mae"] != errors["mae"]
+
+
+@pytest.mark.parametrize(
+    "logger, files",
+    [
+        ("tensorboard", "tensorboard/version_0/events.out.tfevents.*"),
+        pytest.param("wandb", "wandb/offline-run-*/*.wandb", marks=pytest.mark.slow),
+        pytest.param("mlflow", "mlruns/*/*/metrics/train/loss", marks=pytest.mark.slow),
+    ],
+)
+def test_loggers_write_into_the_run_folder(config, table, tmp_path, monkeypatch, logger, files):
+    """None of them needs an account or a network."""
+    pytest.importorskip(logger)
+    monkeypatch.chdir(tmp_path)
+    run.run(config(table, tmp_path / "run", f"logger={logger}", "trainer.max_epochs=1"))
+    assert list((tmp_path / "run").glob(files))
+    assert {path.name for path in tmp_path.iterdir()} == {".run.lock", "run"}
+
+
+def test_on_a_gpu_losses_are_looked_at_together(tmp_path):
+    """A step does not wait for its loss; the first one that is no number is told later."""
+
+    class OnGpu:
+        """A loss that says that it is elsewhere, and that must not be asked for at once."""
+
+        device = torch.device("cuda")
+
+        def __init__(self, value):
+            self.value = torch.tensor(value)
+
+        def detach(self):
+            return self
+
+    module = L.LightningModule()
+    asked = []
+
+    def stacked(losses):
+        asked.append(len(losses))
+        return torch.tensor([float(loss.value) for loss in losses])
+
+    ids = ["a", "b", "c"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting.torch, "stack", stacked)
+        for _ in range(fitting.UNCHECKED - 1):
+            fitting.stop_unless_finite(OnGpu(1.0), module, tmp_path, ids, [0], "structures")
+        assert not asked
+        fitting.stop_unless_finite(OnGpu(1.0), module, tmp_path, ids, [0], "structures")
+        assert asked == [fitting.UNCHECKED]
+    for loss, rows in ((1.0, [0]), (float("nan"), [1, 2]), (float("nan"), [0])):
+        module.__dict__.setdefault("unchecked_losses", []).append(
+            fitting._Loss(torch.tensor(loss), tmp_path, ids, rows, "structures", 3, 40)
+        )
+    with pytest.raises(TrainingError, match=r"nan at step 40 \(epoch 4\); its structures are"):
+        fitting.check_losses(module)
+    assert json.loads((tmp_path / "nonfinite_batch.json").read_text())["ids"] == ["b", "c"]
+    fitting.check_losses(module)  # they were told
 
 
 def test_a_run_without_validation_rows_warns_of_nothing(config, table, tmp_path, capfd, recwarn):
