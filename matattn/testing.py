@@ -24,7 +24,6 @@ import jaxtyping
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from matattn import bundle, citations, networks
@@ -144,10 +143,10 @@ class ModelContract:
         Every parameter gets a finite float32 gradient.
         """
         network = self.network().float().train()
-        batch = apply_to_collection(
-            self.batch(network, self.samples()), Tensor,
-            lambda t: t.float() if t.is_floating_point() else t,
-        )  # fmt: skip
+        batch = self.batch(network, self.samples())
+        for name, value in vars(batch).items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                setattr(batch, name, value.float())
         expected = network(batch)
         with torch.autocast("cpu", torch.bfloat16):
             output = network(batch).float()

@@ -23,6 +23,7 @@ _OPENERS: Mapping[str, Callable[..., object]] = {
     ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
 }  # fmt: skip
 _LFS = b"version https://git-lfs.github.com/spec/"
+_LETTERS = bytes([9, 10, 13, *range(32, 127)])  # with which a text without a mark begins
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -110,10 +111,10 @@ def encoding_of(start: bytes) -> str:
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return encoding
-    if start[1:2] == b"\0" and start[:1] != b"\0":
-        return "utf-16-le"
-    if start[:1] == b"\0" and start[1:2] != b"\0":
-        return "utf-16-be"
+    for first, encoding in ((0, "utf-16-le"), (1, "utf-16-be")):
+        letters, zeros = start[first:4:2], start[1 - first : 4 : 2]
+        if letters and zeros and not zeros.strip(b"\0") and not letters.strip(_LETTERS):
+            return encoding
     return "utf-8"
 
 

@@ -83,15 +83,17 @@ def _property_objective(metrics: Metrics) -> Objective:
     """
     split, results = _held_out(metrics)
     rows = list(results.values())
-    if classifies := "log_loss" in rows[0]:
-        errors = [(row["log_loss"], row["baselines"]["mean"]["log_loss"]) for row in rows]
-    else:
-        errors = [(row["mae"], row["baselines"]["mean"]) for row in rows]
-    name = "log loss" if classifies else "MAE"
+    key = "log_loss" if "log_loss" in rows[0] else "mae"
+    name = "MAE" if key == "mae" else "log loss"
     if len(rows) == 1:
-        unit = "" if classifies else f", {rows[0]['unit']}"
-        return f"{split} {name}{unit}", errors[0][0]
-    shares = [error / floor if floor else float("inf") for error, floor in errors]
+        unit = f", {rows[0]['unit']}" if key == "mae" else ""
+        return f"{split} {name}{unit}", rows[0][key]
+    floors = [row["baselines"]["mean"] for row in rows]
+    if key == "log_loss":
+        floors = [floor[key] for floor in floors]
+    shares = [
+        row[key] / floor if floor else float("inf") for row, floor in zip(rows, floors, strict=True)
+    ]
     return f"{split} {name} over the mean predictor's", statistics.fmean(shares)
 
 

@@ -316,7 +316,7 @@ class Ready(Exception):
 
 @pytest.fixture
 def until_training(monkeypatch, tmp_path):
-    def stop(config, task):
+    def stop(config, task, held):
         raise Ready(config, task)
 
     monkeypatch.chdir(tmp_path)

@@ -125,7 +125,7 @@ def run_config(**changes):
         task=Toy(),
         optimizer=Toy(count=9),
         trainer=Target("lightning.Trainer", {"max_epochs": 5, "devices": 2}),
-        logger=None,
+        loggers={},
         paths=Paths(data="nowhere"),
         init_from=None,
         seed=4,
@@ -153,7 +153,7 @@ def test_record_has_the_layout_of_the_configuration():
         "overwrite",
     ]  # fmt: skip
     logger = Target("lightning.pytorch.loggers.TensorBoardLogger", {"save_dir": "x"})
-    assert run_config(logger=logger).record()["logger"] == logger.plain()
+    assert run_config(loggers={"board": logger}).record()["logger"] == {"board": logger.plain()}
     assert run_config().epochs == 5 and run_config().processes == 2
 
 
@@ -163,7 +163,7 @@ def test_folder_depends_on_what_matters():
     paths = run_config().paths
     for same in (
         {"overwrite": True},
-        {"logger": Target("lightning.pytorch.loggers.TensorBoardLogger", {})},
+        {"loggers": {"board": Target("lightning.pytorch.loggers.TensorBoardLogger", {})}},
         {"paths": replace(paths, data="elsewhere")},
         {"data": Target.read(DATA | {"download": False}, "data")},
         {"source": Source("mine", "structures", licence="CC0", citations=["qm9"])},

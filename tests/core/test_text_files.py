@@ -6,7 +6,7 @@ import lzma
 
 import pytest
 
-from matattn.text_files import parse_number, read_lines, read_text, without_compression
+from matattn.text_files import encoding_of, parse_number, read_lines, read_text, without_compression
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
@@ -73,3 +73,15 @@ def test_pointer_of_git_lfs_is_named(tmp_path):
 )
 def test_parse_number(text, value):
     assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    "start, encoding",
+    [
+        (b"", "utf-8"), (b"a", "utf-8"), (b"\0", "utf-8"), (b"ab\0\0", "utf-8"),
+        (b"{\0\n\0", "utf-16-le"), (b"\0{\0\n", "utf-16-be"),
+        (b"\0\1\0\0", "utf-8"), (b"\0\0\0\0", "utf-8"),  # a row that is none, of a table that is one
+    ],
+)  # fmt: skip
+def test_utf_16_without_a_mark_begins_with_letters(start, encoding):
+    assert encoding_of(start) == encoding

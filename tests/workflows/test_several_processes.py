@@ -146,7 +146,7 @@ def two_nodes(place, folder, kind, *more):
     return [node.returncode for node in nodes], said
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", [pytest.param("crystals", marks=pytest.mark.slow), "meshes"])
 def test_two_nodes_train_as_one_process(alone, kind):
     folder = alone / f"{kind}-nodes"
     statuses, said = two_nodes(alone, folder, kind)
@@ -158,6 +158,7 @@ def test_two_nodes_train_as_one_process(alone, kind):
     assert statuses == [0, 0] and "holds this run, finished" in said[0][0]
 
 
+@pytest.mark.slow
 def test_nodes_that_are_not_as_many_as_configured(place):
     statuses, said = two_nodes(place, place / "wrong", "crystals", "trainer.devices=2")
     message = "error: 2 processes were started, and trainer.devices x trainer.num_nodes is 4"
@@ -167,6 +168,7 @@ def test_nodes_that_are_not_as_many_as_configured(place):
     assert not (place / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_about_the_folder_ends_all_nodes(place):
     (place / "of another use").mkdir()
     (place / "of another use" / "letter.txt").write_text("Dear")

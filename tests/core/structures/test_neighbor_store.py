@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import time
 
 import numpy as np
@@ -18,6 +19,11 @@ from matattn.structures.neighbor_store import NeighborStore
 
 RULE = ImageRule(5.0, symmetry=1e-3)
 COUNT = 30
+# JAX, if another test loaded it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:.*_at_fork:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +217,7 @@ def test_a_full_disk_is_one_line(structures, monkeypatch, most):
     def full(path, content):
         raise WriteError(f"{path}: cannot be written: No space left on device")
 
+    monkeypatch.delitem(sys.modules, "jax", raising=False)  # whose processes are not forked
     monkeypatch.setattr(neighbor_store, "write_bytes", full)
     monkeypatch.setattr("matattn.parallel.cores", lambda: 2)
     with pytest.raises(WriteError, match="No space left on device; set MATATTN_CACHE to a folder"):

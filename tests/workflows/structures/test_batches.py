@@ -71,6 +71,8 @@ def batch_of(made, results):
     results.put({k: v.numpy() for k, v in vars(made([0, 5, 2])).items() if v is not None})
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX, if another test loaded it
+@pytest.mark.filterwarnings("ignore:.*_at_fork:pytest.PytestUnraisableExceptionWarning")
 def test_forked_processes_read_the_same(table, in_files):
     data = crystals.load("toy", str(table), ["e_form"])
     one = Batches.of(data, 4, ImageRule(8.0)).make

@@ -189,9 +189,9 @@ def test_a_loss_of_a_stranger_is_refused(classified, tmp_path):
         Predictor.load(tmp_path / "model")
 
 
-def test_networks_with_constants_of_elements_classify(config, metals, tmp_path):
-    small = ["model=coulgat", "~model.num_radial", "model.dim=16", "trainer.max_epochs=1"]
-    settings, task = run.read(config(metals, tmp_path, *small, *CLASSIFY))
+def test_networks_with_constants_of_elements_classify(compose, metals):
+    small = ["model=coulgat", "data=crystals", f"data.path={metals}", "model.dim=16"]
+    settings, task = run.read(compose(*small, *CLASSIFY))
     prepared = task.prepare(settings)
     assert not prepared.networks[0].element_constants.any()
     mean, std = train.normalise(prepared.networks[0], prepared.dataset)

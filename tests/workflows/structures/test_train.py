@@ -13,7 +13,7 @@ import matattn
 from matattn import bundle, parallel
 from matattn.errors import ConfigError
 from matattn.workflows import run
-from matattn.workflows.structures import train
+from matattn.workflows.structures import batches
 
 
 def test_run_folder_is_complete(finished, assert_cleared):
@@ -76,7 +76,7 @@ def test_two_runs_are_bit_equal(config, assert_same_bits, finished, table, tmp_p
 def test_neighbour_lists_from_processes_change_nothing(
     config, assert_same_bits, finished, table, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, "WORTH_A_PROCESS", 3)
+    monkeypatch.setattr(batches, "WORTH_A_PROCESS", 3)
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     other = tmp_path / "again"
     handler = signal.getsignal(signal.SIGTERM)
