@@ -155,9 +155,9 @@ class InfinitelyConnectedAttention(nn.Module):
             y = self._observed(*parts, geometry, self.probe.biased(bias), self.probe)
         if geometry.periodic_sums is not None:
             variance = (self.R0 * self.RECIPROCAL_R0) ** 2 * inverse  # r̄_0^2 ρ
-            full = (t[:, real:].to(accumulator(t.dtype)) for t in (q, k, v, variance))
+            q, k, v, variance = (t[:, real:].to(accumulator(t.dtype)) for t in (q, k, v, variance))
             with full_precision(q):
-                other = reciprocal_attention(*full, geometry.periodic_sums)
+                other = reciprocal_attention(q, k, v, variance, geometry.periodic_sums)
             y = torch.cat([y, other], 1)
         if self.probe is not None:
             y = self.probe.gate(y)

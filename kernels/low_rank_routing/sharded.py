@@ -51,8 +51,11 @@ def sharded_low_rank_routing(
     packed = pack(q, k, v, decode_q, cu_seqlens)
     check_ends(packed.ptr, len(packed.k))
     if torch.is_autocast_enabled(k.device.type):  # as the operator on one process does
-        *tensors, ptr = packed
-        packed = Packed(*(t if t is None else t.float() for t in tensors), ptr)
+        second = packed.decode_q
+        packed = Packed(
+            packed.q.float(), second if second is None else second.float(), packed.k.float(),
+            packed.v.float(), packed.ptr,
+        )  # fmt: skip
     return unpack(_Sharded.apply(*packed, scale, backend, group), k)
 
 

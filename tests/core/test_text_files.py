@@ -80,7 +80,7 @@ def test_parse_number(text, value):
     [
         (b"", "utf-8"), (b"a", "utf-8"), (b"\0", "utf-8"), (b"ab\0\0", "utf-8"),
         (b"{\0\n\0", "utf-16-le"), (b"\0{\0\n", "utf-16-be"),
-        (b"\0\1\0\0", "utf-8"), (b"\0\0\0\0", "utf-8"),  # a row that is none, of a table that is one
+        (b"\0\1\0\0", "utf-8"), (b"\0\0\0\0", "utf-8"),  # of a damaged row
     ],
 )  # fmt: skip
 def test_utf_16_without_a_mark_begins_with_letters(start, encoding):

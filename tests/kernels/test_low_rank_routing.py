@@ -431,3 +431,18 @@ def relative(actual, expected):
     difference = (actual.double() - expected.double()).abs().max().item()
     assert math.isfinite(difference)
     return difference / max(expected.abs().max().item(), 1e-300)
+
+
+def test_autocast_sums_in_float32():
+    q, k, v, ptr, random = tokens(torch.float32, sizes=(30, 20), dim=8, latents=4)
+    leaves = [q.requires_grad_(), k.bfloat16().requires_grad_(), v.bfloat16().requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = low_rank_routing(*leaves, cu_seqlens=ptr)
+    exact = [t.detach().float().requires_grad_() for t in leaves]
+    expected = low_rank_routing(*exact, cu_seqlens=ptr)
+    assert y.dtype == torch.float32 and torch.equal(y, expected)
+    received = random(*y.shape).float()
+    found = torch.autograd.grad(y, leaves, received)
+    assert [grad.dtype for grad in found] == [leaf.dtype for leaf in leaves]
+    for actual, right in zip(found, torch.autograd.grad(expected, exact, received), strict=True):
+        assert torch.equal(actual, right.to(actual.dtype))

@@ -503,3 +503,18 @@ def test_sizes_that_do_not_fill_vectors(heads, dim, radial, dtype, spacing, widt
         for name, value, expected in zip(("y", *INPUTS), result, results["reference"], strict=True):
             error = (value - expected).abs().max() / expected.abs().max().clamp(min=1e-3)
             assert error <= bound, f"{backend}, {name}: {error:.1e}"
+
+
+def test_autocast_sums_in_float32():
+    arguments = random_arguments([4, 3], 2, 8, 5, torch.float32)
+    settings = {"spacing": 0.5, "width": 0.4}
+    short = [tensor.bfloat16().requires_grad_() for tensor in arguments[:3]]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = periodic_attention(*short, *arguments[3:], **settings)
+    exact = [tensor.detach().float().requires_grad_() for tensor in short]
+    expected = periodic_attention(*exact, *arguments[3:], **settings)
+    assert y.dtype == torch.float32 and torch.equal(y, expected)
+    found = torch.autograd.grad(y.square().sum(), short)
+    right = torch.autograd.grad(expected.square().sum(), exact)
+    for one, other in zip(found, right, strict=True):
+        assert one.dtype == torch.bfloat16 and torch.equal(one, other.bfloat16())
