@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PACKAGES = ("torch", "lightning", "torch-geometric", "pymatgen", "numpy", "triton")
-_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "MATATTN_")
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "CUDA_VISIBLE_DEVICES",
+    "MATATTN_",
+)
 
 
 def info() -> None:
