@@ -21,7 +21,7 @@ def site(tmp_path_factory, root):
     ignore = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
     shutil.copytree(PACKAGE, folder / "source", ignore=ignore)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    command = [*pip, "--no-build-isolation", "--target", str(folder / "site"), "source"]
+    command = [*pip, "--no-build-isolation", "--target", str(folder / "site"), "./source"]
     subprocess.run(command, cwd=folder, check=True)
     return folder / "site"
 
