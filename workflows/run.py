@@ -229,7 +229,7 @@ def _trainer(trainer: dict[str, Any], entry: TaskEntry) -> Target:
                 f"trainer.{key}={value}: expected 1 (trainer=ddp shares the batches of "
                 f"{_sharing()}; wave functions use all devices that jax sees)"
             )
-    if str(trainer.get("strategy", "auto")).startswith("ddp"):
+    if entry.shares_batches and str(trainer.get("strategy")).startswith("ddp"):
         raise ConfigError(
             f"trainer.strategy={trainer['strategy']!r}: expected a section, as trainer=ddp has it"
         )
