@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 import matattn
-from matattn import networks
+from matattn import networks, plugins
 from matattn.errors import DataError
 
 _ENTRY = re.compile(r"^@\w+\{([^,\s]+),.*?^\}", re.MULTILINE | re.DOTALL)
@@ -47,7 +47,7 @@ def bibtex(config: Mapping[str, Any] | None = None) -> str:
         f"  version = {{{matattn.__version__}}},\n}}"
     )
     if config is None:
-        cited = entries([key for name in networks.own() for key in _of_network(name)])
+        cited = entries([key for name in plugins.own_networks() for key in _of_network(name)])
     else:
         networks.check(str(config["network"]), config.get("package"))
         data = {"name": "unknown data", **config.get("data", {})}
@@ -61,7 +61,7 @@ def _of_network(name: str) -> list[str]:
     """Return ``citations`` of a network from its source, without an import of PyTorch or JAX."""
     if networks.package(name) is not None:  # of another package: read as it is imported
         return list(networks.find(name).citations)  # type: ignore[attr-defined]
-    package, _, module = networks.own()[name].rpartition(".")
+    package, _, module = plugins.own_networks()[name].rpartition(".")
     tree = ast.parse((files(package) / f"{module}.py").read_text("utf-8"))
     (body,) = (c.body for c in tree.body if isinstance(c, ast.ClassDef) and c.name == name)
     for statement in body:

@@ -8,30 +8,17 @@ text and nothing is imported, so an unknown name is reported before PyTorch is l
 from __future__ import annotations
 
 import importlib
-import re
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from matattn import plugins
 from matattn.errors import BundleError, ConfigError
-
-_TARGET = re.compile(r"^\s*_target_:\s*(matattn\.models\.[\w.]+)\.(\w+)", re.MULTILINE)
-
-
-@cache
-def own() -> dict[str, str]:
-    """Return the module of each network of matattn by the name of its class, sorted by name."""
-    folder = files("matattn.conf") / "model"
-    texts = (path.read_text("utf-8") for path in folder.iterdir() if path.name.endswith(".yaml"))
-    modules = {name: module for text in texts for module, name in _TARGET.findall(text)}
-    return dict(sorted(modules.items()))
+from matattn.plugins import own_networks
 
 
 def known() -> dict[str, str]:
     """Return the module of each network that can be used, matattn's own first."""
     added = (plugin for plugin in plugins.declared("model") if not plugins.problem(plugin))
-    return own() | {plugin.name: plugin.module for plugin in added}
+    return own_networks() | {plugin.name: plugin.module for plugin in added}
 
 
 def package(name: str) -> plugins.Plugin | None:
@@ -40,7 +27,7 @@ def package(name: str) -> plugins.Plugin | None:
     Raises BundleError, listing the known names, when there is no such network, and saying why when
     there is one that cannot be used.
     """
-    if name in own():
+    if name in own_networks():
         return None
     brought = [plugin for plugin in plugins.declared("model") if plugin.name == name]
     if not brought:
@@ -55,7 +42,7 @@ def check(name: str, written_with: Any) -> None:
 
     ``written_with`` is what the bundle says of that package, or None; it is never imported by it.
     """
-    if written_with is not None and name not in own():
+    if written_with is not None and name not in own_networks():
         brought = [plugin for plugin in plugins.declared("model") if plugin.name == name]
         if not any(plugins.same(written_with, plugin) for plugin in brought):
             instead = f" (here it is one of {brought[0]})" if brought else ""
@@ -79,7 +66,7 @@ def find(name: str) -> type:
     """
     brought = package(name)
     if brought is None:
-        return getattr(importlib.import_module(own()[name]), name)
+        return getattr(importlib.import_module(own_networks()[name]), name)
     try:
         return plugins.load(brought)
     except ConfigError as error:

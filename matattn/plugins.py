@@ -26,6 +26,7 @@ from matattn.kinds import KINDS
 
 GROUPS = {"model": "matattn.networks", "data": "matattn.datasets"}  # by section of a configuration
 CONF = "matattn.conf"
+_TARGET = re.compile(r"^\s*_target_:\s*(matattn\.models\.[\w.]+)\.(\w+)", re.MULTILINE)
 _WHAT = {"model": "network", "data": "data set"}
 
 
@@ -119,13 +120,18 @@ def problem(plugin: Plugin) -> str:
 
 def own(section: str) -> set[str]:
     """Return the names of matattn's own networks or data sets, from its configuration files."""
-    names: set[str] = set()
-    for path in (files("matattn.conf") / section).iterdir():
-        if section == "data":
-            names.add(path.name.removesuffix(".yaml"))
-        else:
-            names.update(re.findall(r"_target_:\s*[\w.]+\.(\w+)", path.read_text("utf-8")))
-    return names
+    if section == "model":
+        return set(own_networks())
+    return {path.name.removesuffix(".yaml") for path in (files("matattn.conf") / section).iterdir()}
+
+
+@cache
+def own_networks() -> dict[str, str]:
+    """Return the module of each network of matattn by the name of its class, sorted by name."""
+    folder = files("matattn.conf") / "model"
+    texts = (path.read_text("utf-8") for path in folder.iterdir() if path.name.endswith(".yaml"))
+    modules = {name: module for text in texts for module, name in _TARGET.findall(text)}
+    return dict(sorted(modules.items()))
 
 
 def load(plugin: Plugin) -> Any:

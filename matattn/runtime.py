@@ -39,6 +39,18 @@ def cores() -> int:
 
 
 @contextmanager
+def threads_as_before() -> Iterator[None]:
+    """Give PyTorch its number of threads back, whatever the block sets."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Run PyTorch on one thread, for networks of many small steps.
 
@@ -47,12 +59,9 @@ def one_thread() -> Iterator[None]:
     """
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads_as_before():
+        torch.set_num_threads(1)
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
-import torch
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -32,7 +31,7 @@ from matattn.config import (
 )
 from matattn.errors import ConfigError
 from matattn.kinds import KINDS
-from matattn.runtime import plain_torch, tune_malloc
+from matattn.runtime import plain_torch, threads_as_before, tune_malloc
 from matattn.tables import show
 from matattn.training import launch
 from matattn.workflows import outputs, run_folder
@@ -63,7 +62,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             raise SystemExit(0)
         for line in problems(getattr(task, "dataset", None), "more in report.md"):
             print(line, file=sys.stderr)
-        with ExitStack() as held, _threads_as_before():
+        with ExitStack() as held, threads_as_before():
             metrics = _run_in(config, task, held)
     finally:
         launch.leave()
@@ -116,16 +115,6 @@ def _is_to_be_trained(config: RunConfig, fingerprint: str) -> bool:
         return False
     run_folder.record(folder, config, fingerprint)
     return True
-
-
-@contextmanager
-def _threads_as_before() -> Iterator[None]:
-    """Give PyTorch its number of threads back, which trainings choose."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def read(cfg: DictConfig) -> tuple[RunConfig, type[Task]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from matattn.cli.arguments import Model
-from matattn.cli.predict import screened, stop
+from matattn.cli.predict import outcome, screened
 
 if TYPE_CHECKING:
     from matattn.tables import Row
@@ -36,27 +35,22 @@ def embed(
     from matattn.errors import BundleError, MatattnError
 
     rows: list[Row] = []
-    earlier = signal.signal(signal.SIGTERM, stop)
-    try:
+
+    def work() -> str:
         folder = pretrained.find(model)
         if (kind := pretrained.kind(folder).name) != "structures":
             raise BundleError(f"{folder}: this model reads {kind}; only structures have features")
-        from matattn.workflows.structures import embed as embedding
+        from matattn.workflows.structures.embed import check
 
-        embedding.check(output)
-        summary = screened(folder, inputs, device, rows, embed=True)
-        end = summary, int(all(row["status"] != "ok" for row in rows))
-    except KeyboardInterrupt as stopped:
-        (number,) = stopped.args or (signal.SIGINT,)
-        end = f"interrupted; {len(rows)} finished rows are written", 128 + number
-    except MatattnError as error:
-        end = f"error: {error}", 2
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
-    message, status = end
+        check(output)
+        return screened(folder, inputs, device, rows, embed=True)
+
+    message, status = outcome(work, rows)
     try:
         if rows:
-            embedding.write(output, rows)
+            from matattn.workflows.structures.embed import write
+
+            write(output, rows)
     except MatattnError as error:
         message, status = f"error: {error}", 2
     print(message, file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,33 +56,47 @@ def predict(
 
     inputs = inputs or []
     rows: list[Row] = []
-    earlier = signal.signal(signal.SIGTERM, stop)
-    try:
+    fields = output
+
+    def work() -> str:
+        nonlocal output
         folder = pretrained.find(model)
         kind = pretrained.kind(folder)
         if kind.takes_input and not inputs:
             raise MatattnError("give structures or meshes after the model: files or folders")
-        fields = output
         if kind.name == "meshes":  # fields go into a folder, with the table beside them
             output = output and output / "predictions.csv"
-        summary = _PREDICT[kind.name](folder, inputs, fields, device, rows)
-        end = summary, int(all(row["status"] != "ok" for row in rows))
-    except KeyboardInterrupt as stopped:
-        (number,) = stopped.args or (signal.SIGINT,)
-        end = f"interrupted; {len(rows)} finished rows are written", 128 + number
-    except MatattnError as error:
-        end = f"error: {error}", 2
+        return _PREDICT[kind.name](folder, inputs, fields, device, rows)
+
+    try:
+        message, status = outcome(work, rows)
     finally:
-        signal.signal(signal.SIGTERM, earlier)
         written = _write(rows, output)  # whatever ended the run, finished rows are kept
-    message, status = end
     print(message, file=sys.stderr)
     if not written or status:
         raise typer.Exit(status or 2)
 
 
-def stop(number: int, _: object) -> None:
-    """Raise KeyboardInterrupt with the number of a signal."""
+def outcome(work: Callable[[], str], rows: Sequence[Row]) -> tuple[str, int]:
+    """Return what to say of ``work``, which fills ``rows``, and the exit status.
+
+    Ctrl-C and SIGTERM end it, and what is a user's mistake.
+    """
+    from matattn.errors import MatattnError
+
+    earlier = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return work(), int(all(row["status"] != "ok" for row in rows))
+    except KeyboardInterrupt as stopped:
+        (number,) = stopped.args or (signal.SIGINT,)
+        return f"interrupted; {len(rows)} finished rows are written", 128 + number
+    except MatattnError as error:
+        return f"error: {error}", 2
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _stop(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from matattn.errors import DataError
-from matattn.structures.items import PackedItems
+from matattn.structures.items import Geometries, PackedItems
 from matattn.units import Property
 
 if TYPE_CHECKING:
@@ -75,9 +75,8 @@ class PropertyDataset:
 
     def numbers(self) -> list[np.ndarray]:
         """Return the atomic numbers of every structure."""
-        if isinstance(self.items, PackedItems):
-            return np.split(self.items.geometries.z, self.items.geometries.ends[:-1])
-        return [item.z.numpy() for item in self.items]
+        atoms = Geometries.of(self.items)
+        return np.split(atoms.z, atoms.ends[:-1])
 
     def labels(self) -> np.ndarray:
         """Return all labels [n, T] in physical units: of structures, or of their atoms or pairs."""
@@ -98,9 +97,7 @@ class PropertyDataset:
     @property
     def has_molecules(self) -> bool:
         """Return whether any structure has no cell."""
-        if isinstance(self.items, PackedItems):
-            return not self.items.geometries.cell.any((1, 2)).all()
-        return any(not item.cell.any() for item in self.items)
+        return not Geometries.of(self.items).cell.any((1, 2)).all()
 
     @property
     def extensive(self) -> bool:
@@ -150,23 +147,14 @@ class PropertyDataset:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of ids, atoms, geometry, labels and split."""
-        digest = hashlib.sha256()
-        for (identifier, *arrays), split in zip(self._records(), self.split, strict=True):
-            digest.update(f"{identifier}:{split}".encode())
-            for array in arrays:
+        digest, atoms = hashlib.sha256(), Geometries.of(self.items)
+        starts = np.searchsorted(self.owners(), np.arange(1, len(self.items)))
+        labels = np.split(self.labels(), starts)
+        for row, (name, split) in enumerate(zip(self.ids(), self.split, strict=True)):
+            digest.update(f"{name}:{split}".encode())
+            for array in (*atoms[row], labels[row]):
                 digest.update(array.tobytes())
         return digest.hexdigest()
-
-    def _records(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield id, z, pos, cell and y of every structure."""
-        if isinstance(self.items, PackedItems):
-            for row, identifier in enumerate(self.items.ids):
-                z, pos, cell = self.items.geometries[row]
-                yield identifier, z, pos, cell, self.items.y[row]
-            return
-        for item in self.items:
-            z, pos, cell, y = (item[key].numpy() for key in ("z", "pos", "cell", "y"))
-            yield item.id, z, pos, cell, y
 
 
 def sites(items: Sequence[Any]) -> np.ndarray:

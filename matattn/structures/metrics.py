@@ -11,6 +11,7 @@ import numpy as np
 from matattn.structures.classification import logistic_fit, scores, sigmoid
 from matattn.structures.dataset import EVALUATED, PropertyDataset
 from matattn.structures.structure import MAX_ATOMIC_NUMBER
+from matattn.units import Property
 
 
 class TargetErrors(TypedDict, total=False):
@@ -133,7 +134,7 @@ def evaluate(
             trained = formulas[train[~np.isnan(labels[train, column])]]
             new = rows[~np.isnan(labels[rows, column]) & ~np.isin(formulas[rows], trained)]
             if len(new):
-                new_errors = _errors(dataset, predicted, floors, new, column)
+                new_errors = _errors(target, labels, predicted, floors, new, column)
                 by_target[target.name]["new_formulas"] = new_errors
         if by_target:
             result[split] = by_target
@@ -159,7 +160,9 @@ def errors(
         if not len(labelled):
             continue
         true = labels[labelled, column]
-        result[target.name] = target_errors = _errors(dataset, predicted, floors, labelled, column)
+        result[target.name] = target_errors = _errors(
+            target, labels, predicted, floors, labelled, column
+        )
         target_errors["unit"] = target.unit
         if target.is_class:
             continue
@@ -174,15 +177,16 @@ def errors(
 
 
 def _errors(
-    dataset: PropertyDataset,
+    target: Property,
+    labels: np.ndarray,
     predicted: np.ndarray,
     floors: Mapping[str, np.ndarray],
     rows: np.ndarray,
     column: int,
 ) -> TargetErrors:
-    true = dataset.labels()[rows, column]
+    true = labels[rows, column]
     ours, theirs = predicted[rows, column], {name: f[rows, column] for name, f in floors.items()}
-    if dataset.targets[column].is_class:
+    if target.is_class:
         of_floors = {name: scores(true, floor) for name, floor in theirs.items()}
         return {**scores(true, ours), "n": len(rows), "baselines": of_floors}
     return {

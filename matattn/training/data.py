@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -19,21 +20,15 @@ class Loaders(L.LightningDataModule):
     def __init__(self, make: Callable[[], Mapping[str, DataLoader]]) -> None:
         super().__init__()
         self._make = make
-        self._loaders: Mapping[str, DataLoader] | None = None
 
-    def setup(self, stage: str) -> None:
-        """Make the loaders."""
-        if self._loaders is None:
-            self._loaders = self._make()
+    @cached_property
+    def _loaders(self) -> Mapping[str, DataLoader]:
+        return self._make()
 
     def train_dataloader(self) -> DataLoader:
         """Return the training batches."""
-        self.setup("fit")
-        assert self._loaders is not None
         return self._loaders["train"]
 
     def val_dataloader(self) -> Any:
         """Return the validation batches; nothing where the data have no such rows."""
-        self.setup("fit")
-        assert self._loaders is not None
         return self._loaders.get("val", [])

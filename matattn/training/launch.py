@@ -35,21 +35,15 @@ def environment() -> ClusterEnvironment:
     return LightningEnvironment()
 
 
-def started_together() -> tuple[int, int]:
-    """Return the number of this process and how many torchrun or srun has started; else (0, 1)."""
-    started_by = environment()
-    if isinstance(started_by, LightningEnvironment):
-        return 0, 1
-    return started_by.global_rank(), started_by.world_size()
-
-
 def join(processes: int, nodes: int, uses_gpus: bool) -> int:
     """Join the other processes of the run, which are to be so many, and return the own number.
 
     Raises ConfigError when torchrun or srun has started another number, or nobody has started those
     of several nodes.
     """
-    number, count = started_together()
+    started_by = environment()
+    alone = isinstance(started_by, LightningEnvironment)
+    number, count = (0, 1) if alone else (started_by.global_rank(), started_by.world_size())
     if count == 1 and nodes == 1:
         return 0
     if count != processes:
@@ -58,7 +52,6 @@ def join(processes: int, nodes: int, uses_gpus: bool) -> int:
             f"trainer.num_nodes is {processes}: start one for each device with torchrun or srun "
             "(docs/clusters.md)"
         )
-    started_by = environment()
     os.environ["MASTER_ADDR"] = started_by.main_address
     os.environ["MASTER_PORT"] = str(started_by.main_port)
     if uses_gpus:

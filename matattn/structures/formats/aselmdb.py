@@ -9,29 +9,19 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matattn.structures.formats.lmdb_pages import read_entries
-from matattn.structures.formats.pymatgen_json import from_json
-from matattn.structures.formats.record import AnyStructure, Record, make_record
+from matattn.structures.formats.pymatgen_json import Located, records_of
+from matattn.structures.formats.record import Record
 
 LONGEST_ROW = 2**24  # bytes of JSON: a structure of 50,000 atoms with forces has about as many
 
-Located = tuple[str, str, dict[str, Any] | ValueError]  # id, place, row or what is wrong with it
-
 
 def parse(path: Path) -> Iterator[Record]:
-    """Yield the structures of a file; their ids are its name with the number of the row."""
-    for name, place, row in read_rows(path):
-        yield make_record(partial(_structure, row), place, name)
-
-
-def _structure(row: dict[str, Any] | ValueError) -> AnyStructure:
-    if isinstance(row, ValueError):
-        raise row
-    return from_json(row)
+    """Return the structures of a file, with its name and the number of a row as id."""
+    return records_of(read_rows(path))
 
 
 def read_rows(path: Path) -> Iterator[Located]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matattn.structures.formats.pymatgen_json import from_json
-from matattn.structures.formats.record import AnyStructure, Record, make_record
+from matattn.structures.formats.pymatgen_json import Located, records_of
+from matattn.structures.formats.record import Record
 
 _STRUCTURE = frozenset({
     "id", "lattice", "Z", "frac", "pos", "pbc", "structure",
@@ -21,19 +20,10 @@ _MOST_BYTES = 2**27  # of them: a million atoms have about 50 MB
 _TIGHTEST = 500  # bytes in one of the file; a bomb has 1000 ...
 _MUCH = 2**28  # ... and this many bytes
 
-Located = tuple[str, str, dict[str, Any] | ValueError]  # id, place, row or what is wrong with it
-
 
 def parse(path: Path) -> Iterator[Record]:
-    """Yield the structures of a file; their ids are those of the rows."""
-    for name, place, row in read_rows(path):
-        yield make_record(partial(_structure, row), place, name)
-
-
-def _structure(row: dict[str, Any] | ValueError) -> AnyStructure:
-    if isinstance(row, ValueError):
-        raise row
-    return from_json(row)
+    """Return the structures of a file, with the ids of the rows."""
+    return records_of(read_rows(path))
 
 
 def read_rows(path: Path) -> Iterator[Located]:

@@ -32,6 +32,8 @@ from matattn.structures.formats.occupancy import occupancy_remark, site_species
 from matattn.structures.formats.record import AnyStructure, Record, make_record
 from matattn.text_files import read_lines, read_text
 
+Located = tuple[str, str, dict[str, Any] | ValueError]  # id, place, row or what is wrong with it
+
 _EXPECTED = (
     "expected a structure of pymatgen (lattice, sites) or a row of data (id, lattice, Z, frac)"
 )
@@ -98,6 +100,18 @@ def _kind(entry: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any] | None:
                 if set(keys) <= content.keys():
                     return content, convert
     return None
+
+
+def records_of(rows: Iterable[Located]) -> Iterator[Record]:
+    """Yield the structures of the rows of a table, or their errors."""
+    for name, place, row in rows:
+        yield make_record(partial(_of_row, row), place, name)
+
+
+def _of_row(row: dict[str, Any] | ValueError) -> AnyStructure:
+    if isinstance(row, ValueError):
+        raise row
+    return from_json(row)
 
 
 def from_json(entry: Any) -> AnyStructure:
