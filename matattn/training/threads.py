@@ -29,8 +29,8 @@ class ThreadChoice(L.Callback):
 
     Steps that are measured leave nothing behind, so that only the number itself can have an effect
     on rounding. It is part of the checkpoint: a resumed run begins with it. ``OMP_NUM_THREADS``
-    fixes it. PyTorch's own number is the most that is tried. Trainings on other devices, or in
-    several processes, are left alone.
+    fixes it. PyTorch's own number is the most that is tried. Trainings on other devices, in several
+    processes, or with an optimization of their own (wave functions) are left alone.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,8 @@ class ThreadChoice(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the number of the checkpoint, if there is one."""
         alone = trainer.world_size == 1 and pl_module.device.type == "cpu"
-        fixed = "OMP_NUM_THREADS" in os.environ or not alone
+        measurable = alone and pl_module.automatic_optimization  # jax has threads of its own
+        fixed = "OMP_NUM_THREADS" in os.environ or not measurable
         self._most = 1 if fixed else torch.get_num_threads()
         self._undecided = self._most > 1 and self.threads is None
         if self._most > 1 and self.threads is not None:

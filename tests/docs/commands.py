@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ _HOURS = "it takes too long: the page says how long"
 _CLUSTER = "it needs Slurm (tests/workflows/test_slurm.py) or is one run of many"
 _NODES = "it needs two nodes (tests/workflows/test_several_processes.py starts them on one)"
 PACKAGE = "it needs the package of its page (tests/packaging/test_outside_package.py)"
+_PART = "it is a part of that package, which the same test uses"
 _WHEEL = "tests/packaging/test_distribution.py executes it"
 _OPTUNA = "it needs the extra optuna, which is not part of all (tests/workflows/test_launchers.py)"
 
@@ -65,6 +67,8 @@ NOT_EXECUTED = {
     _OPTUNA: ["*sweep=optuna*"],
 }
 
+PARTS = {_PART: ["class SchNet(*", "from matattn.testing import CrystalContract*", "def load(*"]}
+
 
 @dataclass(frozen=True)
 class Block:
@@ -98,12 +102,10 @@ def blocks() -> list[Block]:
     return found
 
 
-def reason(command: str) -> str | None:
-    """Return why a command is not executed, or None."""
-    from fnmatch import fnmatchcase
-
-    for why, patterns in NOT_EXECUTED.items():
-        if any(fnmatchcase(command, pattern) for pattern in patterns):
+def reason(text: str, listed: dict[str, list[str]] = NOT_EXECUTED) -> str | None:
+    """Return why a command, or a program of ``PARTS``, is not executed, or None."""
+    for why, patterns in listed.items():
+        if any(fnmatchcase(text, pattern) for pattern in patterns):
             return why
     return None
 

@@ -36,7 +36,7 @@ def test_pages_load_nothing_from_elsewhere(site):
 @pytest.mark.slow
 def test_formulas_are_mathml(site):
     text = (site / "reference/kernels.html").read_text(encoding="utf-8")
-    assert text.count("<math") > 30
+    assert text.count("<math") > 20
     assert ":math:" not in text and r"\frac" not in text
 
 
@@ -45,5 +45,5 @@ def test_links_within_the_site_lead_somewhere(site):
     """Those of files that are included from outside of docs/, too."""
     for page in ("contributing.html", "changelog.html", "reference/low_rank_routing.html"):
         text = (site / page).read_text(encoding="utf-8")
-        for target in re.findall(r'href="((?!https?:|#|mailto:)[^"#]+)', text):
+        for target in re.findall(r'href="((?!https?:|#|mailto:)[^"#?]+)', text):
             assert (site / page).parent.joinpath(target).exists(), f"{page}: {target}"

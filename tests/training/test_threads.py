@@ -115,3 +115,12 @@ def test_fixed_numbers_and_several_processes_are_left_alone(monkeypatch, fixed):
         monkeypatch.setenv("OMP_NUM_THREADS", "4")
     module, choice = started({4: 0}, world_size=1 if fixed else 2)
     assert choice.threads is None and not module.steps and torch.get_num_threads() == 4
+
+
+def test_an_optimization_of_its_own_is_left_alone():
+    """As that of wave functions, whose steps return no loss."""
+    module, choice = Module({4: 0}), ThreadChoice()
+    module.automatic_optimization = False
+    choice.on_train_start(trainer(), module)
+    choice.on_train_batch_start(trainer(), module, None, 0)
+    assert choice.threads is None and not module.steps and torch.get_num_threads() == 4
