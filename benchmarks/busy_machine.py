@@ -1,6 +1,7 @@
 """Training beside other work: seconds of a short training of every family, beside busy processes.
 
-python benchmarks/busy_machine.py [--busy 0 1 2 4] [--repeat 3] [--checkout FOLDER] [-o FILE.csv]
+python benchmarks/busy_machine.py [--busy 0 1 2 4] [--repeat 3] [--limit 600] [--checkout FOLDER]
+    [-o FILE.csv]
 
 Busy processes are endless loops. A fair share: with k of them on c cores, everyone gets c / (c + k)
 of the machine, so a training takes (c + k) / c times as long as alone. "ratio" is the measured time
@@ -27,7 +28,6 @@ FAMILIES = {
     "matter": ["model=matter", "task.sizes=[]"],
     "crystal_text": ["model=crystal_text", "trainer.max_epochs=2"],
 }
-LIMIT = 600  # s of one training
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def busy(count: int):
             loop.wait()
 
 
-def train(arguments: list[str], checkout: Path) -> float:
+def train(arguments: list[str], checkout: Path, limit: float) -> float:
     """Return the seconds of a training, those of the limit if it takes longer."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train.py", *arguments, f"paths.output_dir={folder}/run"]
@@ -50,10 +50,10 @@ def train(arguments: list[str], checkout: Path) -> float:
         try:
             done = subprocess.run(
                 command, cwd=checkout, env=environment, capture_output=True, text=True,
-                timeout=LIMIT,
+                timeout=limit,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return LIMIT
+            return limit
         if done.returncode:
             sys.exit(f"{' '.join(arguments)}: {done.stderr.strip().splitlines()[-1]}")
         return json.loads(Path(folder, "run", "metrics.json").read_text())["train_time_s"]
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--busy", nargs="+", type=int, default=[0, 1, 2, 4])
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=600, help="seconds of one training")
     parser.add_argument("--checkout", type=Path, default=ROOT)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
@@ -72,7 +73,10 @@ def main() -> None:
         alone = None
         for count in options.busy:
             with busy(count):
-                times = [train(FAMILIES[family], options.checkout) for _ in range(options.repeat)]
+                times = [
+                    train(FAMILIES[family], options.checkout, options.limit)
+                    for _ in range(options.repeat)
+                ]
             seconds = statistics.median(times)
             alone = seconds if count == 0 else alone
             row = {"family": family, "cores": cores, "busy": count, "seconds": round(seconds, 1)}
