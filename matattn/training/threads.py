@@ -16,6 +16,7 @@ STEPS = 5  # that are measured with each number of threads
 ENOUGH = 1.0  # s of measured steps
 GAIN = 1.4  # by which twice the threads must be faster
 SLOWED = 2.0  # times the measured duration: something else needs the cores
+PATIENCE = 20  # times what the last measurement took, before more threads are tried again
 
 
 class ThreadChoice(L.Callback):
@@ -25,7 +26,7 @@ class ThreadChoice(L.Callback):
     on a machine with other work their steps take tens of times as long, because a thread that
     waits keeps the one that it waits for from its core. The numbers are measured with the first
     batch, and again when steps have become twice as slow. If that leaves one thread, more are
-    tried after 1, 2, 4, ... epochs.
+    tried in a later epoch, after 20 times the time that the measurement took.
 
     Steps that are measured leave nothing behind, so that only the number itself can have an effect
     on rounding. It is part of the checkpoint: a resumed run begins with it. ``OMP_NUM_THREADS``
@@ -39,7 +40,7 @@ class ThreadChoice(L.Callback):
         self._expected = 0.0  # s of a step
         self._times: list[float] = []
         self._undecided = False
-        self._wait = self._next_try = 0  # epochs; 0: never
+        self._next_try = float("inf")  # s, of the clock
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of threads, for the checkpoint."""
@@ -63,7 +64,7 @@ class ThreadChoice(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Decide where there is something to decide, and start the clock."""
-        if self._next_try and trainer.current_epoch >= self._next_try:
+        if batch_idx == 0 and time.perf_counter() >= self._next_try:
             self._undecided = True
         if self._undecided:
             with _without_traces(pl_module):
@@ -73,7 +74,7 @@ class ThreadChoice(L.Callback):
                         loss: Any = pl_module.training_step(batch, batch_idx)
                     loss.backward()
 
-                self._decide(step, trainer.current_epoch)
+                self._decide(step)
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -87,7 +88,8 @@ class ThreadChoice(L.Callback):
             self._expected = self._expected or duration
             self._undecided = duration > SLOWED * self._expected
 
-    def _decide(self, step: Callable[[], None], epoch: int) -> None:
+    def _decide(self, step: Callable[[], None]) -> None:
+        begin = time.perf_counter()
         again, hindered = self.threads is not None, False
         self.threads, self._expected = 1, _duration(step, 1, float("inf"))
         while 2 * self.threads <= self._most:
@@ -98,8 +100,9 @@ class ThreadChoice(L.Callback):
             self.threads, self._expected = 2 * self.threads, duration
         torch.set_num_threads(self.threads)
         self._undecided, self._times = False, []
-        self._wait = 2 * self._wait or 1
-        self._next_try = epoch + self._wait if self.threads == 1 and (again or hindered) else 0
+        now = time.perf_counter()
+        later = self.threads == 1 and (again or hindered)
+        self._next_try = now + PATIENCE * (now - begin) if later else float("inf")
 
 
 def _duration(step: Callable[[], None], threads: int, limit: float) -> float:

@@ -37,9 +37,9 @@ def four_threads(monkeypatch):
     torch.set_num_threads(before)
 
 
-def trainer(epoch=0, world_size=1):
+def trainer(world_size=1):
     plugin = SimpleNamespace(train_step_context=nullcontext)
-    return SimpleNamespace(world_size=world_size, current_epoch=epoch, precision_plugin=plugin)
+    return SimpleNamespace(world_size=world_size, precision_plugin=plugin)
 
 
 def started(seconds, **kwargs):
@@ -83,9 +83,14 @@ def test_a_busy_machine_gets_one_thread_and_is_tried_again():
     module, choice = started({1: 0.01, 2: 0.2, 4: 0.2})
     assert choice.threads == 1 and module.steps.count(2) == 1  # one hopeless step is enough
     module.seconds = {1: 0.01, 2: 0.004, 4: 0.004}
-    choice.on_train_batch_start(trainer(epoch=0), module, None, 0)
+    measured = 5 * 0.01 + 0.2  # s
+    CLOCK.now += 0.9 * threads.PATIENCE * measured
+    choice.on_train_batch_start(trainer(), module, None, 0)
     assert choice.threads == 1
-    choice.on_train_batch_start(trainer(epoch=1), module, None, 0)
+    CLOCK.now += 0.2 * threads.PATIENCE * measured
+    choice.on_train_batch_start(trainer(), module, None, 5)  # not within an epoch
+    assert choice.threads == 1
+    choice.on_train_batch_start(trainer(), module, None, 0)
     assert choice.threads == 2
 
 
