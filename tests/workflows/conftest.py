@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,6 +95,29 @@ def assert_same_bits():
             assert torch.equal(one[name], other[name]), name
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """The environment of commands that see a Slurm cluster on this machine.
+
+    Needs root and the Debian packages slurm-wlm and munge; ``.ci/run`` installs them.
+    """
+    if not shutil.which("slurmctld") or not shutil.which("munged") or os.geteuid() != 0:
+        pytest.skip("needs root, slurm-wlm and munge")
+    folder = tmp_path_factory.mktemp("slurm")
+    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).parents[1] / "cluster" / "start_slurm.sh"
+    said = folder / "start.log"  # a file: the daemons would keep a pipe open
+    with said.open("w") as log:
+        started = subprocess.run(["bash", script, folder], stdout=log, stderr=log, timeout=120)
+    if started.returncode:
+        pytest.skip(f"Slurm does not start on this machine: {said.read_text()[-300:]}")
+    yield environment
+    subprocess.run(["scancel", "--state=RUNNING"], env=environment)
+    subprocess.run(["scancel", "--state=PENDING"], env=environment)
+    for file in folder.glob("slurm*.pid"):
+        subprocess.run(["kill", file.read_text().strip()])
 
 
 @contextmanager

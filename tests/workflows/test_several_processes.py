@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -123,15 +124,15 @@ def test_two_processes_train_as_one(alone, kind, more):
     assert metrics["train_time_s"] > 0
 
 
-def two_nodes(place, folder, kind, *more):
-    """The results of two nodes of one process each, which torchrun starts."""
+def started_nodes(place, folder, kind, *more):
+    """Two nodes of one process each, which torchrun has started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [*command(folder, kind, "trainer=ddp", "trainer.num_nodes=2")[1:]]
     if not any(item.startswith("trainer.devices") for item in more):
         arguments.append("trainer.devices=1")
-    nodes = [
+    return [
         subprocess.Popen(
             [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}",
@@ -142,6 +143,11 @@ def two_nodes(place, folder, kind, *more):
         )
         for rank in range(2)
     ]  # fmt: skip
+
+
+def two_nodes(place, folder, kind, *more):
+    """The results of two nodes."""
+    nodes = started_nodes(place, folder, kind, *more)
     said = [node.communicate(timeout=300) for node in nodes]
     return [node.returncode for node in nodes], said
 
@@ -156,6 +162,44 @@ def test_two_nodes_train_as_one_process(alone, kind):
     assert "report: " in outputs[0] and "report: " not in outputs[1]
     statuses, said = two_nodes(alone, folder, kind)  # both see that the run is finished
     assert statuses == [0, 0] and "holds this run, finished" in said[0][0]
+
+
+@pytest.mark.slow
+def test_two_tasks_of_slurm_train_as_one_process(alone, cluster):
+    """On one node: Debian's Slurm does not take two nodes of one machine."""
+    folder = alone / "crystals-slurm"
+    tasks = ["srun", "--ntasks-per-node=2", "--kill-on-bad-exit=1"]
+    result = subprocess.run(
+        [*tasks, *command(folder, "crystals", "trainer=ddp", "trainer.devices=2")], cwd=alone,
+        env=cluster, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("report: ") == 1
+    assert largest_difference(alone / "crystals-alone", folder) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nodes_that_end_resume_bit_for_bit(place, number):
+    """As when a cluster takes both nodes back, or loses them."""
+    folder, more = place / f"nodes-{number}", ("crystals", "trainer.max_epochs=60")
+    nodes = started_nodes(place, folder, *more)
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert all(node.poll() is None for node in nodes)
+        time.sleep(0.02)
+    for process in processes_of(folder) if number == signal.SIGKILL else [n.pid for n in nodes]:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+    for node in nodes:
+        node.communicate(timeout=60)
+        assert node.returncode != 0
+    assert 0 <= state(folder)["epoch"] < 59
+    whole = place / f"nodes-whole-{number}"
+    for again in (folder, whole):
+        statuses, said = two_nodes(place, again, *more)
+        assert statuses == [0, 0], said
+    one, other = (state(place)["state_dict"] for place in (folder, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.slow

@@ -1,10 +1,6 @@
-"""A sweep on a real Slurm cluster of one node: jobs are requeued in the middle of their training.
-
-Needs root and the Debian packages slurm-wlm and munge; ``.ci/run`` installs them.
-"""
+"""A sweep on a real Slurm cluster: jobs are requeued in the middle of their training."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,32 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not shutil.which("slurmctld") or not shutil.which("munged") or os.geteuid() != 0,
-        reason="needs root, slurm-wlm and munge",
-    ),
-]
+pytestmark = pytest.mark.slow
 SETTINGS = ["model=crystal_text", "trainer.max_epochs=60", "task.train_rows=1500", "logger=none"]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """The environment of commands that see the cluster."""
-    folder = tmp_path_factory.mktemp("slurm")
-    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
-    script = ROOT / "tests" / "cluster" / "start_slurm.sh"
-    said = folder / "start.log"  # a file: the daemons would keep a pipe open
-    with said.open("w") as log:
-        started = subprocess.run(["bash", script, folder], stdout=log, stderr=log, timeout=120)
-    if started.returncode:
-        pytest.skip(f"Slurm does not start on this machine: {said.read_text()[-300:]}")
-    yield environment
-    subprocess.run(["scancel", "--state=RUNNING"], env=environment)
-    subprocess.run(["scancel", "--state=PENDING"], env=environment)
-    for name in ("slurmd.pid", "slurmctld.pid"):
-        subprocess.run(["kill", (folder / name).read_text().strip()])
 
 
 def train(*overrides):
