@@ -199,23 +199,28 @@ class InfinitelyConnectedAttention(nn.Module):
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return y, and the moments [N, H, C, functions] of the values ``u``."""
-        weight, lists = self.radial_weight, (geometry.source, geometry.row_ptr)
-        options = {"spacing": self.spacing, "width": self.width, "bias": bias}
+        weight: Tensor = self.radial_weight
+        lists = (geometry.distance, geometry.source, geometry.row_ptr)
         if u is None or self.moments is None:
-            y = periodic_attention(q, k, v, a, weight, geometry.distance, *lists, **options)
+            y = periodic_attention(
+                q, k, v, a, weight, *lists, spacing=self.spacing, width=self.width, bias=bias
+            )
             return cast(Tensor, y), None  # (y, lse) only with return_lse
         u_weight = self.moments.radial_weight
         if geometry.harmonics is not None:
             return periodic_moments(
-                q, k, v, a, weight, u, u_weight, geometry.distance, *lists, geometry.harmonics,
-                **options,
+                q, k, v, a, weight, u, u_weight, *lists, geometry.harmonics,
+                spacing=self.spacing, width=self.width, bias=bias,
             )  # fmt: skip
         # Scalars are more values of the same weights; zeros at the end of q and k change no score.
-        wide, channels = self.head_dim + u.shape[2], u.shape[2]
-        q, k = (nn.functional.pad(t, (0, channels)) for t in (q * (wide / self.head_dim) ** 0.5, k))
-        both, weight = torch.cat([v, u], 2), torch.cat([weight, u_weight], 1)
-        y = periodic_attention(q, k, both, a, weight, geometry.distance, *lists, **options)
-        y, scalars = cast(Tensor, y).split([self.head_dim, channels], 2)
+        channels = u.shape[2]
+        q, k = (nn.functional.pad(t, (0, channels)) for t in (q, k))
+        q = q * ((self.head_dim + channels) / self.head_dim) ** 0.5
+        v, weight = torch.cat([v, u], 2), torch.cat([weight, u_weight], 1)
+        both = periodic_attention(
+            q, k, v, a, weight, *lists, spacing=self.spacing, width=self.width, bias=bias
+        )
+        y, scalars = cast(Tensor, both).split([self.head_dim, channels], 2)
         return y, scalars[..., None]
 
     def _observed(

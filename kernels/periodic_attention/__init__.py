@@ -316,22 +316,17 @@ def _backward_autograd(ctx, *grads_of_grads):
     """
     grad_y, grad_lse, grad_m, *tensors = ctx.saved_tensors
     source, row_ptr, bias = tensors[6:9]
-    real = [*tensors[:6], *tensors[9:]]
-    if tensors[9] is None:
-        real = real[:6]
+    of_moments = tensors[9:] if tensors[9] is not None else []
     with torch.enable_grad():
         grad_y, grad_lse, grad_m, *leaves = inputs = [
-            t.detach().requires_grad_() for t in (grad_y, grad_lse, grad_m, *real)
+            t.detach().requires_grad_()
+            for t in (grad_y, grad_lse, grad_m, *tensors[:6], *of_moments)
         ]
+        q, k, v, a, weight, distance = leaves[:6]
         outputs = reference.neighbor_attention(
-            *leaves[:6],
-            source,
-            row_ptr,
-            bias,
-            ctx.spacing,
-            ctx.width,
-            _moments(*(leaves[6:] or (None, None, None))),
-        )
+            q, k, v, a, weight, distance, source, row_ptr, bias, ctx.spacing, ctx.width,
+            Moments(*leaves[6:]) if of_moments else None,
+        )  # fmt: skip
         incoming = (grad_y, grad_lse, grad_m)[: len(outputs)]
         grads = torch.autograd.grad(outputs, leaves, incoming, create_graph=True)
         used = [n for n in range(len(leaves)) if _asked(n, ctx.distance_grad, ctx.table_grad)]

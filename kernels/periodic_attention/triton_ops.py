@@ -199,7 +199,7 @@ def backward(
     none = [distance.new_empty(0) for _ in range(4)]
     grad_distance = none[0] if parts is None else parts.sum(1).to(distance.dtype)
     grads = grad_q, grad_k, grad_v, grad_a, grad_weight, grad_distance
-    if u is None or u_weight is None or table is None or by_atom is None:
+    if u_weight is None or table is None or grad_u is None or by_atom is None:
         return *grads, *none[1:]
     grad_table = none[1] if table_parts is None else table_parts.sum(-1).to(table.dtype)
     return *grads, grad_u, by_atom.sum(0).to(u_weight.dtype), grad_table

@@ -64,13 +64,13 @@ def reduced_neighbors(
     atom = source
     orbit = orbits(np.asarray(z), pos, cell, tolerance)
     order, *shells = _sorted(target, orbit[source], distance)
-    if not _agree(orbit, *shells, cutoff, tolerance):
+    if not _agree(orbit, shells[0], shells[1], shells[2], cutoff, tolerance):
         orbit = np.arange(len(pos))
         order, *shells = _sorted(target, source, distance)
     atoms = np.unique(orbit, return_index=True)[1]
     chosen = np.isin(shells[0], atoms)
-    order = order[chosen]
     target, source, distance = (values[chosen] for values in shells)
+    order = order[chosen]
     new = (np.diff(target) != 0) | (np.diff(source) != 0) | (np.diff(distance) > tolerance)
     first = np.flatnonzero(np.concatenate([[True], new]))
     size = np.diff(np.append(first, len(target)))

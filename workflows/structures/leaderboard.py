@@ -34,6 +34,7 @@ LOADER = "matattn.datasets.matbench.load"
 FOLDS = 5
 RESAMPLES = 2000  # of the bootstrap
 LEVEL = 0.95
+CITED = ("crystalformer", "matbench")
 _OF_A_FOLD = ("data.fold", "seed")
 _FORMAT = "0.6"  # of the package matbench, whose files leaderboards read
 
@@ -280,7 +281,7 @@ def submission(scores: Scores, now: datetime | None = None) -> dict[str, Any]:
             "@module": "matbench.task", "@class": "MatbenchTask",
             "benchmark_name": "matbench_v0.1", "dataset_name": name, "results": results,
         }},
-        "user_metadata": {"algorithm": scores.name, "references": entries(["crystalformer", "matbench"])},
+        "user_metadata": {"algorithm": scores.name, "references": entries(CITED)},
         "benchmark_name": "matbench_v0.1",
         "datestamp": (now or datetime.now(UTC)).strftime("%Y.%m.%d %H:%M.%S"),
     }  # fmt: skip
@@ -308,13 +309,13 @@ def information(scores: Scores) -> dict[str, Any]:
         "authors": "",
         "algorithm": scores.name,
         "algorithm_long": json.dumps(dict(scores.recipe), default=str),
-        "bibtex_refs": entries(["crystalformer", "matbench"]),
+        "bibtex_refs": entries(CITED),
         "notes": "",
         "requirements": {"python": [f"matattn=={__version__}"]},
     }
 
 
 def _published(task: str) -> Path | None:
-    """Return the file of published predictions beside Matbench's in MATATTN_DATA, if it is there."""
+    """Return the file of published predictions in MATATTN_DATA, if it is there."""
     path = Path(os.environ.get("MATATTN_DATA", "")) / "matbench" / f"published_{task}.csv.gz"
     return path if path.is_file() else None
