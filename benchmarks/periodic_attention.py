@@ -43,10 +43,14 @@ import torch
 from torch import Tensor
 
 from matattn.files import write_text
-from matattn.kernels.periodic_attention import periodic_attention, reference
+from matattn.kernels.periodic_attention import (
+    periodic_attention,
+    periodic_moments,
+    reference,
+)
 from matattn.models.crystalformer import Crystalformer, Geometry, InfinitelyConnectedAttention
 from matattn.runtime import tune_malloc
-from matattn.structures.batch import CrystalBatch, collate
+from matattn.structures.batch import CrystalBatch, collate, edge_harmonics
 from matattn.structures.image_rule import ImageRule
 from matattn.structures.structure import tensors_from_arrays
 
@@ -79,6 +83,7 @@ def cases() -> list[Case]:
     listed += [Case("network", c, 32, 20, t) for t in (TRAINING, PREDICTION)
                for c in ("dense", *fast)]  # fmt: skip
     listed += [Case("network", "cpu", max(2, 1000 // atoms), atoms) for atoms in (1, 5, 100, 500)]
+    listed += [Case("moments", c, 32, 20, threads=t) for c in fast for t in (1, 2)]
     return listed
 
 
@@ -135,6 +140,8 @@ def operator_call(case: Case, items: list[dict[str, Tensor]], batch: CrystalBatc
     leaves = [leaf.requires_grad_() for leaf in leaves]
     geometry = Crystalformer().geometry(batch)
     neighbors = (geometry.distance, geometry.source, geometry.row_ptr)
+    if case.level == "moments":
+        return moments_call(case, batch, leaves, neighbors)
     if case.contender == "dense":
         forward = lambda: dense_attention(items, *leaves)  # noqa: E731
     elif case.contender == "compiled":
@@ -148,6 +155,26 @@ def operator_call(case: Case, items: list[dict[str, Tensor]], batch: CrystalBatc
     def call() -> list[Tensor]:
         y = forward()
         return [y, *torch.autograd.grad(y, leaves, direction)]
+
+    return call
+
+
+def moments_call(
+    case: Case, batch: CrystalBatch, leaves: list[Tensor], neighbors: tuple[Tensor, ...]
+) -> Call:
+    """The operator with moments of two channels up to l = 3; no gradient of positions."""
+    table = edge_harmonics(batch, 3)
+    table = torch.cat([torch.ones(len(table), 1), table], 1)
+    u = torch.randn(len(batch.z), HEADS, 2).requires_grad_()
+    weight = (0.1 * torch.randn(HEADS, 2, COUNT)).requires_grad_()
+
+    def call() -> list[Tensor]:
+        y, moments = periodic_moments(
+            *leaves, u, weight, *neighbors, table, spacing=SPACING, width=SPACING,
+            backend=case.contender,
+        )  # fmt: skip
+        loss = y.sum() + moments.sum()
+        return [y, moments, *torch.autograd.grad(loss, [*leaves, u, weight])]
 
     return call
 
@@ -232,6 +259,8 @@ def floor_seconds(case: Case, neighbours: int, pairs: int, atoms: int) -> float:
     """The time of all multiply-adds at the sgemm rate (README of the kernel, section 5)."""
     reaching, exponential = 13, 13  # radial functions at a distance; operations of one exponential
     per_neighbour = 2 * (reaching * HEADS + exponential * (reaching + HEADS)) + 10 * HEADS
+    if case.level == "moments":  # C = 2, F = 16
+        per_neighbour += 2 * HEADS * (reaching + 16) + 2 * HEADS * (2 * reaching + 2 * 16)
     total = neighbours * per_neighbour + pairs * 7 * HEADS * DIM + 3 * atoms * HEADS * DIM * COUNT
     if case.level == "network":
         blocks = Crystalformer().blocks

@@ -36,6 +36,9 @@ from matattn.kernels.periodic_attention.triton_ops import launch_options
 from matattn.kernels.precision import accumulator
 
 NETWORKS = {"published": (8, 16, 64), "small": (4, 16, 64)}  # H, D, K
+MOMENTS = (2, 16)  # C, F of model=crystalformer_angular
+OF_MOMENTS = ("u", "u_weight", "table", "m", "grad_m", "sent", "grad_u", "grad_u_weight",
+              "grad_table")  # fmt: skip
 RADIAL = 14 / 64  # spacing and width, Å
 REGISTERS = 65536  # of a multiprocessor
 SHARED_MEMORY = {80: 164 * 1024, 90: 228 * 1024}  # bytes of a multiprocessor
@@ -47,7 +50,7 @@ POINTERS = {
 }
 INTEGERS = {"source", "row_ptr", "target", "by_source", "source_ptr", "items", "item_ptr"}
 LIKE_Q = {"q", "second", "k", "v", "a", "y", "grad_y", "grad_q", "grad_k", "grad_v", "grad_a"}
-LIKE_Q |= {"bias"}
+LIKE_Q |= {"bias", "u", "u_weight", "table", "grad_u"}
 ROUTING_KERNELS = ("encode", "decode", "latent_gradient", "query_gradients", "token_gradients")
 
 
@@ -61,6 +64,7 @@ class Variant:
     network: str
     bias: str = "none"  # "none", "edge" [E] or "heads" [E, H]
     distance_grad: bool = False
+    moments: bool = False
 
 
 def variants() -> Iterator[Variant]:
@@ -71,6 +75,10 @@ def variants() -> Iterator[Variant]:
             yield Variant("backward_target", arch, dtype, network, bias)
             yield Variant("backward_target", arch, dtype, network, bias, distance_grad=True)
         yield Variant("backward_source", arch, dtype, network)
+        yield Variant("forward", arch, dtype, network, "edge", moments=True)
+        yield Variant("backward_target", arch, dtype, network, "edge", moments=True)
+        yield Variant("backward_target", arch, dtype, network, "none", True, moments=True)
+        yield Variant("backward_source", arch, dtype, network, moments=True)
     for arch in SHARED_MEMORY:
         yield Variant("forward", arch, torch.float64, "published", "heads")
         yield Variant("backward_target", arch, torch.float64, "published", "heads", True)
@@ -131,12 +139,15 @@ def measure(variant: Variant) -> dict[str, str | int]:
     bias_heads = {"none": 0, "edge": 1, "heads": heads}[variant.bias]
     constants = launch_options(
         variant.kernel, variant.dtype, heads, dim, count, RADIAL, RADIAL, bias_heads,
-        variant.distance_grad,
+        *(MOMENTS if variant.moments else (0, 0)), variant.distance_grad,
+        variant.moments and variant.distance_grad,
     )  # fmt: skip
     if bias_heads == 0:
         constants["bias"] = None
+    if not variant.moments:
+        constants |= dict.fromkeys(OF_MOMENTS)
     if not variant.distance_grad:
-        constants["grad_distance"] = None
+        constants |= {"grad_distance": None, "grad_table": None}
     return {
         "kernel": variant.kernel,
         "arch": f"sm_{variant.arch}",
@@ -144,6 +155,7 @@ def measure(variant: Variant) -> dict[str, str | int]:
         "network": variant.network,
         "bias": variant.bias,
         "distance_grad": int(variant.distance_grad),
+        "moments": int(variant.moments),
         "heads_x_block": f"{constants['HEADS']}x{constants['BLOCK']}",
         **compiled(getattr(triton_kernels, variant.kernel), variant.arch, variant.dtype, constants),
     }

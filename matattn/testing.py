@@ -275,13 +275,11 @@ class StructureContract(ModelContract):
 
     def test_rotation(self) -> None:
         """Check that a rotation of all samples does not change the output."""
-        rotation = random_rotation()
+        self.assert_same(lambda sample: turned(sample, random_rotation()))
 
-        def rotate(sample: dict[str, Tensor]) -> dict[str, Tensor]:
-            turned = {key: sample[key] @ rotation.T for key in ("pos", "cell")}
-            return sample | turned
-
-        self.assert_same(rotate)
+    def test_reflection(self) -> None:
+        """Check that the mirror images of all samples have the same output."""
+        self.assert_same(lambda sample: turned(sample, -random_rotation()))
 
     def test_translation(self) -> None:
         """Check that a translation of all samples does not change the output."""
@@ -550,6 +548,11 @@ def rutile_supercell() -> dict[str, Tensor]:
     frac = np.concatenate([frac, frac + [0, 0, 1]]) / [1, 1, 2]
     z = [22, 22, 8, 8, 8, 8] * 2
     return tensors_from_arrays(z, frac, np.diag([4.594, 4.594, 2 * 2.959]), torch.float64)
+
+
+def turned(sample: dict[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
+    """Return a structure after an orthogonal transformation."""
+    return sample | {key: sample[key] @ matrix.T for key in ("pos", "cell")}
 
 
 def random_rotation() -> Tensor:

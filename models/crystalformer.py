@@ -16,7 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matattn.attention import AttentionLayer, LayerProbe
-from matattn.kernels.periodic_attention import cutoff_for_tolerance, periodic_attention
+from matattn.kernels.periodic_attention import (
+    cutoff_for_tolerance,
+    periodic_attention,
+    periodic_moments,
+)
 from matattn.kernels.periodic_attention.reciprocal import (
     SUMS,
     EqualCrystals,
@@ -29,15 +33,19 @@ from matattn.kernels.periodic_attention.reference import (
     radial_basis,
 )
 from matattn.kernels.precision import accumulator, full_precision
+from matattn.models.attention_moments import AttentionMoments
 from matattn.models.element_features import element_features as element_table
 from matattn.models.sizes import check_sizes
-from matattn.structures.batch import Structures, edge_length
+from matattn.structures import harmonics
+from matattn.structures.batch import Structures, edge_harmonics, edge_length
 from matattn.structures.image_rule import ImageRule
 from matattn.structures.network import StructureNetwork
 from matattn.training.processes import summed
 
 SUMMATIONS = ("converged", "published_adaptive", "published_r2")
 RECIPROCAL = ("none", *SUMS)
+MOMENTS = ("none", "scalar", "angular")
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Geometry:
     orbit_size: Float[Tensor, " atoms"] | None
     atom_cell: Float[Tensor, "atoms 3 3"]  # Å
     periodic_sums: list[EqualCrystals] | None = None  # of the reciprocal-space heads
+    harmonics: Float[Tensor, "edges functions"] | None = None  # of the moments, l = 0 first
 
 
 class InfinitelyConnectedAttention(nn.Module):
@@ -77,6 +86,8 @@ class InfinitelyConnectedAttention(nn.Module):
     paper): their Gaussians have :math:`\bar\sigma_i^2 = \bar r_0^2 \rho`, and their values have no
     W.
 
+    With ``moments``, the invariants of ``AttentionMoments`` of the heads in real space are added.
+
     Shapes: x [N, dim] -> [N, dim]. Units: Å.
     """
 
@@ -96,6 +107,9 @@ class InfinitelyConnectedAttention(nn.Module):
         radial_width: float,
         summation: str,
         reciprocal: bool = False,
+        moments: str = "none",
+        moment_channels: int = 2,
+        moment_degree: int = 3,
     ) -> None:
         super().__init__()
         if reciprocal and num_heads % 2:
@@ -114,6 +128,12 @@ class InfinitelyConnectedAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
         self.sigma_weight = nn.Parameter(torch.empty(num_heads, self.head_dim))
         self.radial_weight = nn.Parameter(torch.empty(self.real_heads, self.head_dim, num_radial))
+        self.moments = None
+        if moments != "none":
+            degree = moment_degree if moments == "angular" else 0
+            self.moments = AttentionMoments(
+                dim, self.real_heads, num_radial, moment_channels, degree
+            )
         self.register_buffer("sigma_mean", torch.zeros(()))
         self.register_buffer("sigma_std", torch.ones(()))
         self.register_buffer("sigma_fitted", torch.zeros((), dtype=torch.bool))
@@ -145,25 +165,63 @@ class InfinitelyConnectedAttention(nn.Module):
         if self.summation == "published_adaptive":
             bias = self._outside_box(inverse[:, :real], geometry)
         parts = (q[:, :real], k[:, :real], v[:, :real], -0.5 * inverse[:, :real])
+        moments = None if self.moments is None else self.moments.values(x)
         if self.probe is None:
-            y = periodic_attention(
-                *parts, self.radial_weight, geometry.distance, geometry.source, geometry.row_ptr,
-                spacing=self.spacing, width=self.width, bias=bias,
-            )  # fmt: skip
-            y = cast(Tensor, y)  # (y, lse) only with return_lse
+            y, moments = self._attend(*parts, moments, geometry, bias)
         else:
-            y = self._observed(*parts, geometry, self.probe.biased(bias), self.probe)
+            bias = self.probe.biased(bias)
+            y, moments = self._observed(*parts, moments, geometry, bias, self.probe)
         if geometry.periodic_sums is not None:
             variance = (self.R0 * self.RECIPROCAL_R0) ** 2 * inverse  # r̄_0^2 ρ
             q, k, v, variance = (t[:, real:].to(accumulator(t.dtype)) for t in (q, k, v, variance))
             with full_precision(q):
                 other = reciprocal_attention(q, k, v, variance, geometry.periodic_sums)
             y = torch.cat([y, other], 1)
+        gate = None
         if self.probe is not None:
-            y = self.probe.gate(y)
-        return self.out_proj(y.flatten(1))
+            y, gate = self.probe.gate(y), self.probe.head_gate
+        out = self.out_proj(y.flatten(1))
+        if self.moments is None:
+            return out
+        gate = None if gate is None else gate[..., :real]
+        return out + self.moments(moments, geometry.orbit_size, gate)
 
     forward = mix
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        a: Tensor,
+        u: Tensor | None,
+        geometry: Geometry,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return y, and the moments [N, H, C, functions] of the values ``u``."""
+        weight: Tensor = self.radial_weight
+        lists = (geometry.distance, geometry.source, geometry.row_ptr)
+        if u is None or self.moments is None:
+            y = periodic_attention(
+                q, k, v, a, weight, *lists, spacing=self.spacing, width=self.width, bias=bias
+            )
+            return cast(Tensor, y), None  # (y, lse) only with return_lse
+        u_weight = self.moments.radial_weight
+        if geometry.harmonics is not None:
+            return periodic_moments(
+                q, k, v, a, weight, u, u_weight, *lists, geometry.harmonics,
+                spacing=self.spacing, width=self.width, bias=bias,
+            )  # fmt: skip
+        # Scalars are more values of the same weights; zeros at the end of q and k change no score.
+        channels = u.shape[2]
+        q, k = (nn.functional.pad(t, (0, channels)) for t in (q, k))
+        q = q * ((self.head_dim + channels) / self.head_dim) ** 0.5
+        v, weight = torch.cat([v, u], 2), torch.cat([weight, u_weight], 1)
+        both = periodic_attention(
+            q, k, v, a, weight, *lists, spacing=self.spacing, width=self.width, bias=bias
+        )
+        y, scalars = cast(Tensor, both).split([self.head_dim, channels], 2)
+        return y, scalars[..., None]
 
     def _observed(
         self,
@@ -171,17 +229,25 @@ class InfinitelyConnectedAttention(nn.Module):
         k: Tensor,
         v: Tensor,
         a: Tensor,
+        u: Tensor | None,
         geometry: Geometry,
         bias: Tensor | None,
         probe: LayerProbe,
-    ) -> Tensor:
-        """Compute the kernel's result in steps, between which the probe can observe and change."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the kernel's results in steps, between which the probe can observe and change."""
         distance, source = geometry.distance, geometry.source
         target, weights, _ = neighbor_weights(q, k, a, distance, source, geometry.row_ptr, bias)
         basis = radial_basis(distance, self.spacing, self.width, self.radial_weight.shape[-1])
         values = v[source] + torch.einsum("ek,hdk->ehd", basis, self.radial_weight)
         weights = probe.weigh(weights, values)
-        return torch.zeros_like(q).index_add(0, target, weights[..., None] * values)
+        y = torch.zeros_like(q).index_add(0, target, weights[..., None] * values)
+        if u is None or self.moments is None:
+            return y, None
+        values = u[source] + torch.einsum("ek,hck->ehc", basis, self.moments.radial_weight)
+        terms = (weights[..., None] * values)[..., None]
+        if geometry.harmonics is not None:
+            terms = terms * geometry.harmonics[:, None, None]
+        return y, terms.new_zeros(*u.shape, terms.shape[-1]).index_add(0, target, terms)
 
     def _outside_box(self, inverse: Tensor, geometry: Geometry) -> Tensor:
         """Return -inf [E, H] for images beyond the range of an atom and head, else 0."""
@@ -212,18 +278,25 @@ class CrystalformerBlock(nn.Module):
     T-Fixup initialisation replaces normalisation.
     """
 
-    def __init__(self, attention: InfinitelyConnectedAttention, dim: int, ffn_dim: int) -> None:
+    def __init__(
+        self,
+        attention: InfinitelyConnectedAttention,
+        dim: int,
+        ffn_dim: int,
+        activation: type[nn.Module],
+    ) -> None:
         super().__init__()
         self.attention = attention
         self.linear1 = nn.Linear(dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, dim)
+        self.activation = activation()
 
     def forward(
         self, x: Float[Tensor, "atoms dim"], geometry: Geometry
     ) -> Float[Tensor, "atoms dim"]:
         """Return the features of the atoms after the block."""
         x = x + self.attention.mix(x, geometry)
-        return x + self.linear2(torch.relu(self.linear1(x)))
+        return x + self.linear2(self.activation(self.linear1(x)))
 
 
 class Crystalformer(StructureNetwork):
@@ -246,11 +319,17 @@ class Crystalformer(StructureNetwork):
         reciprocal: "published" or "converged" puts the second half of the heads in reciprocal space
             (the paper's "dual space"), with the published wave vectors ``|m_t| <= 2`` or with all
             that matter; "none" leaves all heads in real space.
+        moments: "scalar" adds squares of the attention's values, "angular" also products that know
+            the angles between images (``AttentionMoments``); "none" as published.
+        moment_channels: C values a head for them.
+        moment_degree: largest degree l of the spherical harmonics, 1 to 3.
+        activation: "relu" (published), or "silu", with which energies are smooth.
 
     Shapes: batch of B crystals -> [B, T], in the units of the normalised targets.
 
     Deviations from the paper: in ``converged`` mode the sum does not depend on the choice of the
-    unit cell (the published boxes leave errors up to 1e-3 in skewed cells); element properties.
+    unit cell (the published boxes leave errors up to 1e-3 in skewed cells); element properties;
+    moments; SiLU.
     """
 
     citations = ("crystalformer",)
@@ -270,19 +349,33 @@ class Crystalformer(StructureNetwork):
         element_features: str = "one_hot",
         summation: str = "converged",
         reciprocal: str = "none",
+        moments: str = "none",
+        moment_channels: int = 2,
+        moment_degree: int = 3,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
-        if summation not in SUMMATIONS:
-            raise ValueError(f"summation={summation!r}: choose one of {', '.join(SUMMATIONS)}")
-        if reciprocal not in RECIPROCAL:
-            raise ValueError(f"reciprocal={reciprocal!r}: choose one of {', '.join(RECIPROCAL)}")
+        for name, value, choices in (
+            ("summation", summation, SUMMATIONS),
+            ("reciprocal", reciprocal, RECIPROCAL),
+            ("moments", moments, MOMENTS),
+            ("activation", activation, tuple(ACTIVATIONS)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
         check_sizes(dim, num_heads, num_blocks=num_blocks, ffn_dim=ffn_dim)
         if num_radial < 0 or radial_max <= 0 or radial_width <= 0:
             raise ValueError(
                 "num_radial must be at least 0, radial_max and radial_width above 0; got "
                 f"{num_radial}, {radial_max}, {radial_width}"
             )
+        if moment_channels < 1 or not 1 <= moment_degree <= harmonics.MOST:
+            raise ValueError(
+                "moment_channels must be at least 1 and moment_degree 1 to "
+                f"{harmonics.MOST}; got {moment_channels}, {moment_degree}"
+            )
         self.summation, self.reciprocal = summation, reciprocal
+        self.degree = moment_degree if moments == "angular" else 0
         table = element_table(element_features)
         self.register_buffer("elements", table)
         self.embedding = nn.Linear(table.shape[1], dim, bias=False)
@@ -296,13 +389,19 @@ class Crystalformer(StructureNetwork):
                     radial_width,
                     summation,
                     reciprocal != "none",
+                    moments,
+                    moment_channels,
+                    moment_degree,
                 ),
                 dim,
                 ffn_dim,
+                ACTIVATIONS[activation],
             )
             for _ in range(num_blocks)
         )
-        self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, num_targets))
+        self.head = nn.Sequential(
+            nn.Linear(dim, dim), ACTIVATIONS[activation](), nn.Linear(dim, num_targets)
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -322,8 +421,14 @@ class Crystalformer(StructureNetwork):
                 if isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
             nn.init.normal_(attention.sigma_weight, std=attention.head_dim**-0.5)
-            if count := attention.radial_weight.shape[-1]:
-                nn.init.xavier_uniform_(attention.radial_weight.flatten(0, 1), gain=count**-0.5)
+            values = [attention.radial_weight]
+            if (moments := attention.moments) is not None:
+                values.append(moments.radial_weight)
+                nn.init.xavier_uniform_(moments.u_proj.weight, gain=scale)
+                nn.init.xavier_uniform_(moments.output.weight, gain=moments.GAIN)
+            for weight in values:
+                if count := weight.shape[-1]:
+                    nn.init.xavier_uniform_(weight.flatten(0, 1), gain=count**-0.5)
 
     @property
     def sigma_max(self) -> float:
@@ -353,7 +458,7 @@ class Crystalformer(StructureNetwork):
         if self.summation == "published_adaptive":
             return ImageRule(cutoff=3.5 * self.sigma_max + 0.01, box=True)
         symmetry = symmetry if self.reciprocal == "none" else 0.0
-        return ImageRule(self.cutoff(tolerance), symmetry=symmetry)
+        return ImageRule(self.cutoff(tolerance), symmetry=symmetry, degree=self.degree)
 
     def geometry(self, batch: Structures) -> Geometry:
         """Return distances and neighbour pointers of a batch.
@@ -374,8 +479,12 @@ class Crystalformer(StructureNetwork):
         if self.reciprocal != "none":
             with full_precision(batch.pos):
                 sums = periodic_sums(batch.pos, batch.cell, batch.batch, self.reciprocal)
+        distance, directions = edge_length(batch), None
+        if self.degree:
+            directions = edge_harmonics(batch, self.degree)
+            directions = torch.cat([torch.ones_like(distance)[:, None], directions], 1)
         return Geometry(
-            distance=edge_length(batch),
+            distance=distance,
             source=source,
             row_ptr=torch.searchsorted(
                 target, torch.arange(len(batch.z) + 1, device=target.device)
@@ -386,6 +495,7 @@ class Crystalformer(StructureNetwork):
             orbit_size=orbit_size,
             atom_cell=batch.cell[batch.batch],
             periodic_sums=sums,
+            harmonics=directions,
         )
 
     def embed(self, batch: Structures) -> Float[Tensor, "atoms dim"]:

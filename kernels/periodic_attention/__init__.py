@@ -14,8 +14,9 @@ from .. import triton_support
 from ..dispatch import Backend, choose
 from ..precision import accumulator
 from . import cpu, reference, torch_ops, triton_ops
+from .reference import Moments
 
-__all__ = ["periodic_attention", "cutoff_for_tolerance", "weight_beyond"]
+__all__ = ["periodic_attention", "periodic_moments", "cutoff_for_tolerance", "weight_beyond"]
 
 BACKENDS = {
     "cpu": Backend(cpu, cpu.refuses),
@@ -104,6 +105,74 @@ def periodic_attention(
         ValueError: shapes disagree, an atom has an empty neighbour list, or a length is not
             above 0.
     """
+    _check(q, k, v, a, weight, distance, source, row_ptr, spacing, width, bias, {})
+    y, lse, *_ = torch.ops.matattn.periodic_attention(
+        q, k, v, a, weight, distance, source, row_ptr, bias, None, None, None, spacing, width,
+        backend,
+    )  # fmt: skip
+    return (y, lse) if return_lse else y
+
+
+def periodic_moments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    u_weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    table: Tensor,
+    *,
+    spacing: float,
+    width: float,
+    bias: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""Compute ``periodic_attention`` and, with the same weights P, moments of any functions.
+
+    .. math::
+        M_{icf} = \sum_{(j, n)} P_{ijn} (u_{jc} + (U b(d_{ijn}))_c) f_{ijn}
+
+    With spherical harmonics of the direction of the image in the table, the products of M that are
+    invariant under rotation know angles (``matattn.models.angular_moments``). All gradients are
+    exact, that of the table too, and so are their second derivatives.
+
+    ``u`` [N, H, C] are values of C channels a head, ``u_weight`` is U [H, C, K] and ``table`` holds
+    :math:`f_{ijn}` [E, F] of every image. All other arguments, and the errors, are those of
+    ``periodic_attention``. Returns y [N, H, D] and M [N, H, C, F].
+    """
+    atoms, heads, channels = len(q), q.shape[1], u.shape[-1]
+    more = {
+        "u": (u, (atoms, heads, channels)),
+        "u_weight": (u_weight, (heads, channels, weight.shape[-1])),
+        "table": (table, (len(source), table.shape[-1])),
+    }
+    _check(q, k, v, a, weight, distance, source, row_ptr, spacing, width, bias, more)
+    y, _, _, moments = torch.ops.matattn.periodic_attention(
+        q, k, v, a, weight, distance, source, row_ptr, bias, u, u_weight, table, spacing, width,
+        backend,
+    )  # fmt: skip
+    return y, moments
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    distance: Tensor,
+    source: Tensor,
+    row_ptr: Tensor,
+    spacing: float,
+    width: float,
+    bias: Tensor | None,
+    more: dict[str, tuple[Tensor, tuple[int, ...]]],
+) -> None:
+    """Raise ValueError where shapes disagree or a length is not above 0."""
     atoms, heads, dim = q.shape
     expected = {
         "k": (k, (atoms, heads, dim)),
@@ -112,6 +181,7 @@ def periodic_attention(
         "weight": (weight, (heads, dim, weight.shape[-1])),
         "source": (source, tuple(distance.shape)),
         "row_ptr": (row_ptr, (atoms + 1,)),
+        **more,
     }
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
@@ -126,74 +196,83 @@ def periodic_attention(
     for name, length in (("spacing", spacing), ("width", width)):
         if not 0 < length < math.inf:
             raise ValueError(f"periodic_attention: {name}={length} Å; expected a length above 0")
-    y, lse, _ = torch.ops.matattn.periodic_attention(
-        q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend
-    )
-    return (y, lse) if return_lse else y
 
 
 # The operators are defined by their schema, not with ``torch.library.custom_op``, whose first call
 # imports TorchDynamo and would add 1.5 seconds to every prediction.
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor a, Tensor weight, Tensor distance, Tensor source, "
-    "Tensor row_ptr, Tensor? bias"
+    "Tensor row_ptr, Tensor? bias, Tensor? u, Tensor? u_weight, Tensor? table"
 )
+_NUMBER = 12  # of these
 torch.library.define(
     "matattn::periodic_attention",
-    f"({_INPUTS}, float spacing, float width, str backend) -> (Tensor, Tensor, Tensor)",
+    f"({_INPUTS}, float spacing, float width, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.define(
     "matattn::periodic_attention_backward",
-    f"(Tensor grad_y, Tensor grad_lse, {_INPUTS}, Tensor y, Tensor lse, Tensor mean_basis, "
-    "float spacing, float width, str backend, bool distance_grad) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad_y, Tensor grad_lse, Tensor grad_m, {_INPUTS}, Tensor y, Tensor lse, "
+    "Tensor mean_basis, Tensor m, float spacing, float width, str backend, bool distance_grad, "
+    f"bool table_grad) -> ({', '.join(['Tensor'] * 9)})",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
 
+def _moments(u: Tensor | None, u_weight: Tensor | None, table: Tensor | None) -> Moments | None:
+    if u is None or u_weight is None or table is None:
+        return None
+    return Moments(u, u_weight, table)
+
+
 @torch.library.impl("matattn::periodic_attention", ("cpu", "cuda"))
-def _forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
+def _forward(*inputs):
+    *tensors, spacing, width, backend = inputs
+    q = tensors[0]
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
     if not len(q):  # no atoms: the results have shapes and types only
-        return _fake_forward(
-            q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, name
-        )
+        return _fake_forward(*tensors, spacing, width, name)
     run = BACKENDS[name].module.forward
-    return run(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
+    return run(*tensors[:9], _moments(*tensors[9:]), spacing, width)
 
 
 @torch.library.impl("matattn::periodic_attention_backward", ("cpu", "cuda"))
-def _backward(
-    grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
-    y, lse, mean_basis, spacing, width, backend, distance_grad,
-):  # fmt: skip
+def _backward(grad_y, grad_lse, grad_m, *inputs):
+    tensors, saved = inputs[:_NUMBER], inputs[_NUMBER : _NUMBER + 4]
+    spacing, width, backend, distance_grad, table_grad = inputs[_NUMBER + 4 :]
+    q = tensors[0]
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
     if not len(q):
-        return tuple(torch.zeros_like(t) for t in (q, k, v, a, weight, distance))
+        return tuple(torch.zeros_like(t) for t in _gradients(tensors, distance_grad, table_grad))
     return BACKENDS[name].module.backward(
-        grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
-        y, lse, mean_basis, spacing, width, distance_grad,
+        grad_y, grad_lse, grad_m, *tensors[:9], _moments(*tensors[9:]), *saved,
+        spacing, width, distance_grad, table_grad,
     )  # fmt: skip
 
 
 @torch.library.register_fake("matattn::periodic_attention")
-def _fake_forward(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, backend):
+def _fake_forward(*inputs):
+    q, _, v, _, weight, *_, u, _, table, _, _, backend = inputs
     atoms, heads, _ = q.shape
     name = choose("periodic_attention", BACKENDS, backend, q.device, q.dtype)
     # With 16-bit inputs, only "triton" keeps the tensors of its backward pass in float32.
     dtype = accumulator(q.dtype) if name == "triton" else q.dtype
     mean_basis = q.new_empty(atoms, heads, weight.shape[-1], dtype=dtype)
-    return torch.empty_like(v), q.new_empty(atoms, heads, dtype=dtype), mean_basis
+    m = q.new_empty(0) if u is None else q.new_empty(*u.shape, table.shape[1])
+    return torch.empty_like(v), q.new_empty(atoms, heads, dtype=dtype), mean_basis, m
 
 
 @torch.library.register_fake("matattn::periodic_attention_backward")
-def _fake_backward(
-    grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
-    y, lse, mean_basis, spacing, width, backend, distance_grad,
-):  # fmt: skip
-    grads = tuple(torch.empty_like(t) for t in (q, k, v, a, weight))
-    return *grads, torch.empty_like(distance) if distance_grad else distance.new_empty(0)
+def _fake_backward(grad_y, grad_lse, grad_m, *inputs):
+    return tuple(torch.empty_like(t) for t in _gradients(inputs[:_NUMBER], inputs[-2], inputs[-1]))
+
+
+def _gradients(tensors, distance_grad, table_grad):
+    """Return what the gradients look like: empty where not asked for."""
+    q, k, v, a, weight, distance, *_, u, u_weight, table = tensors
+    none = q.new_empty(0)
+    with_moments = (none, none, none) if u is None else (u, u_weight, table if table_grad else none)
+    return q, k, v, a, weight, distance if distance_grad else none, *with_moments
 
 
 def _save_forward(ctx, inputs, output):
@@ -202,17 +281,21 @@ def _save_forward(ctx, inputs, output):
     ctx.set_materialize_grads(False)  # the mean basis, the largest output, never has one
 
 
-def _forward_autograd(ctx, grad_y, grad_lse, _grad_mean_basis):
-    q, k, v, a, weight, distance, source, row_ptr, bias, y, lse, mean_basis = ctx.saved_tensors
+def _forward_autograd(ctx, grad_y, grad_lse, _grad_mean_basis, grad_m):
+    *tensors, y, lse, mean_basis, m = ctx.saved_tensors
     grad_y = torch.zeros_like(y) if grad_y is None else grad_y.contiguous()
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-    distance_grad = ctx.needs_input_grad[5]
+    grad_m = torch.zeros_like(m) if grad_m is None else grad_m.contiguous()
+    distance_grad, table_grad = ctx.needs_input_grad[5], ctx.needs_input_grad[11]
     grads = torch.ops.matattn.periodic_attention_backward(
-        grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias,
-        y, lse, mean_basis, ctx.spacing, ctx.width, ctx.backend, distance_grad,
+        grad_y, grad_lse, grad_m, *tensors, y, lse, mean_basis, m, ctx.spacing, ctx.width,
+        ctx.backend, distance_grad, table_grad,
     )  # fmt: skip
-    grad_distance = grads[5] if distance_grad else None
-    return *grads[:5], grad_distance, None, None, None, None, None, None
+    with_moments = grads[6:8] if tensors[9] is not None else (None, None)
+    return (
+        *grads[:5], grads[5] if distance_grad else None, None, None, None,
+        *with_moments, grads[8] if table_grad else None, None, None, None,
+    )  # fmt: skip
 
 
 torch.library.register_autograd(
@@ -221,28 +304,42 @@ torch.library.register_autograd(
 
 
 def _save_backward(ctx, inputs, output):
-    grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias = inputs[:11]
-    ctx.save_for_backward(grad_y, grad_lse, q, k, v, a, weight, distance, source, row_ptr, bias)
-    ctx.spacing, ctx.width, _, ctx.distance_grad = inputs[14:]
+    ctx.save_for_backward(*inputs[: 3 + _NUMBER])
+    ctx.spacing, ctx.width, _, ctx.distance_grad, ctx.table_grad = inputs[-5:]
 
 
 def _backward_autograd(ctx, *grads_of_grads):
     """Return second derivatives, by the reference formula, so that losses on forces can be trained.
 
-    y, lse and the mean basis are functions of the other inputs. The derivatives of those include
+    y, lse, the mean basis and M are functions of the other inputs. The derivatives of those include
     their share, so they have none themselves.
     """
-    *inputs, source, row_ptr, bias = ctx.saved_tensors
+    grad_y, grad_lse, grad_m, *tensors = ctx.saved_tensors
+    source, row_ptr, bias = tensors[6:9]
+    of_moments = tensors[9:] if tensors[9] is not None else []
     with torch.enable_grad():
-        grad_y, grad_lse, *leaves = inputs = [t.detach().requires_grad_() for t in inputs]
-        q, k, v, a, weight, distance = leaves
+        grad_y, grad_lse, grad_m, *leaves = inputs = [
+            t.detach().requires_grad_()
+            for t in (grad_y, grad_lse, grad_m, *tensors[:6], *of_moments)
+        ]
+        q, k, v, a, weight, distance = leaves[:6]
         outputs = reference.neighbor_attention(
-            q, k, v, a, weight, distance, source, row_ptr, bias, ctx.spacing, ctx.width
+            q, k, v, a, weight, distance, source, row_ptr, bias, ctx.spacing, ctx.width,
+            Moments(*leaves[6:]) if of_moments else None,
+        )  # fmt: skip
+        incoming = (grad_y, grad_lse, grad_m)[: len(outputs)]
+        grads = torch.autograd.grad(outputs, leaves, incoming, create_graph=True)
+        used = [n for n in range(len(leaves)) if _asked(n, ctx.distance_grad, ctx.table_grad)]
+        second = torch.autograd.grad(
+            [grads[n] for n in used], inputs, [grads_of_grads[n] for n in used], allow_unused=True
         )
-        grads = torch.autograd.grad(outputs, leaves, (grad_y, grad_lse), create_graph=True)
-        used = slice(None) if ctx.distance_grad else slice(5)
-        second = torch.autograd.grad(grads[used], inputs, grads_of_grads[used], allow_unused=True)
-    return *second, *(None,) * 10
+    with_moments = second[9:] or (None, None, None)
+    return *second[:9], None, None, None, *with_moments, *(None,) * 9
+
+
+def _asked(number, distance_grad, table_grad):
+    """Return whether an input's gradient was computed, by its place among the real ones."""
+    return (number != 5 or distance_grad) and (number != 8 or table_grad)
 
 
 torch.library.register_autograd(

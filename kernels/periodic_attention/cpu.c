@@ -1,6 +1,7 @@
 /* The `cpu` backend of periodic attention: portable C, one thread per target atom.
  *
- * Nothing of the size of the neighbour list is stored but two numbers per head and pair of atoms:
+ * Nothing of the size of the neighbour list is stored but two numbers per head and pair of atoms
+ * (and one for every channel of the moments):
  * radial functions and weights are recomputed, and of the radial functions only the window that
  * reaches a distance. Every output element is summed by one thread in a fixed order, so results do
  * not depend on the number of threads.
@@ -123,15 +124,17 @@ static int make_runs(const int64_t *source, const int64_t *row_ptr, int64_t atom
 #define KERNEL "../periodic_attention/cpu_kernel.h"
 #include "../cpu_common/variants.h"
 
-EXPORT int abi = 2; /* counts changes of `problem`, `gradients` and results; cpu.py has the same */
+EXPORT int abi = 3; /* counts changes of `problem`, `gradients` and results; cpu.py has the same */
 
 /* What cpu.py calls. */
-EXPORT int forward_float(const void *p, int threads, float *y, float *lse, float *mean) {
-    return CALL(periodic_attention_forward_float, p, threads, y, lse, mean);
+EXPORT int forward_float(const void *p, int threads, float *y, float *lse, float *mean,
+                         float *moments) {
+    return CALL(periodic_attention_forward_float, p, threads, y, lse, mean, moments);
 }
 
-EXPORT int forward_double(const void *p, int threads, double *y, double *lse, double *mean) {
-    return CALL(periodic_attention_forward_double, p, threads, y, lse, mean);
+EXPORT int forward_double(const void *p, int threads, double *y, double *lse, double *mean,
+                         double *moments) {
+    return CALL(periodic_attention_forward_double, p, threads, y, lse, mean, moments);
 }
 
 EXPORT int backward_float(const void *p, void *g, int threads) {

@@ -15,7 +15,14 @@ an image at :math:`p_j + n L` for every integer triple n, at distance
     \alpha_{ij} = \log \sum_n e^{\phi_{ijn}}, \qquad
     \beta_{ij} = \frac{\sum_n e^{\phi_{ijn}} b(d_{ijn})}{\sum_n e^{\phi_{ijn}}}
 
-There are two independent implementations. ``image_sums`` + ``pair_attention`` sum over images
+The moments of the same weights, with values of C channels and any functions f of the image,
+
+.. math::
+    M_{icf} = \sum_j \sum_n P_{ijn} (u_{jc} + (U b(d_{ijn}))_c) f_{ijn}
+
+carry the directions when f are spherical harmonics.
+
+There are two independent implementations of y. ``image_sums`` + ``pair_attention`` sum over images
 first, as in the paper; ``neighbor_attention`` is one softmax over a flat list of (j, n), as in
 every fast backend. Autograd differentiates both, to any order.
 """
@@ -23,9 +30,18 @@ every fast backend. Autograd differentiates both, to any order.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """What the moments need beside the weights."""
+
+    u: Tensor  # [N, H, C] values of C channels
+    weight: Tensor  # U [H, C, K]
+    table: Tensor  # f [E, F], functions of every image
 
 
 def radial_basis(distance: Tensor, spacing: float, width: float, count: int) -> Tensor:
@@ -152,12 +168,22 @@ def neighbor_attention(
     bias: Tensor | None,
     spacing: float,
     width: float,
-) -> tuple[Tensor, Tensor]:
-    """Compute y and log-sum-exp from a flat neighbour list (arguments as in ``__init__``)."""
+    moments: Moments | None = None,
+) -> tuple[Tensor, ...]:
+    """Compute y, log-sum-exp and, if asked for, M [N, H, C, F] from a flat neighbour list.
+
+    Arguments are those of ``__init__``.
+    """
     target, weights, lse = neighbor_weights(q, k, a, distance, source, row_ptr, bias)
     basis = radial_basis(distance, spacing, width, weight.shape[-1])
     values = v[source] + torch.einsum("ek,hdk->ehd", basis, weight)
-    return torch.zeros_like(q).index_add(0, target, weights[..., None] * values), lse
+    y = torch.zeros_like(q).index_add(0, target, weights[..., None] * values)
+    if moments is None:
+        return y, lse
+    values = moments.u[source] + torch.einsum("ek,hck->ehc", basis, moments.weight)
+    terms = (weights[..., None] * values)[..., None] * moments.table[:, None, None]
+    shape = (*moments.u.shape, moments.table.shape[1])
+    return y, lse, terms.new_zeros(shape).index_add(0, target, terms)
 
 
 def forward(
@@ -170,24 +196,30 @@ def forward(
     source: Tensor,
     row_ptr: Tensor,
     bias: Tensor | None,
+    moments: Moments | None,
     spacing: float,
     width: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute y, lse and the mean basis c [N, H, K], with sums in float64."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute y, lse, the mean basis c [N, H, K] and M (or nothing), with sums in float64."""
     dtype = q.dtype
     q, k, v, a, weight, distance = (t.double() for t in (q, k, v, a, weight, distance))
     bias = None if bias is None else bias.double()
-    y, lse = neighbor_attention(q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width)
+    exact = moments and Moments(*(t.double() for t in moments))
+    y, lse, *summed = neighbor_attention(
+        q, k, v, a, weight, distance, source, row_ptr, bias, spacing, width, exact
+    )
     target, weights, _ = neighbor_weights(q, k, a, distance, source, row_ptr, bias)
     basis = radial_basis(distance, spacing, width, weight.shape[-1])
     mean = y.new_zeros(*q.shape[:2], weight.shape[-1])
     mean = mean.index_add(0, target, weights[..., None] * basis[:, None])
-    return y.to(dtype), lse.to(dtype), mean.to(dtype)
+    m = summed[0] if summed else y.new_empty(0)
+    return y.to(dtype), lse.to(dtype), mean.to(dtype), m.to(dtype)
 
 
 def backward(
     grad_y: Tensor,
     grad_lse: Tensor,
+    grad_m: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -197,38 +229,61 @@ def backward(
     source: Tensor,
     row_ptr: Tensor,
     bias: Tensor | None,
+    moments: Moments | None,
     y: Tensor,
     lse: Tensor,
     mean_basis: Tensor,
+    m: Tensor,
     spacing: float,
     width: float,
     distance_grad: bool,
+    table_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """Compute closed-form gradients for q, k, v, a, weight, distance (README.md section 3)."""
+    """Compute closed-form gradients (README.md sections 3 and 3a).
+
+    They are those of q, k, v, a, weight, distance, u, U and the table; empty where not asked for.
+    """
     dtype = q.dtype
-    grad_y, grad_lse, q, k, v, a, weight, distance = (
-        t.double() for t in (grad_y, grad_lse, q, k, v, a, weight, distance)
+    grad_y, grad_lse, grad_m, q, k, v, a, weight, distance = (
+        t.double() for t in (grad_y, grad_lse, grad_m, q, k, v, a, weight, distance)
     )
     bias = None if bias is None else bias.double()
     target, p, _ = neighbor_weights(q, k, a, distance, source, row_ptr, bias)
     count = weight.shape[-1]
     basis = radial_basis(distance, spacing, width, count)
-    values = v[source] + torch.einsum("ek,hdk->ehd", basis, weight)
-    y_exact = torch.zeros_like(q).index_add(0, target, p[..., None] * values)
-    d_weights = (grad_y[target] * (values - y_exact[target])).sum(-1) + grad_lse[target]
-    d_logits = p * d_weights
-    scaled = d_logits[..., None] / math.sqrt(q.shape[-1])
-    received = p[..., None] * grad_y[target]  # gradient of each image's value v_j + W b
     centers = torch.arange(1, count + 1, dtype=q.dtype, device=q.device) * spacing
     slope = basis * (centers - distance[:, None]) / width**2  # b'(d)
-    grad_distance = (2 * a[target] * distance[:, None] * d_logits).sum(-1)
-    grad_distance = grad_distance + torch.einsum("ehd,hdk,ek->e", received, weight, slope)
+
+    values = v[source] + torch.einsum("ek,hdk->ehd", basis, weight)
+    received = p[..., None] * grad_y[target]  # gradient of each image's value v_j + W b
+    scores = (grad_y[target] * values).sum(-1)  # of each weight before normalisation
+    along = torch.einsum("ehd,hdk,ek->e", received, weight, slope)
+    grad_u, grad_u_weight, grad_table = (q.new_empty(0) for _ in range(3))
+    if moments is not None:
+        u, u_weight, table = (t.double() for t in moments)
+        values = u[source] + torch.einsum("ek,hck->ehc", basis, u_weight)
+        by_value = torch.einsum("ehcf,ef->ehc", grad_m[target], table)
+        scores = scores + (by_value * values).sum(-1)
+        sent = p[..., None] * by_value  # gradient of each image's value u_j + U b
+        grad_u = torch.zeros_like(u).index_add(0, source, sent)
+        grad_u_weight = torch.einsum("ehc,ek->hck", sent, basis)
+        along = along + torch.einsum("ehc,hck,ek->e", sent, u_weight, slope)
+        if table_grad:
+            grad_table = torch.einsum("eh,ehc,ehcf->ef", p, values, grad_m[target])
+
+    mean = torch.zeros_like(a).index_add(0, target, p * scores)
+    d_logits = p * (scores - mean[target] + grad_lse[target])
+    scaled = d_logits[..., None] / math.sqrt(q.shape[-1])
+    grad_distance = (2 * a[target] * distance[:, None] * d_logits).sum(-1) + along
     grads = (
         torch.zeros_like(q).index_add(0, target, scaled * k[source]),
         torch.zeros_like(k).index_add(0, source, scaled * q[target]),
         torch.zeros_like(v).index_add(0, source, received),
         torch.zeros_like(a).index_add(0, target, d_logits * distance.square()[:, None]),
         torch.einsum("ehd,ek->hdk", received, basis),
-        grad_distance if distance_grad else grad_distance.new_empty(0),
+        grad_distance if distance_grad else q.new_empty(0),
+        grad_u,
+        grad_u_weight,
+        grad_table,
     )
     return tuple(grad.to(dtype) for grad in grads)

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .reference import Moments
+
 _NEGLIGIBLE = {torch.float64: 40.0}  # radial functions below e^-40 (float32: e^-20) are left out
 _UNDERFLOW = 80.0  # the exponential of far smaller numbers is slow on CPUs
 
@@ -178,7 +180,7 @@ def _centers(functions: slice, spacing: float, like: Tensor) -> Tensor:
 
 
 def _mean_basis(p: Tensor, group: Group, count: int) -> Tensor:
-    """Compute sum_m p[h, n, m] b(d[n, m]): [n, H, K]."""
+    """Compute sum_m p[h, n, m] b(d[n, m]) of H heads, or heads and channels: [n, H, K]."""
     mean = p.new_zeros(p.shape[1], p.shape[0], count)
     for shell in group.shells:
         part = p[..., shell.neighbors].transpose(0, 1)
@@ -245,16 +247,20 @@ def forward(
     source: Tensor,
     row_ptr: Tensor,
     bias: Tensor | None,
+    moments: Moments | None,
     spacing: float,
     width: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute y [N, H, D], lse [N, H], mean basis c [N, H, K] (arguments as in ``__init__``)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute y [N, H, D], lse [N, H], mean basis c [N, H, K] and M [N, H, C, F], or nothing."""
     plan = _plan(distance, source, row_ptr, bias, spacing, width, weight.shape[-1])
     atoms, heads, dim = q.shape
     scores = _pair_dot(q, plan.target, k, plan.source).div_(math.sqrt(dim))
     attention = []  # A_ij, [P, H] in the end
     lse = q.new_zeros(atoms, heads)
     mean_basis = q.new_zeros(atoms, heads, weight.shape[-1])
+    m = q.new_empty(0)
+    if moments is not None:
+        m = q.new_zeros(*moments.u.shape, moments.table.shape[1])
     for group in plan.groups:
         logits = _logits(scores, a, group)
         group_lse = logits.logsumexp(-1, keepdim=True)
@@ -262,14 +268,37 @@ def forward(
         attention.append(_gather(p, group))
         lse[group.atoms] = group_lse[..., 0].t()
         mean_basis[group.atoms] = _mean_basis(p, group, weight.shape[-1])
+        if moments is not None:
+            terms = (_values(moments, plan, group) * p[:, None]).flatten(0, 1).transpose(0, 1)
+            m[group.atoms] = torch.bmm(terms, _rows(moments, group)).view(-1, *m.shape[1:])
     y = torch.einsum("nhk,hdk->nhd", mean_basis, weight).contiguous()
     contribution = torch.cat(attention)[..., None] * v.index_select(0, plan.source)
-    return y.index_add_(0, plan.target, contribution), lse, mean_basis
+    return y.index_add_(0, plan.target, contribution), lse, mean_basis, m
+
+
+def _values(moments: Moments, plan: Plan, group: Group) -> Tensor:
+    """Compute u_j + U b(d) of every image: [H, C, n, M]."""
+    heads, channels, count = moments.weight.shape
+    of_pair = moments.u.index_select(0, plan.source[group.pairs]).flatten(1).t()
+    spread = of_pair.index_select(1, group.pair).view(-1, *group.distance.shape)
+    spread = spread + _project(_of_each(moments.weight, group), group)
+    return spread.view(heads, channels, *group.distance.shape)
+
+
+def _of_each(weight: Tensor, group: Group) -> Tensor:
+    """Repeat U [H, C, K] for the atoms of a group: [n, H * C, K]."""
+    return weight.flatten(0, 1).expand(len(group.atoms), -1, -1)
+
+
+def _rows(moments: Moments, group: Group) -> Tensor:
+    """Return the table of the images of a group: [n, M, F]."""
+    return moments.table[group.edge].view(*group.distance.shape, -1)
 
 
 def backward(
     grad_y: Tensor,
     grad_lse: Tensor,
+    grad_m: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -279,24 +308,33 @@ def backward(
     source: Tensor,
     row_ptr: Tensor,
     bias: Tensor | None,
+    moments: Moments | None,
     y: Tensor,
     lse: Tensor,
     mean_basis: Tensor,
+    m: Tensor,
     spacing: float,
     width: float,
     distance_grad: bool,
+    table_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """Compute gradients for q, k, v, a, weight and, on demand, distance (README.md section 3)."""
+    """Compute the gradients of ``reference.backward`` (README.md sections 3 and 3a)."""
     count = weight.shape[-1]
     plan = _plan(distance, source, row_ptr, bias, spacing, width, count)
     heads, dim = q.shape[1:]
     scores = _pair_dot(q, plan.target, k, plan.source).div_(math.sqrt(dim))
     value_score = _pair_dot(grad_y, plan.target, v, plan.source)  # go_i . v_j
     projected = torch.einsum("nhd,hdk->nhk", grad_y, weight)  # G_i = W^T go_i
-    offset = (grad_lse - (grad_y * y).sum(-1)).t()  # [H, N]
-    attention, grad_scores = [], []
+    offset = grad_lse - (grad_y * y).sum(-1)
+    attention, grad_scores, sent_to = [], [], []
     grad_a = torch.zeros_like(a)
     grad_distance = torch.zeros_like(distance) if distance_grad else distance.new_empty(0)
+    grad_u, grad_u_weight, grad_table = (q.new_empty(0) for _ in range(3))
+    if moments is not None:
+        offset = offset - (grad_m * m).sum((-1, -2))
+        grad_u, grad_u_weight = torch.zeros_like(moments.u), torch.zeros_like(moments.weight)
+        grad_table = torch.zeros_like(moments.table) if table_grad else grad_table
+    offset = offset.t()  # [H, N]
     centers = _centers(slice(0, count), spacing, q)
     for group in plan.groups:
         logits = _logits(scores, a, group)
@@ -304,6 +342,20 @@ def backward(
         g = projected[group.atoms]
         radial = _project(g, group)  # G . b, [H, n, M]
         d_logits = _spread(value_score, group).add_(radial)
+        valid = group.by_pair
+        if moments is not None:
+            heads, channels, functions = m.shape[1:]
+            values, rows = _values(moments, plan, group), _rows(moments, group)
+            incoming = grad_m[group.atoms].view(-1, heads * channels, functions)
+            by_value = torch.bmm(incoming, rows.transpose(1, 2)).transpose(0, 1)
+            by_value = by_value.reshape(values.shape)
+            d_logits.add_((by_value * values).sum(1))
+            sent = (by_value * p[:, None]).flatten(0, 1)  # [H * C, n, M]
+            sent_to.append(_gather(sent, group))
+            grad_u_weight += _mean_basis(sent, group, count).sum(0).view(heads, channels, count)
+            if table_grad:
+                terms = (values * p[:, None]).flatten(0, 1).permute(1, 2, 0)
+                grad_table[group.edge[valid]] = torch.bmm(terms, incoming).flatten(0, 1)[valid]
         d_logits.add_(offset[:, group.atoms, None]).mul_(p)
         attention.append(_gather(p, group))
         grad_scores.append(_gather(d_logits, group))
@@ -313,7 +365,10 @@ def backward(
             slope = _project(g * centers, group)
             slope = (slope - group.distance * radial) / width**2
             along = 2 * a[group.atoms].t()[..., None] * group.distance * d_logits + p * slope
-            valid = group.by_pair
+            if moments is not None:
+                each = _of_each(moments.weight, group)
+                slope = _project(each * centers, group) - group.distance * _project(each, group)
+                along.add_((sent * slope).view_as(values).sum(1) / width**2)
             grad_distance[group.edge[valid]] = along.sum(0).flatten()[valid]
     received = torch.cat(attention)[..., None]
     scored = torch.cat(grad_scores).div_(math.sqrt(dim))[..., None]
@@ -322,4 +377,9 @@ def backward(
     grad_k = torch.zeros_like(k).index_add_(0, j, scored * q.index_select(0, i))
     grad_v = torch.zeros_like(v).index_add_(0, j, received * grad_y.index_select(0, i))
     grad_weight = torch.einsum("nhd,nhk->hdk", grad_y, mean_basis)
-    return grad_q, grad_k, grad_v, grad_a, grad_weight.contiguous(), grad_distance
+    if moments is not None:
+        grad_u.index_add_(0, j, torch.cat(sent_to).view(-1, *grad_u.shape[1:]))
+    return (
+        grad_q, grad_k, grad_v, grad_a, grad_weight.contiguous(), grad_distance,
+        grad_u, grad_u_weight, grad_table,
+    )  # fmt: skip

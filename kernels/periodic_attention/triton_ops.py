@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..precision import accumulator
 from ..triton_support import in_triton, power_of_two
+from .reference import Moments
 
 
 def launch_options(
@@ -20,7 +21,10 @@ def launch_options(
     spacing: float,
     width: float,
     bias_heads: int,
+    channels: int = 0,
+    functions: int = 0,
     distance_grad: bool = False,
+    table_grad: bool = False,
 ) -> dict[str, Any]:
     """Return compile-time constants of a kernel (see ``triton_kernels``) and its launch options.
 
@@ -37,6 +41,8 @@ def launch_options(
         "D": dim,
         "HEADS": group,
         "DIM": padded_dim,
+        "C": channels,
+        "CHANNELS": power_of_two(max(channels, 1)),
         "BLOCK": 16,
         "ACC": in_triton(exact),
         "num_warps": 4 if row <= 512 else 8,
@@ -46,6 +52,8 @@ def launch_options(
         options |= {
             "K": count,
             "COUNT": padded_count,
+            "F": functions,
+            "FUNCTIONS": max(16, power_of_two(max(functions, 1))),
             "SPACING": spacing,
             "WIDTH": width,
             "BIAS_HEADS": bias_heads,
@@ -53,7 +61,7 @@ def launch_options(
             "PRECISION": "ieee" if dtype == torch.float64 else "tf32x3",
         }
     if kernel == "backward_target":
-        options["DISTANCE_GRAD"] = distance_grad
+        options |= {"DISTANCE_GRAD": distance_grad, "TABLE_GRAD": table_grad}
     return options
 
 
@@ -99,28 +107,38 @@ def forward(
     source: Tensor,
     row_ptr: Tensor,
     bias: Tensor | None,
+    moments: Moments | None,
     spacing: float,
     width: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute y [N, H, D], lse [N, H], mean basis c [N, H, K] (arguments as in ``__init__``)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute y [N, H, D], lse [N, H], mean basis c [N, H, K] and M [N, H, C, F], or nothing."""
     _check(source, row_ptr)
     exact: dict[str, Any] = {"dtype": accumulator(q.dtype), "device": q.device}
     heads, dim, count = weight.shape
     attended = torch.empty(v.shape, **exact)
     lse = torch.empty(a.shape, **exact)
     mean_basis = torch.empty(*a.shape, count, **exact)
-    problem = (q.dtype, heads, dim, count, spacing, width, _bias_heads(bias))
+    u, u_weight, table = moments or (None, None, None)
+    m = torch.empty((*a.shape, *_sizes(moments)), **exact) if moments else None
+    problem = (q.dtype, heads, dim, count, spacing, width, _bias_heads(bias), *_sizes(moments))
     _run(
         "forward", launch_options("forward", *problem),
-        q, k, v, a, distance, source, row_ptr, bias, attended, lse, mean_basis,
+        q, k, v, a, distance, source, row_ptr, bias, u, u_weight, table,
+        attended, lse, mean_basis, m,
     )  # fmt: skip
     y = attended + torch.einsum("nhk,hdk->nhd", mean_basis, weight.to(mean_basis.dtype))
-    return y.to(v.dtype), lse, mean_basis
+    return y.to(v.dtype), lse, mean_basis, q.new_empty(0) if m is None else m.to(v.dtype)
+
+
+def _sizes(moments: Moments | None) -> tuple[int, int]:
+    """Return C and F, 0 without moments."""
+    return (moments.u.shape[2], moments.table.shape[1]) if moments else (0, 0)
 
 
 def backward(
     grad_y: Tensor,
     grad_lse: Tensor,
+    grad_m: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -130,29 +148,41 @@ def backward(
     source: Tensor,
     row_ptr: Tensor,
     bias: Tensor | None,
+    moments: Moments | None,
     y: Tensor,
     lse: Tensor,
     mean_basis: Tensor,
+    m: Tensor,
     spacing: float,
     width: float,
     distance_grad: bool,
+    table_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """Compute gradients for q, k, v, a, weight and, on demand, distance (README.md section 3)."""
+    """Compute the gradients of ``reference.backward`` (README.md sections 3 and 3a)."""
     atoms, edges = len(q), len(source)
     exact: dict[str, Any] = {"dtype": accumulator(q.dtype), "device": q.device}
     heads, dim, count = weight.shape
-    problem = (q.dtype, heads, dim, count, spacing, width, _bias_heads(bias))
-    options = launch_options("backward_target", *problem, distance_grad=distance_grad)
+    channels, functions = _sizes(moments)
+    problem = (q.dtype, heads, dim, count, spacing, width, _bias_heads(bias), channels, functions)
+    options = launch_options("backward_target", *problem, distance_grad, table_grad)
     groups = -(-heads // options["HEADS"])
     received = grad_y.to(**exact)
     projected = torch.einsum("nhd,hdk->nhk", received, weight.to(**exact))
     p, delta = (torch.empty(edges, heads, **exact) for _ in range(2))
     grad_q, grad_k, grad_v, grad_a = (t.new_empty(t.shape) for t in (q, k, v, a))
     parts = torch.empty(edges, groups, **exact) if distance_grad else None
+    u = u_weight = table = sent = grad_u = by_atom = table_parts = None
+    if moments:
+        u, u_weight, table = moments
+        sent = torch.empty(edges, heads, channels, **exact)
+        grad_u = torch.empty_like(u)
+        by_atom = torch.empty(atoms, *u_weight.shape, **exact)
+        table_parts = torch.empty(*table.shape, groups, **exact) if table_grad else None
     _run(
         "backward_target", options,
-        q, k, v, a, distance, source, row_ptr, bias, y, lse, grad_y, grad_lse, projected,
-        p, delta, grad_q, grad_a, parts,
+        q, k, v, a, distance, source, row_ptr, bias, u, u_weight, table, y, lse,
+        m if moments else None, grad_y, grad_lse, grad_m if moments else None, projected,
+        p, delta, sent, grad_q, grad_a, by_atom, parts, table_parts,
     )  # fmt: skip
 
     # The same list by source: the sort is stable, so that sums have one order. No step waits.
@@ -162,9 +192,14 @@ def backward(
     source_ptr = torch.searchsorted(sources, atom)
     _run(
         "backward_source", launch_options("backward_source", *problem),
-        q, grad_y, target, by_source, source_ptr, p, delta, grad_k, grad_v,
+        q, grad_y, target, by_source, source_ptr, p, delta, sent, grad_k, grad_v, grad_u,
     )  # fmt: skip
 
     grad_weight = torch.einsum("nhd,nhk->hdk", received, mean_basis).to(weight.dtype).contiguous()
-    grad_distance = distance.new_empty(0) if parts is None else parts.sum(1).to(distance.dtype)
-    return grad_q, grad_k, grad_v, grad_a, grad_weight, grad_distance
+    none = [distance.new_empty(0) for _ in range(4)]
+    grad_distance = none[0] if parts is None else parts.sum(1).to(distance.dtype)
+    grads = grad_q, grad_k, grad_v, grad_a, grad_weight, grad_distance
+    if u_weight is None or table is None or grad_u is None or by_atom is None:
+        return *grads, *none[1:]
+    grad_table = none[1] if table_parts is None else table_parts.sum(-1).to(table.dtype)
+    return *grads, grad_u, by_atom.sum(0).to(u_weight.dtype), grad_table

@@ -10,6 +10,7 @@ from matattn.cli.embed import embed
 from matattn.cli.evaluate import evaluate
 from matattn.cli.explain import explain
 from matattn.cli.info import info
+from matattn.cli.leaderboard import leaderboard
 from matattn.cli.models import models
 from matattn.cli.predict import predict
 from matattn.cli.sweep import sweep
@@ -28,7 +29,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(train)
-for command in (predict, embed, evaluate, explain, tokenize, models, info, cite):
+for command in (predict, embed, evaluate, leaderboard, explain, tokenize, models, info, cite):
     app.command()(command)
 app.add_typer(sweep, name="sweep")
 

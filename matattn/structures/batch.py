@@ -15,6 +15,7 @@ from torch import Tensor
 
 from matattn.kernels.periodic_attention.reference import safe_distance
 from matattn.kernels.precision import full_precision
+from matattn.structures.harmonics import count, of_edges
 from matattn.structures.image_rule import ImageRule
 from matattn.structures.neighbors import Neighbors
 
@@ -23,8 +24,8 @@ from matattn.structures.neighbors import Neighbors
 class Structures(Protocol):
     """The keys that networks need of a batch: a ``CrystalBatch``, or a PyG ``Batch`` with them.
 
-    A batch with symmetry also has ``orbit_size``, ``multiplicity`` and ``distance``; one with
-    values of pairs has ``pair_index``.
+    A batch with symmetry also has ``orbit_size``, ``multiplicity`` and ``distance``, and
+    ``harmonics`` if its rule has a degree; one with values of pairs has ``pair_index``.
     """
 
     z: Tensor
@@ -40,13 +41,36 @@ def edge_length(batch: Structures) -> Tensor:
     """Return the length [E] of every edge, Å; without symmetry differentiable by pos and cell."""
     if getattr(batch, "multiplicity", None) is not None:
         return cast(Any, batch).distance
+    return safe_distance(edge_vector(batch))
+
+
+def edge_vector(batch: Structures) -> Tensor:
+    """Return the vector [E, 3] from target to source of every edge, Å, without symmetry."""
     source, target = batch.edge_index
     source_pos = batch.pos[source]
     if batch.image is not None:
         cell = batch.cell[batch.batch[target]]
         with full_precision(cell):
             source_pos = source_pos + torch.einsum("et,etx->ex", batch.image.to(batch.pos), cell)
-    return safe_distance(source_pos - batch.pos[target])
+    return source_pos - batch.pos[target]
+
+
+def edge_harmonics(batch: Structures, degree: int) -> Tensor:
+    """Return the spherical harmonics [E, F] of every edge up to a degree; see ``ImageRule``.
+
+    Without symmetry they are differentiable by pos and cell.
+
+    Raises ValueError when a batch with symmetry was made without them.
+    """
+    if getattr(batch, "multiplicity", None) is None:
+        return of_edges(edge_vector(batch), edge_length(batch), degree)
+    found = getattr(batch, "harmonics", None)
+    if found is None or found.shape[1] != count(degree):
+        raise ValueError(
+            f"the batch has no spherical harmonics up to degree {degree}; make its neighbour list "
+            "with the network's image_rule"
+        )
+    return found
 
 
 @dataclass  # not frozen: Lightning's 64-true converts the fields
@@ -70,6 +94,7 @@ class CrystalBatch:
     y: Tensor  # [B, T], or a row for every atom or pair; NaN = no label
     row: Tensor  # [B] row of each crystal in its data set
     pair_index: Tensor | None = None  # [2, P] rows of the pairs that have values
+    harmonics: Tensor | None = None  # [E, F]
 
     @property
     def num_graphs(self) -> int:
@@ -165,6 +190,9 @@ def join(graphs: Sequence[CrystalGraph]) -> CrystalBatch:
         y=torch.cat([graph.y for graph in graphs]),
         row=torch.tensor([graph.row for graph in graphs]),
         pair_index=_joined_pairs(graphs, start),
+        harmonics=None
+        if lists[0].harmonics is None
+        else _joined([n.harmonics for n in lists], real),
     )
 
 

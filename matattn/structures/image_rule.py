@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from matattn.structures import harmonics
 from matattn.structures.neighbors import Neighbors, boxed_neighbors, periodic_neighbors
 from matattn.structures.symmetry import reduced_neighbors
 
@@ -24,17 +25,23 @@ class ImageRule:
     distance into one neighbour, where distances agree within so many Å
     (``matattn.structures.symmetry``). A network of distances gives the same output, but not as a
     function of the positions: forces need ``symmetry=0``.
+
+    ``degree`` > 0 also keeps the spherical harmonics of the directions up to this degree, the mean
+    of those images that are merged. Without symmetry they follow from the positions.
     """
 
     cutoff: float
     box: bool = False
     symmetry: float = 0.0
+    degree: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.symmetry <= LARGEST_SYMMETRY:
             raise ValueError(f"symmetry={self.symmetry} Å: expected 0 to {LARGEST_SYMMETRY}")
         if self.box and self.symmetry:
             raise ValueError("boxes of images do not have the symmetry of the crystal")
+        if not 0 <= self.degree <= harmonics.MOST:
+            raise ValueError(f"degree={self.degree}: expected 0 to {harmonics.MOST}")
 
     def __call__(self, z: np.ndarray, pos: np.ndarray, cell: np.ndarray) -> Neighbors:
         """Return the neighbour list of atoms ``z`` [N] at ``pos`` [N, 3] Å in ``cell`` [3, 3] Å.
@@ -45,11 +52,15 @@ class ImageRule:
         if self.box and not cell.any():
             raise ValueError("boxes of images need a cell, and a molecule has none")
         if self.symmetry and cell.any():
-            return reduced_neighbors(z, pos, cell, self.cutoff, self.symmetry)
+            return reduced_neighbors(z, pos, cell, self.cutoff, self.symmetry, self.degree)
         search = boxed_neighbors if self.box else periodic_neighbors
         target, source, image, distance = search(pos, cell, self.cutoff)
         order = np.lexsort((source, target))
         small = np.abs(image).max(initial=0) < 2**15
+        directions = None
+        if self.symmetry and self.degree:
+            vectors = (pos[source] - pos[target])[order]  # of a molecule
+            directions = harmonics.of_vectors(vectors, self.degree)
         return Neighbors(
             atoms=np.arange(len(pos), dtype=np.int32),
             orbit_size=np.ones(len(pos), dtype=np.int32),
@@ -58,4 +69,5 @@ class ImageRule:
             distance=distance[order],
             image=image[order].astype(np.int16 if small else np.int32),
             multiplicity=np.ones(len(order), dtype=np.float32) if self.symmetry else None,
+            harmonics=directions,
         )

@@ -27,12 +27,13 @@ from matattn import cache
 from matattn.errors import WriteError
 from matattn.files import is_partial, write_bytes
 from matattn.parallel import parallel_map
+from matattn.structures import harmonics
 from matattn.structures.batch import by_atom_budget
 from matattn.structures.image_rule import ImageRule
 from matattn.structures.items import Geometries
 from matattn.structures.neighbors import SELF, Neighbors
 
-_FORMAT = 1  # raise it whenever a list has other numbers, or a shard another layout
+_FORMAT = 2  # raise it whenever a list has other numbers, or a shard another layout
 _ATOMS = 2**14  # of a shard: its lists take some seconds, and some ten megabytes
 _ABANDONED = 3600  # seconds after which a partial file is that of a killed process
 _INDEX = {"end": "<u8", "rows": "<u4", "edges": "<u4", "crc": "<u4", "image": "|u1", "alone": "|u1"}
@@ -82,7 +83,8 @@ class NeighborStore:
         """Return the list of a structure."""
         shard = int(self._shard[row])
         index = {name: int(column[row]) for name, column in self._index.items()}
-        size = _size(index["rows"], index["edges"], index["image"])
+        functions = harmonics.count(self._rule.degree)
+        size = _size(index["rows"], index["edges"], index["image"], functions)
         try:
             with open(self._path(shard), "rb", buffering=0) as file:
                 file.seek(index["end"] - size)
@@ -90,9 +92,9 @@ class NeighborStore:
         except OSError:
             record = b""
         if len(record) == size and zlib.crc32(record, row) == index["crc"]:
-            return _decode(record, index["rows"], index["edges"], index["image"])
+            return _decode(record, index["rows"], index["edges"], index["image"], functions)
         self._tell(shard)
-        return self._rule(*self._structures[row])
+        return self._rule(*self._structures[row]).to_keep()
 
     @property
     def edges(self) -> np.ndarray:
@@ -172,7 +174,7 @@ def _make_shard(rule: ImageRule, key: str, task: tuple[Path, int, Geometries]) -
         return  # by now, another process has made it
     records, index = [], np.zeros((len(structures), len(_INDEX)), dtype=np.int64)
     for row in range(len(structures)):
-        neighbors = rule(*structures[row])
+        neighbors = rule(*structures[row]).to_keep()
         record, image = _encode(neighbors)
         rows, edges = len(neighbors.counts), len(neighbors.source)
         alone = is_alone(neighbors, int(structures.sites[row]), rule.cutoff)
@@ -234,29 +236,32 @@ def _encode(neighbors: Neighbors) -> tuple[bytes, int]:
           for name in ("atoms", "orbit_size", "counts", "source")),
     )  # fmt: skip
     if neighbors.multiplicity is not None:
-        last, image = neighbors.multiplicity.astype("<f4", casting="equiv"), 0
+        parts = [a for a in (neighbors.multiplicity, neighbors.harmonics) if a is not None]
+        last, image = [a.astype("<f4", casting="equiv") for a in parts], 0
     else:
         assert neighbors.image is not None
         image = neighbors.image.dtype.itemsize
-        last = neighbors.image.astype(f"<i{image}", casting="equiv")
-    return b"".join(array.tobytes() for array in (*arrays, last)), image
+        last = [neighbors.image.astype(f"<i{image}", casting="equiv")]
+    return b"".join(array.tobytes() for array in (*arrays, *last)), image
 
 
-def _size(rows: int, edges: int, image: int) -> int:
-    """Return the bytes of a record."""
-    return 12 * rows + edges * (12 + (3 * image or 4))
+def _size(rows: int, edges: int, image: int, functions: int) -> int:
+    """Return the bytes of a record; without images it has harmonics, if any."""
+    return 12 * rows + edges * (12 + (3 * image or 4 + 4 * functions))
 
 
-def _decode(record: bytes, rows: int, edges: int, image: int) -> Neighbors:
+def _decode(record: bytes, rows: int, edges: int, image: int, functions: int) -> Neighbors:
     start, parts = 0, []
     lengths = [("<f8", edges), *[("<i4", rows)] * 3, ("<i4", edges)]
     lengths.append((f"<i{image}", 3 * edges) if image else ("<f4", edges))
+    lengths.append(("<f4", 0 if image else functions * edges))
     for kind, count in lengths:
         parts.append(np.frombuffer(record, kind, count, start))
         start += parts[-1].nbytes
-    distance, atoms, orbit_size, counts, source, last = parts
+    distance, atoms, orbit_size, counts, source, last, directions = parts
     return Neighbors(
         atoms, orbit_size, counts, source, distance,
         multiplicity=None if image else last,
         image=last.reshape(-1, 3) if image else None,
+        harmonics=directions.reshape(edges, -1) if len(directions) else None,
     )  # fmt: skip

@@ -6,7 +6,7 @@ symmetry-equivalent atoms. The atom itself (j = i, image 0, distance 0) is in th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pymatgen.core import Lattice
@@ -29,6 +29,13 @@ class Neighbors:
     distance: np.ndarray  # [E] float64, Å
     multiplicity: np.ndarray | None = None  # [E] float32, images at this distance; None: one each
     image: np.ndarray | None = None  # [E, 3] int16, of very sheared cells int32
+    harmonics: np.ndarray | None = None  # [E, F] mean over the images, of an ImageRule's degree
+
+    def to_keep(self) -> Neighbors:
+        """Return the list with harmonics in single precision, which are most of its numbers."""
+        if self.harmonics is None:
+            return self
+        return replace(self, harmonics=self.harmonics.astype(np.float32))
 
 
 # Product of a cell's sides over its volume: 1.2 of hexagonal cells, 1.4 of face-centred ones.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import spglib
 
+from matattn.structures import harmonics
 from matattn.structures.neighbors import Neighbors, periodic_neighbors
 
 # A search that fails means no symmetry here; spglib would also report it on stderr.
@@ -44,26 +45,40 @@ def orbits(z: np.ndarray, pos: np.ndarray, cell: np.ndarray, tolerance: float) -
 
 
 def reduced_neighbors(
-    z: np.ndarray, pos: np.ndarray, cell: np.ndarray, cutoff: float, tolerance: float
+    z: np.ndarray,
+    pos: np.ndarray,
+    cell: np.ndarray,
+    cutoff: float,
+    tolerance: float,
+    degree: int = 0,
 ) -> Neighbors:
     """Return the neighbour list of one atom of each orbit; ``tolerance`` is in Å.
+
+    With a ``degree``, it has the mean spherical harmonics of the images that are merged.
 
     The orbits of the space group are a proposal. They are used if every atom has the same distances
     to all orbits, within ``tolerance``, as the atom that represents it; otherwise every atom keeps
     its own row.
     """
-    target, source, _, distance = periodic_neighbors(pos, cell, cutoff)
+    target, source, image, distance = periodic_neighbors(pos, cell, cutoff)
+    atom = source
     orbit = orbits(np.asarray(z), pos, cell, tolerance)
-    shells = _sorted(target, orbit[source], distance)
-    if not _agree(orbit, *shells, cutoff, tolerance):
+    order, *shells = _sorted(target, orbit[source], distance)
+    if not _agree(orbit, shells[0], shells[1], shells[2], cutoff, tolerance):
         orbit = np.arange(len(pos))
-        shells = _sorted(target, source, distance)
+        order, *shells = _sorted(target, source, distance)
     atoms = np.unique(orbit, return_index=True)[1]
     chosen = np.isin(shells[0], atoms)
     target, source, distance = (values[chosen] for values in shells)
+    order = order[chosen]
     new = (np.diff(target) != 0) | (np.diff(source) != 0) | (np.diff(distance) > tolerance)
     first = np.flatnonzero(np.concatenate([[True], new]))
     size = np.diff(np.append(first, len(target)))
+    directions = None
+    if degree:
+        vectors = pos[atom[order]] + image[order] @ cell - pos[target]
+        found = harmonics.of_vectors(vectors, degree)
+        directions = np.add.reduceat(found, first) / size[:, None]
     return Neighbors(
         atoms=atoms.astype(np.int32),
         orbit_size=np.bincount(orbit).astype(np.int32),
@@ -71,14 +86,15 @@ def reduced_neighbors(
         source=source[first].astype(np.int32),
         distance=np.add.reduceat(distance, first) / size,
         multiplicity=size.astype(np.float32),
+        harmonics=directions,
     )
 
 
 def _sorted(
     target: np.ndarray, source: np.ndarray, distance: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     order = np.lexsort((distance, source, target))
-    return target[order], source[order], distance[order]
+    return order, target[order], source[order], distance[order]
 
 
 def _agree(

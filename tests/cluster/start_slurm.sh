@@ -35,7 +35,7 @@ SlurmdTimeout=30
 KillWait=15
 MinJobAge=600
 SchedulerParameters=sched_interval=2,bf_interval=2
-NodeName=localhost NodeHostname=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=localhost NodeHostname=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all) State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 END
 export SLURM_CONF=$folder/slurm.conf

@@ -45,6 +45,7 @@ NOT_EXECUTED = {
         "*--data qm7*",
         "*data=qm9nmr*",
         "*mp2018_subset*",
+        "matattn leaderboard *",
         "*experiment=crystalformer_mp_*",
         "*experiment=pretrain_mp*",
         "cp -r outputs/pretrain_mp_formation_energy/model *",

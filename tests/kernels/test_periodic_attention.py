@@ -237,20 +237,25 @@ def test_gradcheck(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_opcheck(backend):
-    arguments = random_arguments([3, 1, 6], 2, 3, 5)
-    for tensor in arguments[:6]:
+@pytest.mark.parametrize("moments", [False, True])
+def test_opcheck(backend, moments):
+    arguments = [*random_arguments([3, 1, 6], 2, 3, 5), None, None, None, None]
+    if moments:
+        shapes = (3, 2, 4), (2, 4, 5), (len(arguments[5]), 3)
+        arguments[9:] = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    leaves = [t for t in arguments if t is not None and t.is_floating_point()]
+    for tensor in leaves:
         tensor.requires_grad_()
     forward = torch.ops.matattn.periodic_attention.default
-    torch.library.opcheck(forward, (*arguments, None, 0.5, 0.4, backend))
-    detached = [tensor.detach() for tensor in arguments]
-    y, lse, mean_basis = forward(*detached, None, 0.5, 0.4, backend)
+    torch.library.opcheck(forward, (*arguments, 0.5, 0.4, backend))
+    detached = [t if t is None else t.detach() for t in arguments]
+    outputs = forward(*detached, 0.5, 0.4, backend)
+    y, lse, _, m = outputs
     backward = torch.ops.matattn.periodic_attention_backward.default
+    incoming = [torch.ones_like(t) for t in (y, lse, m)]
     for distance_grad in (False, True):
-        rest = (None, y, lse, mean_basis, 0.5, 0.4, backend, distance_grad)
-        torch.library.opcheck(
-            backward, (torch.ones_like(y), torch.ones_like(lse), *detached, *rest)
-        )
+        rest = (*outputs, 0.5, 0.4, backend, distance_grad, distance_grad and moments)
+        torch.library.opcheck(backward, (*incoming, *detached, *rest))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -19,6 +19,7 @@ from matattn.models.crystalformer import (
 from matattn.models.element_features import element_features
 from matattn.structures.batch import collate
 from matattn.structures.image_rule import ImageRule
+from matattn.structures.structure import tensors_from_arrays
 from matattn.testing import CrystalContract, random_crystal, rutile_supercell
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "crystalformer" / "model_small.npz"
@@ -61,6 +62,45 @@ class TestWithoutPsi(CrystalContract):
         stretched = sample | {"cell": sample["cell"] * 1.05}
         difference = self.output(network, [stretched]) - self.output(network, [sample])
         assert difference.abs().max() < 1e-12
+
+
+class TestScalarMoments(CrystalContract):
+    network_class = Crystalformer
+    arguments = TestCrystalformer.arguments | {"moments": "scalar", "moment_channels": 3}
+
+
+class TestAngularMoments(CrystalContract):
+    network_class = Crystalformer
+    arguments = TestCrystalformer.arguments | {"moments": "angular", "activation": "silu"}
+
+    def test_angles_are_seen(self) -> None:
+        """Four neighbours of one atom at the corners of a square, or of a tetrahedron."""
+        square = [[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]]
+        half = 3**-0.5
+        tetrahedron = [[half, half, half], [half, -half, -half], [-half, half, -half],
+                       [-half, -half, half]]  # fmt: skip
+        cell = torch.eye(3, dtype=torch.float64)[None] * 30
+        samples = [
+            {"z": torch.tensor([6, 1, 1, 1, 1]), "cell": cell, "pos": torch.tensor(
+                [[0.0, 0, 0], *corners], dtype=torch.float64)}
+            for corners in (square, tetrahedron)
+        ]  # fmt: skip
+        network = self.network()
+        network.image_rule = lambda *_: ImageRule(1.2)  # no neighbour of a neighbour
+        seen = self.output(network, samples)
+        assert (seen[0] - seen[1]).abs().max() > 1e-4
+        blind = TestScalarMoments().network()
+        blind.image_rule = network.image_rule
+        same = self.output(blind, samples)
+        assert (same[0] - same[1]).abs().max() < 1e-12
+
+
+class TestAngularDualSpace(CrystalContract):
+    network_class = Crystalformer
+    arguments = TestScalarMoments.arguments | {
+        "num_heads": 4, "num_blocks": 1, "reciprocal": "converged", "moments": "angular",
+        "moment_degree": 2,
+    }  # fmt: skip
 
 
 class TestDualSpace(CrystalContract):
@@ -246,7 +286,63 @@ def test_gradients_reach_positions_and_cell(reciprocal):
     assert total.abs().max() < 1e-12  # translation invariance: the forces of a crystal sum to zero
 
 
-def test_unknown_choices_are_refused():
+def test_moments_are_scaled_once_in_training_by_all_atoms_of_a_row():
+    scales = []
+    for symmetry in (0.0, 1e-6):
+        torch.manual_seed(1)
+        network = Crystalformer(**TestAngularMoments.arguments).double().eval()
+        samples = [rutile_supercell(), *TestAngularMoments().samples()]
+        batch = collate(samples, network.image_rule(1e-12, symmetry))
+        network(batch)
+        moments = [block.attention.moments for block in network.blocks]
+        assert not any(one.fitted for one in moments)
+        network.train()(batch)
+        scales.append([one.scale.clone() for one in moments])
+        network(collate(samples[1:], network.image_rule(1e-12)))
+        assert all(
+            torch.equal(one.scale, was) for one, was in zip(moments, scales[-1], strict=True)
+        )
+    torch.testing.assert_close(scales[0], scales[1], rtol=0, atol=1e-12)
+    assert all(scale.ne(1).all() for scale in scales[0])
+
+
+def test_degrees_that_all_sites_are_too_symmetric_for_are_not_blown_up():
+    network = Crystalformer(**TestAngularMoments.arguments).double().train()
+    salt = tensors_from_arrays(
+        [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]],
+        [[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]], torch.float64,
+    )  # fmt: skip
+    network(collate([salt], network.image_rule(1e-6)))
+    scale = network.blocks[0].attention.moments.scale
+    assert scale[0] != 1 and scale[1:].eq(1).all()
+
+
+def test_a_batch_without_harmonics_is_refused():
+    network = Crystalformer(**TestAngularMoments.arguments)
+    batch = collate([rutile_supercell()], ImageRule(6.0, symmetry=1e-3))
+    with pytest.raises(ValueError, match="no spherical harmonics up to degree 3"):
+        network(batch)
+
+
+def test_forces_of_an_angular_network_are_its_derivatives():
+    contract = TestAngularMoments()
+    network, sample = contract.network(), contract.samples()[2]
+    rule = network.image_rule(1e-9)
+
+    batch = collate([sample], rule)
+    assert rule.degree == 3 and batch.harmonics is None
+
+    def energy(pos):
+        return network(dataclasses.replace(batch, pos=pos))[0, 0]
+
+    pos = sample["pos"].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(energy(pos), pos)
+    step = torch.zeros_like(pos)
+    step[1, 2] = 1e-4
+    with torch.no_grad():
+        slope = (energy(pos + step) - energy(pos - step)) / 2e-4
+    assert gradient[1, 2].item() == pytest.approx(slope.item(), rel=1e-6)
+
     with pytest.raises(ValueError, match="published_r2"):
         Crystalformer(summation="exact")
     with pytest.raises(ValueError, match="none, published, converged"):

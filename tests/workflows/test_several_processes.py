@@ -168,7 +168,7 @@ def test_two_nodes_train_as_one_process(alone, kind):
 def test_two_tasks_of_slurm_train_as_one_process(alone, cluster):
     """On one node: Debian's Slurm does not take two nodes of one machine."""
     folder = alone / "crystals-slurm"
-    tasks = ["srun", "--ntasks-per-node=2", "--kill-on-bad-exit=1"]
+    tasks = ["srun", "--ntasks=2", "--ntasks-per-node=2", "--overcommit"]
     result = subprocess.run(
         [*tasks, *command(folder, "crystals", "trainer=ddp", "trainer.devices=2")], cwd=alone,
         env=cluster, capture_output=True, text=True, timeout=300,

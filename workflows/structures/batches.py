@@ -79,7 +79,7 @@ class Batches:
 def _expected_bytes(structures: Geometries, images: ImageRule, wanted: np.ndarray) -> float:
     """Return about how many bytes the neighbour lists of the rows ``wanted`` take."""
     sample = wanted[:: -(-len(wanted) // _SAMPLE)]
-    lists = [images(*structures[row]) for row in sample]
+    lists = [_neighbors(images, structures[row]) for row in sample]
     taken = sum(a.nbytes for one in lists for a in vars(one).values() if a is not None)
     return taken / len(sample) * len(wanted)
 
@@ -109,7 +109,7 @@ def _graphs(
 
 
 def _neighbors(images: ImageRule, geometry: Geometry) -> Neighbors:
-    return images(*geometry)
+    return images(*geometry).to_keep()
 
 
 def _stored(dataset: PropertyDataset, store: NeighborStore, rows: Sequence[int]) -> CrystalBatch:

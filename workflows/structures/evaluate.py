@@ -143,16 +143,20 @@ def held_out_groups(dataset: PropertyDataset) -> Iterator[tuple[str, np.ndarray]
 
     Training rows stand in none of them: the baselines were fitted on them.
     """
-    held_out = np.concatenate([dataset.rows(split) for split in SPLITS[1:]])
+    yield from groups_of(dataset, np.concatenate([dataset.rows(split) for split in SPLITS[1:]]))
+
+
+def groups_of(dataset: PropertyDataset, chosen: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and rows of groups of the ``chosen`` rows, by size and by chemistry."""
     sizes = dataset.sites()
     elements = [set(z.tolist()) for z in dataset.numbers()]
     classes = [next(name for name, fits in CHEMISTRY.items() if fits(z)) for z in elements]
     for low, high in SIZES:
         name = f"{low} to {high} sites" if high < SIZES[-1][1] else f"{low} sites and more"
-        yield name, held_out[(low <= sizes[held_out]) & (sizes[held_out] <= high)]
+        yield name, chosen[(low <= sizes[chosen]) & (sizes[chosen] <= high)]
     for name in CHEMISTRY:
-        yield name, np.array([row for row in held_out if classes[row] == name], dtype=int)
-    with_f = [row for row in held_out if elements[row] & _F_ELEMENTS]
+        yield name, np.array([row for row in chosen if classes[row] == name], dtype=int)
+    with_f = [row for row in chosen if elements[row] & _F_ELEMENTS]
     yield "with lanthanides or actinides", np.array(with_f, dtype=int)
 
 
