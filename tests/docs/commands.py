@@ -45,6 +45,7 @@ NOT_EXECUTED = {
         "*--data qm7*",
         "*data=qm9nmr*",
         "*mp2018_subset*",
+        "*benchmark=matbench*",
         "matattn leaderboard *",
         "*experiment=crystalformer_mp_*",
         "*experiment=pretrain_mp*",

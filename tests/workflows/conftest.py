@@ -199,6 +199,8 @@ def make_crystalformer(**options) -> Crystalformer:
     network = Crystalformer(dim=16, num_heads=2, num_blocks=2, ffn_dim=16, num_radial=8, **options)
     for block in network.blocks:  # as after training: widths do not depend on the batch
         block.attention.sigma_fitted.fill_(True)
+        if block.attention.moments is not None:
+            block.attention.moments.fitted.fill_(True)
     return network
 
 
@@ -212,6 +214,7 @@ CASES = {
         make_molecules,
     ),
     "crystalformer": (make_crystalformer, "crystals", make_crystals),
+    "angular": (lambda: make_crystalformer(moments="angular"), "crystals", make_crystals),
     "dual space": (lambda: make_crystalformer(reciprocal="converged"), "crystals", make_crystals),
 }  # fmt: skip
 
