@@ -46,6 +46,13 @@ ALLOWED = {
 
 # What does not change a run's result does not change its folder either.
 _NO_MATTER = ("paths", "overwrite", "logger", "data.download")
+_AS_BEFORE = {  # what keys that came later say of all runs from before, which keep their folders
+    "task.loss": "l1",
+    "model.moments": "none",
+    "model.moment_channels": 2,
+    "model.moment_degree": 3,
+    "model.activation": "relu",
+}
 MOST_TENSORS = 5_000  # parameters of a network: of hundreds of blocks
 TRAINED = 4  # times the memory of its weights: with gradients and AdamW's two moments
 
@@ -264,8 +271,10 @@ def what_matters(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
         if isinstance(target := kept["data"].get("_target_"), str):
             # These loaders moved; runs from before keep their folders, and go on.
             kept["data"]["_target_"] = target.replace(".datasets.pde.", ".datasets.pde_")
-    if not place and kept.get("task", {}).get("loss") == "l1":  # as all runs had from before
-        kept["task"] = {key: value for key, value in kept["task"].items() if key != "loss"}
+    for section in () if place else ("task", "model"):
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {key: value for key, value in kept[section].items()
+                             if _AS_BEFORE.get(f"{section}.{key}", ...) != value}  # fmt: skip
     return kept
 
 

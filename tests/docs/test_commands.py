@@ -169,7 +169,7 @@ def shortened(command: str) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, tmp_path_factory, monkeypatch):
     """A checkout as a reader has it, with files of the names that the pages use."""
     for name in ("train.py", "docs", "constraints.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -209,6 +209,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("MATATTN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Many pages compile the same small wave functions.
+    compiled = tmp_path_factory.getbasetemp() / "jax"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     monkeypatch.delenv("MATATTN_DATA", raising=False)
     return tmp_path
 
