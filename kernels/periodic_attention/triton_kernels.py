@@ -143,8 +143,8 @@ def forward(
             value = _values(u, j, present, lane, in_lane, projection, basis.to(FACTOR), H, C, K,
                             ACC, PRECISION)  # fmt: skip
             terms = _by_lane(p, BLOCK, HEADS, CHANNELS) * value
-            mask = present[:, None] & (function < F)
-            f = tl.load(table + edge[:, None] * F + function, mask=mask, other=0)
+            in_table = present[:, None] & (function < F)
+            f = tl.load(table + edge[:, None] * F + function, mask=in_table, other=0)
             moments = tl.dot(
                 tl.trans(f.to(FACTOR)), terms.to(FACTOR),
                 moments * _by_lane(shrink[None, :], 1, HEADS, CHANNELS),
@@ -228,8 +228,8 @@ def backward_target(
         if C > 0:
             value = _values(u, j, present, lane, in_lane, projection, basis.to(FACTOR), H, C, K,
                             ACC, PRECISION)  # fmt: skip
-            mask = present[:, None] & (function < F)
-            f = tl.load(table + edge[:, None] * F + function, mask=mask, other=0)
+            in_table = present[:, None] & (function < F)
+            f = tl.load(table + edge[:, None] * F + function, mask=in_table, other=0)
             by_value = tl.dot(
                 f.to(FACTOR), incoming.to(FACTOR), input_precision=PRECISION, out_dtype=ACC
             )
@@ -247,8 +247,8 @@ def backward_target(
         if C > 0:
             weights = _by_lane(weight, BLOCK, HEADS, CHANNELS)
             received_u = weights * by_value
-            mask = present[:, None] & in_lane
-            tl.store(sent + edge[:, None] * (H * C) + lane, received_u, mask=mask)
+            sending = present[:, None] & in_lane
+            tl.store(sent + edge[:, None] * (H * C) + lane, received_u, mask=sending)
             if K > 0:
                 sum_u = tl.dot(
                     tl.trans(received_u).to(FACTOR), tl.trans(basis).to(FACTOR), sum_u,
