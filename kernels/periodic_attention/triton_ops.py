@@ -42,7 +42,7 @@ def launch_options(
         "HEADS": group,
         "DIM": padded_dim,
         "C": channels,
-        "CHANNELS": power_of_two(max(channels, 1)),
+        "CHANNELS": max(power_of_two(max(channels, 1)), 16 // group),  # products are 16 wide
         "BLOCK": 16,
         "ACC": in_triton(exact),
         "num_warps": 4 if row <= 512 else 8,
