@@ -265,16 +265,18 @@ def _plain(section: Section) -> dict[str, Any]:
 
 def what_matters(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
     """Return ``config`` without the keys that do not change a result."""
-    kept = {key: value for key, value in config.items() if place + key not in _NO_MATTER}
-    if "data" in kept and not place:
-        kept["data"] = what_matters(kept["data"], "data.")
-        if isinstance(target := kept["data"].get("_target_"), str):
-            # These loaders moved; runs from before keep their folders, and go on.
-            kept["data"]["_target_"] = target.replace(".datasets.pde.", ".datasets.pde_")
-    for section in () if place else ("task", "model"):
+    kept = {
+        key: value for key, value in config.items()
+        if place + key not in _NO_MATTER and _AS_BEFORE.get(place + key, ...) != value
+    }  # fmt: skip
+    if place:
+        return kept
+    for section in ("data", "task", "model"):
         if isinstance(kept.get(section), Mapping):
-            kept[section] = {key: value for key, value in kept[section].items()
-                             if _AS_BEFORE.get(f"{section}.{key}", ...) != value}  # fmt: skip
+            kept[section] = what_matters(kept[section], f"{section}.")
+    if isinstance(target := kept.get("data", {}).get("_target_"), str):
+        # These loaders moved; runs from before keep their folders, and go on.
+        kept["data"]["_target_"] = target.replace(".datasets.pde.", ".datasets.pde_")
     return kept
 
 

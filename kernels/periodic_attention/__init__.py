@@ -6,6 +6,7 @@ r"""Infinitely connected attention over crystals (Crystalformer, arXiv 2403.1168
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -105,11 +106,8 @@ def periodic_attention(
         ValueError: shapes disagree, an atom has an empty neighbour list, or a length is not
             above 0.
     """
-    _check(q, k, v, a, weight, distance, source, row_ptr, spacing, width, bias, {})
-    y, lse, *_ = torch.ops.matattn.periodic_attention(
-        q, k, v, a, weight, distance, source, row_ptr, bias, None, None, None, spacing, width,
-        backend,
-    )  # fmt: skip
+    inputs = (q, k, v, a, weight, distance, source, row_ptr, bias, None, None, None)
+    y, lse, *_ = _call(inputs, spacing, width, backend)
     return (y, lse) if return_lse else y
 
 
@@ -137,42 +135,26 @@ def periodic_moments(
         M_{icf} = \sum_{(j, n)} P_{ijn} (u_{jc} + (U b(d_{ijn}))_c) f_{ijn}
 
     With spherical harmonics of the direction of the image in the table, the products of M that are
-    invariant under rotation know angles (``matattn.models.angular_moments``). All gradients are
+    invariant under rotation know angles (``matattn.models.attention_moments``). All gradients are
     exact, that of the table too, and so are their second derivatives.
 
     ``u`` [N, H, C] are values of C channels a head, ``u_weight`` is U [H, C, K] and ``table`` holds
     :math:`f_{ijn}` [E, F] of every image. All other arguments, and the errors, are those of
     ``periodic_attention``. Returns y [N, H, D] and M [N, H, C, F].
     """
-    atoms, heads, channels = len(q), q.shape[1], u.shape[-1]
-    more = {
-        "u": (u, (atoms, heads, channels)),
-        "u_weight": (u_weight, (heads, channels, weight.shape[-1])),
-        "table": (table, (len(source), table.shape[-1])),
-    }
-    _check(q, k, v, a, weight, distance, source, row_ptr, spacing, width, bias, more)
-    y, _, _, moments = torch.ops.matattn.periodic_attention(
-        q, k, v, a, weight, distance, source, row_ptr, bias, u, u_weight, table, spacing, width,
-        backend,
-    )  # fmt: skip
+    inputs = (q, k, v, a, weight, distance, source, row_ptr, bias, u, u_weight, table)
+    y, _, _, moments = _call(inputs, spacing, width, backend)
     return y, moments
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    weight: Tensor,
-    distance: Tensor,
-    source: Tensor,
-    row_ptr: Tensor,
-    spacing: float,
-    width: float,
-    bias: Tensor | None,
-    more: dict[str, tuple[Tensor, tuple[int, ...]]],
-) -> None:
-    """Raise ValueError where shapes disagree or a length is not above 0."""
+def _call(
+    inputs: tuple[Tensor | None, ...], spacing: float, width: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Check inputs in the order of ``_INPUTS``, and compute.
+
+    Raises ValueError where shapes disagree or a length is not above 0.
+    """
+    q, k, v, a, weight, distance, source, row_ptr, bias, u, u_weight, table = cast(Any, inputs)
     atoms, heads, dim = q.shape
     expected = {
         "k": (k, (atoms, heads, dim)),
@@ -181,8 +163,13 @@ def _check(
         "weight": (weight, (heads, dim, weight.shape[-1])),
         "source": (source, tuple(distance.shape)),
         "row_ptr": (row_ptr, (atoms + 1,)),
-        **more,
     }
+    if u is not None:
+        expected |= {
+            "u": (u, (atoms, heads, u.shape[-1])),
+            "u_weight": (u_weight, (heads, u.shape[-1], weight.shape[-1])),
+            "table": (table, (len(source), table.shape[-1])),
+        }
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(
@@ -196,6 +183,7 @@ def _check(
     for name, length in (("spacing", spacing), ("width", width)):
         if not 0 < length < math.inf:
             raise ValueError(f"periodic_attention: {name}={length} Å; expected a length above 0")
+    return torch.ops.matattn.periodic_attention(*inputs, spacing, width, backend)
 
 
 # The operators are defined by their schema, not with ``torch.library.custom_op``, whose first call

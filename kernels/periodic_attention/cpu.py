@@ -80,7 +80,7 @@ def _problem(
     more = moments or (none, none, none)
     given = (q, k, v, a, weight, distance, none if bias is None else bias, *more)
     reals = [t.to(q.dtype).contiguous() for t in given]
-    channels, functions = (0, 0) if moments is None else _sizes(moments)
+    channels, functions = moments.sizes if moments else (0, 0)
     integers = [t.to(torch.int64).contiguous() for t in (source, row_ptr)]
     bias_heads = 0 if bias is None else 1 if bias.dim() == 1 else heads
     reach = width * (2 * _NEGLIGIBLE[q.dtype]) ** 0.5
@@ -90,11 +90,6 @@ def _problem(
     pointers = [t.data_ptr() or None for t in (*reals, *integers)]
     problem = _PROBLEM[q.dtype](*pointers, *sizes, spacing, width, reach)
     return problem, [*reals, *integers]
-
-
-def _sizes(moments: Moments) -> tuple[int, int]:
-    """Return C and F."""
-    return moments.u.shape[2], moments.table.shape[1]
 
 
 def _run(name: str, dtype: torch.dtype, *arguments: object) -> None:
@@ -125,7 +120,7 @@ def forward(
     )
     y, lse = torch.empty_like(kept[0]), torch.empty_like(kept[3])
     mean_basis = q.new_empty(*q.shape[:2], weight.shape[-1])
-    m = q.new_empty(0) if moments is None else q.new_empty(*q.shape[:2], *_sizes(moments))
+    m = q.new_empty(0) if moments is None else q.new_empty(*q.shape[:2], *moments.sizes)
     outputs = [ctypes.c_void_p(t.data_ptr()) for t in (y, lse, mean_basis, m)]
     threads = ctypes.c_int(torch.get_num_threads())
     _run("forward", q.dtype, ctypes.byref(problem), threads, *outputs)

@@ -43,6 +43,11 @@ class Moments(NamedTuple):
     weight: Tensor  # U [H, C, K]
     table: Tensor  # f [E, F], functions of every image
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Return C and F."""
+        return self.u.shape[2], self.table.shape[1]
+
 
 def radial_basis(distance: Tensor, spacing: float, width: float, count: int) -> Tensor:
     r"""Compute Gaussians :math:`b_k(d) = \exp(-(d - \mu_k)^2 / 2 s^2)`, k = 1..count.

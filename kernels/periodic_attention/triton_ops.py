@@ -119,8 +119,9 @@ def forward(
     lse = torch.empty(a.shape, **exact)
     mean_basis = torch.empty(*a.shape, count, **exact)
     u, u_weight, table = moments or (None, None, None)
-    m = torch.empty((*a.shape, *_sizes(moments)), **exact) if moments else None
-    problem = (q.dtype, heads, dim, count, spacing, width, _bias_heads(bias), *_sizes(moments))
+    sizes = moments.sizes if moments else (0, 0)
+    m = torch.empty((*a.shape, *sizes), **exact) if moments else None
+    problem = (q.dtype, heads, dim, count, spacing, width, _bias_heads(bias), *sizes)
     _run(
         "forward", launch_options("forward", *problem),
         q, k, v, a, distance, source, row_ptr, bias, u, u_weight, table,
@@ -128,11 +129,6 @@ def forward(
     )  # fmt: skip
     y = attended + torch.einsum("nhk,hdk->nhd", mean_basis, weight.to(mean_basis.dtype))
     return y.to(v.dtype), lse, mean_basis, q.new_empty(0) if m is None else m.to(v.dtype)
-
-
-def _sizes(moments: Moments | None) -> tuple[int, int]:
-    """Return C and F, 0 without moments."""
-    return (moments.u.shape[2], moments.table.shape[1]) if moments else (0, 0)
 
 
 def backward(
@@ -162,7 +158,7 @@ def backward(
     atoms, edges = len(q), len(source)
     exact: dict[str, Any] = {"dtype": accumulator(q.dtype), "device": q.device}
     heads, dim, count = weight.shape
-    channels, functions = _sizes(moments)
+    channels, functions = moments.sizes if moments else (0, 0)
     problem = (q.dtype, heads, dim, count, spacing, width, _bias_heads(bias), channels, functions)
     options = launch_options("backward_target", *problem, distance_grad, table_grad)
     groups = -(-heads // options["HEADS"])

@@ -63,7 +63,8 @@ def edge_harmonics(batch: Structures, degree: int) -> Tensor:
     Raises ValueError when a batch with symmetry was made without them.
     """
     if getattr(batch, "multiplicity", None) is None:
-        return of_edges(edge_vector(batch), edge_length(batch), degree)
+        vectors = edge_vector(batch)
+        return of_edges(vectors, safe_distance(vectors), degree)
     found = getattr(batch, "harmonics", None)
     if found is None or found.shape[1] != count(degree):
         raise ValueError(
