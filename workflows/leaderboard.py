@@ -27,6 +27,7 @@ from matattn.datasets import matbench
 from matattn.errors import DataError
 from matattn.files import write_bytes
 from matattn.tables import Row
+from matattn.units import PROBABILITY
 from matattn.workflows import reporting, sweeps
 from matattn.workflows.structures.evaluate import groups_of
 
@@ -51,6 +52,7 @@ class Scores:
     table: pd.DataFrame
     seeds: int  # whose mean our prediction is
     recipe: Mapping[str, Any]
+    incomplete: tuple[str, ...] = ()  # submissions that lack rows, and are left out
 
     @property
     def unit(self) -> str:
@@ -64,9 +66,18 @@ class Scores:
         return sorted(names, key=lambda name: self.by_fold(name).mean())
 
     @property
+    def why_not_official(self) -> str:
+        """Return why our number is no score of Matbench, or nothing."""
+        if origin := self.recipe.get("init_from.path"):
+            return f"{self.name} starts from {origin}, which may have seen test rows"
+        if (here := len(self.table)) != (rows := matbench.TASKS[self.task].rows):
+            return f"a score is of all rows of five folds, and {here} of {rows} are here"
+        return ""
+
+    @property
     def official(self) -> bool:
-        """Return whether all rows of all folds are there."""
-        return len(self.table) == matbench.TASKS[self.task].rows
+        """Return whether our number is a score of Matbench."""
+        return not self.why_not_official
 
     def errors(self, name: str) -> pd.Series:
         """Return the absolute errors of a submission, row by row."""
@@ -80,8 +91,9 @@ class Scores:
 def read(folders: Sequence[Path], published: Path | None, name: str = "ours") -> Scores:
     """Read the finished runs below some folders, and the published predictions.
 
-    The runs must be one recipe on folds of one task; those of several seeds are averaged. Raises
-    DataError for others, for files that are none of Matbench, and when no fold is finished.
+    The runs must be one recipe on folds of one task, with the same seeds on every fold; those of
+    several seeds are averaged. Raises DataError for others, for a classification, for files that
+    are none of Matbench, and when no fold is finished.
     """
     runs = [run for folder in folders for run in sweeps.find_runs(folder)]
     mine = [run for run in runs if run.settings.get("data._target_") == LOADER]
@@ -94,19 +106,36 @@ def read(folders: Sequence[Path], published: Path | None, name: str = "ours") ->
             f"{folders[0]}: the runs differ in {', '.join(differing)}; give the folds of one recipe"
         )
     task = str(finished[0].settings["data.task"])
+    if matbench.TASKS[task].unit == PROBABILITY:
+        raise DataError(f"{folders[0]}: {task} is scored by the AUROC, which is not done here")
     target = matbench.TASKS[task].target
-    parts, seeds = [], set()
+    parts: list[pd.DataFrame] = []
+    seeds: dict[int, set[int]] = {}
     for run in finished:
         rows = pd.read_csv(run.folder / "predictions.csv")
         rows = rows[(rows["split"] == "test") & (rows["target"] == target)]
         parts.append(rows[["id", "true", "predicted"]].assign(fold=run.settings["data.fold"]))
-        seeds.add(run.seed)
+        seeds.setdefault(run.settings["data.fold"], set()).add(run.seed)
+    first = min(seeds)
+    for fold, found in seeds.items():
+        if found != seeds[first]:
+            raise DataError(
+                f"{folders[0]}: fold {fold} has seeds {_listed(found)}, and fold {first} has "
+                f"{_listed(seeds[first])}; train all folds with the same seeds"
+            )
     joined = pd.concat(parts).groupby(["id", "fold"], as_index=False)[["true", "predicted"]].mean()
     table = joined.rename(columns={"predicted": name}).sort_values("id", ignore_index=True)
     published = published or _published(task)
+    incomplete: tuple[str, ...] = ()
     if published is not None:
         table = _with_published(table, published)
-    return Scores(task, name, table, len(seeds), finished[0].settings)
+        incomplete = tuple(table.columns[table.isna().any()].difference([name]))
+        table = table.drop(columns=list(incomplete))
+    return Scores(task, name, table, len(seeds[first]), finished[0].settings, incomplete)
+
+
+def _listed(seeds: set[int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
 
 
 def _with_published(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -125,7 +154,7 @@ def _with_published(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             f"{path}: {table['id'][int((~same).to_numpy().argmax())]} is not in it with the fold "
             "that tests it; are these predictions for this task?"
         )
-    return merged.dropna(axis="columns", how="any")
+    return merged
 
 
 def difference(scores: Scores, other: str, seed: int = 0) -> tuple[float, float, float]:
@@ -189,11 +218,10 @@ def remarks(scores: Scores) -> list[str]:
     found = []
     if scores.seeds > 1:
         found.append(f"{scores.name}: mean of the predictions of {scores.seeds} seeds")
-    if scores.recipe.get("init_from"):
-        found.append(
-            f"{scores.name} starts from {scores.recipe['init_from']}, which may have seen test "
-            "rows: no Matbench score"
-        )
+    if not scores.official:
+        found.append(f"no official score: {scores.why_not_official}")
+    if scores.incomplete:
+        found.append(f"left out, rows are missing: {', '.join(scores.incomplete)}")
     if len(scores.submissions) == 1:
         found.append("no published predictions: give --published FILE, or set MATATTN_DATA")
     return found
@@ -210,12 +238,13 @@ def groups(scores: Scores) -> list[Row]:
     dataset = matbench.load("matbench", str(path), scores.task, fold=0)
     place = {identifier: row for row, identifier in enumerate(scores.table["id"])}
     known = np.array([place.get(item.id, -1) for item in dataset.items])
+    errors = {name: scores.errors(name).to_numpy() for name in scores.submissions}
     listed = []
     for name, members in groups_of(dataset, np.flatnonzero(known >= 0)):
         if len(members):
             chosen = known[members]
             row: Row = {"group": name, "rows": len(members)}
-            row |= {s: scores.errors(s).to_numpy()[chosen].mean() for s in scores.submissions}
+            row |= {submission: of_rows[chosen].mean() for submission, of_rows in errors.items()}
             listed.append(row)
     return listed
 
@@ -247,13 +276,10 @@ def plot(scores: Scores) -> Figure:
 def submission(scores: Scores, now: datetime | None = None) -> dict[str, Any]:
     """Return the content of ``results.json.gz`` as Matbench's leaderboard takes it.
 
-    Raises DataError when rows of a fold are missing.
+    Raises DataError when our number is no score of Matbench.
     """
     if not scores.official:
-        raise DataError(
-            f"matbench_{scores.task}: a submission has all rows of five folds, and "
-            f"{len(scores.table)} of {matbench.TASKS[scores.task].rows} are here"
-        )
+        raise DataError(f"matbench_{scores.task}: no submission: {scores.why_not_official}")
     results = {}
     for fold, part in scores.table.groupby("fold"):
         true, predicted = part["true"].to_numpy(), part[scores.name].to_numpy()

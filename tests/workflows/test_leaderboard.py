@@ -18,7 +18,7 @@ TASK, ROWS = "jdft2d", TASKS["jdft2d"].rows
 IDS = [f"mb-jdft2d-{number:03d}" for number in range(1, ROWS + 1)]
 
 
-def make_runs(folder, chosen=range(5), seeds=(0,), noise=20.0, **model):
+def make_runs(folder, chosen=range(5), seeds=(0,), noise=20.0, init_from=None, **model):
     """Runs of all folds, of networks that are wrong by some noise."""
     generator = np.random.default_rng(0)
     true = np.random.default_rng(7).uniform(10, 300, ROWS)
@@ -31,7 +31,7 @@ def make_runs(folder, chosen=range(5), seeds=(0,), noise=20.0, **model):
                 "model": {"_target_": "matattn.models.crystalformer.Crystalformer", **model},
                 "data": {"_target_": leaderboard.LOADER, "name": f"matbench_{TASK}", "task": TASK,
                          "fold": fold, "path": "gone.jsonl.gz"},
-                "task": {"workflow": "property_prediction"}, "seed": seed, "init_from": None,
+                "task": {"workflow": "property_prediction"}, "seed": seed, "init_from": init_from,
             }  # fmt: skip
             (run / "config.yaml").write_text(json.dumps(config))
             errors = {"exfoliation_energy_per_atom": {"mae": 1.0, "unit": "meV/atom",
@@ -113,6 +113,41 @@ def test_what_is_no_score_is_said_or_refused(tmp_path):
         record.unlink()
     with pytest.raises(DataError, match="no finished run with data=matbench"):
         leaderboard.read([tmp_path / "five"], None)
+
+
+def test_a_start_from_another_model_is_no_score(tmp_path):
+    origin = {"path": "mp-formation-energy", "sha256": "0" * 64}  # as runs record it
+    make_runs(tmp_path, init_from=origin)
+    scores = leaderboard.read([tmp_path], None)
+    assert not scores.official
+    assert "no official score" in leaderboard.table(scores, leaderboard.rows(scores)).title
+    assert "starts from mp-formation-energy" in leaderboard.remarks(scores)[0]
+    with pytest.raises(DataError, match="starts from mp-formation-energy"):
+        leaderboard.submission(scores)
+
+
+def test_submissions_with_missing_rows_are_named(tmp_path):
+    true = make_runs(tmp_path / "runs")
+    publish(tmp_path / "p.csv", true, good=10.0, partial=1.0)
+    table = pd.read_csv(tmp_path / "p.csv")
+    table.loc[3, "partial"] = np.nan
+    table.to_csv(tmp_path / "p.csv", index=False)
+    scores = leaderboard.read([tmp_path / "runs"], tmp_path / "p.csv")
+    assert scores.submissions == ["good", "ours"]
+    assert "left out, rows are missing: partial" in leaderboard.remarks(scores)
+
+
+def test_folds_of_different_seeds_and_classifications_are_refused(tmp_path):
+    make_runs(tmp_path / "a")
+    make_runs(tmp_path / "b", chosen=(2,), seeds=(1,))
+    with pytest.raises(DataError, match="fold 2 has seeds 0, 1, and fold 0 has 0"):
+        leaderboard.read([tmp_path / "a", tmp_path / "b"], None)
+    for record in (tmp_path / "a").glob("*/config.yaml"):
+        config = json.loads(record.read_text())
+        config["data"]["task"] = "mp_is_metal"
+        record.write_text(json.dumps(config))
+    with pytest.raises(DataError, match="mp_is_metal is scored by the AUROC"):
+        leaderboard.read([tmp_path / "a"], None)
 
 
 def test_the_submission_has_matbenchs_form(tmp_path):
