@@ -38,12 +38,7 @@ def leaderboard(
     try:
         scores = board.read(runs, published, name)
         listed = board.rows(scores)
-        show(board.table(scores, listed))
-        for line in board.remarks(scores):
-            print(line)
         groups = board.groups(scores)
-        if groups:
-            show(board.groups_table(scores, groups))
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
             write_table(output / "leaderboard.csv", listed)
@@ -53,6 +48,12 @@ def leaderboard(
             if scores.official:
                 board.write_submission(output / "results.json.gz", board.submission(scores))
                 write_json(output / "info.json", board.information(scores))
+        show(board.table(scores, listed))
+        for line in board.remarks(scores):
+            print(line)
+        if groups:
+            show(board.groups_table(scores, groups))
+        if output is not None:
             print(f"written: {output}")
     except (MatattnError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
