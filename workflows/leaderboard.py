@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from rich.table import Table
 
 from matattn import __version__
@@ -269,6 +270,8 @@ def plot(scores: Scores) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel=f"mean absolute error, {scores.unit}", xscale="log",
              title=f"matbench_{scores.task}")  # fmt: skip
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(StrMethodFormatter("{x:.3g}"))
     axes.grid(axis="x", which="both", alpha=0.3)
     return figure
 
