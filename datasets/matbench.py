@@ -20,7 +20,7 @@ from matattn.datasets.structure_formats import find_files, read_rows
 from matattn.datasets.structures_io import Rows, Table, make_dataset, read_table
 from matattn.download import present
 from matattn.errors import DataError, StructureError
-from matattn.structures.dataset import PropertyDataset
+from matattn.structures.dataset import PropertyDataset, random_split
 from matattn.units import PROBABILITY, truth
 
 
@@ -112,6 +112,7 @@ def load(
     path: str,
     task: str,
     fold: int,
+    inner: bool = False,
     max_sites: int | None = None,
     note: str = "",
     download: bool = False,
@@ -119,8 +120,9 @@ def load(
     """Read a Matbench task; ``fold`` 0 to 4 is the test set, all other rows are training rows.
 
     ``path`` is the official file, or JSON lines with its rows in its order. There are no validation
-    rows: Matbench lets each method take some of the training rows for that. With ``download`` an
-    absent official file is fetched.
+    rows: Matbench lets each method take some of the training rows for that. ``inner`` does: a fifth
+    of them, at random, are validation rows, and the fold's test rows are not used, so that a recipe
+    can be searched. With ``download`` an absent official file is fetched.
 
     Raises DataError when the file is missing or has other rows than the official one.
     """
@@ -144,13 +146,14 @@ def load(
     fold_of_row = folds(official.rows)
     if official.unit == PROBABILITY:
         fold_of_row = _stratified(table, official, path)
-    splits = [
-        "test" if fold_of_row[_row_index(identifier, official.rows, path)] == fold else "train"
-        for identifier in table.ids
-    ]
+    numbers = [_row_index(identifier, official.rows, path) for identifier in table.ids]
+    splits = np.where(fold_of_row[numbers] == fold, "test", "train")
+    if inner:
+        drawn = random_split(official.rows, fold, (0.8, 0.2, 0.0))[numbers]
+        splits = np.where(splits == "test", "", drawn)
     if official.column in table.columns:
         table.columns[official.target] = table.columns.pop(official.column)
-    table.columns["split"] = splits
+    table.columns["split"] = splits.tolist()
     units = {official.target: official.unit}
     return make_dataset(
         name, path, table, [official.target], max_sites=max_sites, units=units, note=note

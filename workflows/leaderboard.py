@@ -98,6 +98,7 @@ def read(folders: Sequence[Path], published: Path | None, name: str = "ours") ->
     """
     runs = [run for folder in folders for run in sweeps.find_runs(folder)]
     mine = [run for run in runs if run.settings.get("data._target_") == LOADER]
+    mine = [run for run in mine if not run.settings.get("data.inner")]  # a search has no test rows
     finished = [run for run in mine if run.state == "finished"]
     if not finished:
         raise DataError(f"{folders[0]}: no finished run with data=matbench in it")

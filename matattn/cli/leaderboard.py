@@ -18,16 +18,21 @@ def leaderboard(
         typer.Option(help="CSV of published predictions; else that of MATATTN_DATA/matbench."),
     ] = None,
     name: Annotated[str, typer.Option(help="What the table and the submission call it.")] = "ours",
+    jarvis: Annotated[
+        Path | None,
+        typer.Option(help="A benchmark of the JARVIS leaderboard, as dft_3d_ehull.json.zip."),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="A folder: tables, plot, Matbench's results.json.gz."),
+        typer.Option("-o", "--output", help="A folder: tables, plot, the leaderboard's files."),
     ] = None,
 ) -> None:
     """Score runs of data=matbench on the official folds: matattn leaderboard outputs.
 
     Prints the mean over folds of every submission, and how much better or worse ours is on the same
     rows, with paired bootstrap intervals; then errors by size and chemistry. Runs of several seeds
-    are averaged before they are scored.
+    are averaged before they are scored. With --jarvis, runs are scored on a benchmark of the JARVIS
+    leaderboard instead.
     """
     from matattn.errors import MatattnError
     from matattn.files import write_json
@@ -36,6 +41,9 @@ def leaderboard(
     from matattn.workflows.reporting import save_figure
 
     try:
+        if jarvis is not None:
+            _jarvis(runs, jarvis, name, output)
+            return
         scores = board.read(runs, published, name)
         listed = board.rows(scores)
         groups = board.groups(scores)
@@ -58,3 +66,19 @@ def leaderboard(
     except (MatattnError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+def _jarvis(runs: list[Path], benchmark: Path, name: str, output: Path | None) -> None:
+    """Score runs on a benchmark of JARVIS, and write a contribution."""
+    from matattn.workflows import jarvis_leaderboard as board
+
+    found = board.read(runs, benchmark)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        board.write(output, found, name)
+    seeds = f", mean of {found.seeds} seeds" if found.seeds > 1 else ""
+    print(f"{found.dataset} {found.target}: {len(found.table)} test rows{seeds}")
+    print(f"MAE {found.mae:.4g}; mean absolute deviation of the labels "
+          f"{found.mean_absolute_deviation:.4g}")  # fmt: skip
+    if output is not None:
+        print(f"written: {output}; complete metadata.json and run.sh before you submit")

@@ -40,6 +40,17 @@ def test_official_format(tmp_path, small):
     assert set(data.split) == {"train", "test"}
 
 
+def test_a_search_sees_no_row_that_the_fold_tests(tmp_path, small):
+    path = write(tmp_path / "a.json.gz")
+    data = matbench.load("toy", path, "phonons", 2)
+    inner = matbench.load("toy", path, "phonons", 2, inner=True)
+    assert (inner.split[data.rows("test")] == "").all()
+    assert not len(inner.rows("test"))
+    train, val = inner.rows("train"), inner.rows("val")
+    assert sorted([*train, *val]) == data.rows("train").tolist()
+    assert 2 <= len(val) <= 5
+
+
 @pytest.mark.parametrize("task", [name for name in matbench.TASKS if name != "mp_is_metal"])
 def test_units(tmp_path, small, task):
     path = write(tmp_path / "a.json.gz", column=matbench.TASKS[task].column)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,9 @@ SHORT = {
 }
 EMBEDDED = {"crystalformer", "coulgat", "crystal_text"}  # unless data=... says otherwise
 GENERATED = {"plate_with_hole", "darcy"}
+
+# How long a page's training is does not matter here.
+LENGTH = re.compile(r"'?(trainer\.max_epochs|data\.sizes)=\S+")
 
 # What a page takes for granted: commands, and names of its programs.
 OWN_MODEL = (
@@ -149,9 +153,10 @@ def test_every_row_is_json(block):
 
 def shortened(command: str) -> str:
     """A training with few steps of a small network."""
-    arguments = training(command)
-    if arguments is None:
+    if training(command) is None:
         return command
+    command = LENGTH.sub("", command)
+    arguments = training(command) or []
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     experiment = given.get("experiment", "").split("_")[0]
     models = given.get("model", experiment or "crystalformer").split(",")

@@ -18,7 +18,9 @@ TASK, ROWS = "jdft2d", TASKS["jdft2d"].rows
 IDS = [f"mb-jdft2d-{number:03d}" for number in range(1, ROWS + 1)]
 
 
-def make_runs(folder, chosen=range(5), seeds=(0,), noise=20.0, init_from=None, **model):
+def make_runs(
+    folder, chosen=range(5), seeds=(0,), noise=20.0, init_from=None, inner=False, **model
+):
     """Runs of all folds, of networks that are wrong by some noise."""
     generator = np.random.default_rng(0)
     true = np.random.default_rng(7).uniform(10, 300, ROWS)
@@ -30,7 +32,7 @@ def make_runs(folder, chosen=range(5), seeds=(0,), noise=20.0, init_from=None, *
             config = {
                 "model": {"_target_": "matattn.models.crystalformer.Crystalformer", **model},
                 "data": {"_target_": leaderboard.LOADER, "name": f"matbench_{TASK}", "task": TASK,
-                         "fold": fold, "path": "gone.jsonl.gz"},
+                         "fold": fold, "inner": inner, "path": "gone.jsonl.gz"},
                 "task": {"workflow": "property_prediction"}, "seed": seed, "init_from": init_from,
             }  # fmt: skip
             (run / "config.yaml").write_text(json.dumps(config))
@@ -124,6 +126,27 @@ def test_a_start_from_another_model_is_no_score(tmp_path):
     assert "starts from mp-formation-energy" in leaderboard.remarks(scores)[0]
     with pytest.raises(DataError, match="starts from mp-formation-energy"):
         leaderboard.submission(scores)
+
+
+def test_runs_of_a_search_are_left_out(tmp_path):
+    make_runs(tmp_path / "search", chosen=(0,), inner=True, dim=32)
+    with pytest.raises(DataError, match="no finished run"):
+        leaderboard.read([tmp_path / "search"], None)
+    make_runs(tmp_path / "runs")
+    assert leaderboard.read([tmp_path], None).official
+
+
+def test_the_package_matbench_takes_the_submission(tmp_path):
+    """It verifies the checksum, the ids of every fold and the scores (CONTRIBUTING.md)."""
+    bench = pytest.importorskip("matbench.bench")
+    make_runs(tmp_path / "runs")
+    scores = leaderboard.read([tmp_path / "runs"], None)
+    path = tmp_path / "results.json.gz"
+    leaderboard.write_submission(path, leaderboard.submission(scores))
+    benchmark = bench.MatbenchBenchmark.from_dict(json.loads(gzip.decompress(path.read_bytes())))
+    assert benchmark.is_valid and benchmark.is_recorded
+    mean = benchmark.scores[f"matbench_{TASK}"]["mae"]["mean"]
+    assert mean == pytest.approx(scores.by_fold("ours").mean())
 
 
 def test_submissions_with_missing_rows_are_named(tmp_path):

@@ -86,14 +86,27 @@ def test_sweep_with_a_requeued_job(cluster, uninterrupted, tmp_path):
 
 
 def test_job_whose_time_is_up(cluster, uninterrupted, tmp_path):
-    """Slurm sends USR2 before the limit, submitit requeues, the run goes on."""
+    """On USR2, which Slurm sends before the limit, submitit requeues and the run goes on.
+
+    The signal is sent as soon as there are epochs: at a time of Slurm's, a slow machine would still
+    be importing.
+    """
     command = train(
         "seed=0", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1",
-        "hydra.launcher.mem_gb=null", "hydra.launcher.timeout_min=1",
-        "hydra.launcher.signal_delay_s=42", f"paths.output_root={tmp_path}",
+        "hydra.launcher.mem_gb=null", "hydra.launcher.timeout_min=10",
+        f"paths.output_root={tmp_path}",
     )  # fmt: skip
     with subprocess.Popen(command, env=cluster) as sweep:
-        (job,) = wait_for(sweep, lambda: jobs(cluster))
+        wait_for(sweep, lambda: epochs(tmp_path) >= 3)
+        (job,) = jobs(cluster)
+        script = subprocess.run(
+            ["scontrol", "write", "batch_script", job, "-"],
+            env=cluster, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert "#SBATCH --signal=USR2@120" in script
+        before = epochs(tmp_path)
+        subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True)
+        assert before < 60
         assert sweep.wait(900) == 0
-    assert restarts(cluster, job) >= 1
+    assert restarts(cluster, job) == 1
     assert weights(tmp_path, 0) == uninterrupted
