@@ -1,4 +1,4 @@
-"""What networks read: structures, meshes, spins or text. One word for it everywhere.
+"""What networks read: structures, potentials, meshes, spins or text. One word for it everywhere.
 
 A kind is also the name of its folder in ``workflows/``, whose ``predict`` has the class that loads
 a bundle.
@@ -57,6 +57,12 @@ KINDS = {
             ("targets", "normaliser", "coordinates", "inputs", "input_scaling"),
             network="matattn.meshes.network.MeshNetwork",
             dataset="matattn.meshes.fields.FieldDataset",
+        ),
+        Kind(
+            "potentials",
+            "Potential",
+            ("elements",),
+            dataset="matattn.potentials.dataset.PotentialDataset",
         ),
         Kind("spins", "WaveFunction", ("system", "observables"), takes_input=False),
         Kind("text", "TextModel", ("labels", "vocabulary"), dataset="matattn.text.TextDataset"),

@@ -41,6 +41,7 @@ class AttentionMoments(nn.Module):
 
     GAIN = 0.1  # of the initial output
     VANISHING = 1e-4  # of the size at l = 0: rounding, where all sites are too symmetric for an l
+    degrees: Tensor  # 1 where a function [1 + F] has a degree [L + 1]
     scale: Tensor
     fitted: Tensor
 
@@ -52,10 +53,12 @@ class AttentionMoments(nn.Module):
         self.functions = 1 + count(degree)
         self.u_proj = nn.Linear(dim, num_heads * channels)
         self.radial_weight = nn.Parameter(torch.empty(num_heads, channels, num_radial))
-        pairs = list(combinations_with_replacement(range(channels), 2))
-        self.first, self.second = ([pair[side] for pair in pairs] for side in (0, 1))
-        self.equal = [number for number, (c, other) in enumerate(pairs) if c == other]
-        self.output = nn.Linear(num_heads * (degree + 1) * len(pairs), dim)
+        pairs = combinations_with_replacement(range(channels), 2)
+        self.pairs = [c * channels + other for c, other in pairs]  # of all channels with all
+        self.output = nn.Linear(num_heads * (degree + 1) * len(self.pairs), dim)
+        orders = torch.tensor([order for order in range(degree + 1) for _ in range(2 * order + 1)])
+        degrees = (orders[:, None] == torch.arange(degree + 1)).float()
+        self.register_buffer("degrees", degrees, persistent=False)
         self.register_buffer("scale", torch.ones(degree + 1))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
@@ -70,32 +73,28 @@ class AttentionMoments(nn.Module):
         head_gate: Tensor | None = None,
     ) -> Float[Tensor, "atoms dim"]:
         """Return what the moments add to the features of the atoms."""
-        dtype = accumulator(moments.dtype)
-        by_degree = moments.to(dtype).split(
-            [2 * degree + 1 for degree in range(self.degree + 1)], dim=-1
-        )
-        scale = self._scale(by_degree, orbit_size)
-        invariants = []
-        for degree, part in enumerate(by_degree):
-            part = part / scale[degree]
-            products = (part[:, :, self.first] * part[:, :, self.second]).sum(-1)
-            trace = products[:, :, self.equal].sum(-1, keepdim=True)
-            invariants.append(products / (1 + trace).sqrt())
-        found = torch.stack(invariants, dim=2)  # [N, H, l, pairs]
+        moments = moments.to(accumulator(moments.dtype))
+        with full_precision(moments):
+            by_degree = self.degrees.to(moments.dtype)
+            scale = self._scale(moments, by_degree, orbit_size)
+            # A matrix sums over the m of each l; [N, H, C, C, l], and each pair of channels once.
+            products = (moments[:, :, :, None] * moments[:, :, None]) @ (by_degree / scale.square())
+        trace = products.diagonal(dim1=2, dim2=3).sum(-1)
+        products = products.flatten(2, 3)[:, :, self.pairs].transpose(2, 3)
+        found = products / (1 + trace).sqrt()[..., None]  # [N, H, l, pairs]
         if head_gate is not None:
             found = found * head_gate[..., None, None]
         return self.output(found.flatten(1))
 
-    def _scale(self, by_degree: tuple[Tensor, ...], orbit_size: Tensor | None) -> Tensor:
+    def _scale(self, moments: Tensor, by_degree: Tensor, orbit_size: Tensor | None) -> Tensor:
         """Return the root mean squares of the degrees [L + 1], frozen in the first training."""
         if self.fitted:
             return self.scale
-        with torch.no_grad(), full_precision(by_degree[0]):
-            first = by_degree[0]
-            size = first.new_ones(len(first)) if orbit_size is None else orbit_size.to(first)
-            number = summed(size.sum()) * first[0, ..., 0].numel()
-            squares = [size @ part.square().sum(-1).flatten(1).sum(1) for part in by_degree]
-            scale = (summed(torch.stack(squares)) / number).sqrt()
+        with torch.no_grad():
+            size = moments.new_ones(len(moments)) if orbit_size is None else orbit_size.to(moments)
+            number = summed(size.sum()) * moments[0, ..., 0].numel()
+            squares = size @ (moments.square() @ by_degree).sum((1, 2))
+            scale = (summed(squares) / number).sqrt()
             scale = torch.where(scale > self.VANISHING * scale[0], scale, 1.0)
             if self.training:
                 self.scale.copy_(scale)

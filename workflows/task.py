@@ -97,6 +97,13 @@ def _property_objective(metrics: Metrics) -> Objective:
     return f"{split} {name} over the mean predictor's", statistics.fmean(shares)
 
 
+def _forces_objective(metrics: Metrics) -> Objective:
+    """Return the error of the forces, or of the energies where there are none."""
+    split, results = _held_out(metrics)
+    name = "forces" if "forces" in results else next(iter(results))
+    return f"{split} MAE of {name}, {results[name]['unit']}", results[name]["mae"]
+
+
 def _field_objective(metrics: Metrics) -> Objective:
     split, results = _held_out(metrics)
     return f"{split} relative L2", statistics.fmean(r["relative_l2"] for r in results.values())
@@ -119,6 +126,9 @@ def _labels_objective(metrics: Metrics) -> Objective:
 TASKS = {
     "property_prediction": TaskEntry(
         "structures", "matattn.workflows.structures.train.PropertyTask", _property_objective, True
+    ),
+    "interatomic_potential": TaskEntry(
+        "potentials", "matattn.workflows.potentials.train.PotentialTask", _forces_objective, True
     ),
     "field_surrogate": TaskEntry(
         "meshes", "matattn.workflows.meshes.train.FieldTask", _field_objective, True

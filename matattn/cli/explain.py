@@ -107,6 +107,8 @@ def _check(
     """Raise ExplanationError for arguments that do not fit the kind of the model."""
     from matattn.errors import ExplanationError
 
+    if kind.name == "potentials":
+        raise ExplanationError(f"{folder}: is a potential, and explanations are of properties")
     if kind.name != "structures" and (data or compare):
         reads = f"{folder} reads {kind.name}"
         raise ExplanationError(f"--data and --compare need structures; {reads}")

@@ -168,11 +168,12 @@ def screened(
         from rich.console import Console
         from rich.progress import Progress
 
+        from matattn import pretrained
         from matattn.kernels.dispatch import BackendError
-        from matattn.workflows.structures.predict import Predictor
         from matattn.workflows.structures.screen import Screening
 
-        screening = Screening(Predictor.load(folder, device), stream, rows, embed)
+        predictor = pretrained.kind(folder).load(folder, device)
+        screening = Screening(predictor, stream, rows, embed)
         console = Console(stderr=True)
         try:
             with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -194,6 +195,7 @@ def _refuse_text(
 
 _PREDICT = {
     "structures": _screen,
+    "potentials": _screen,
     "meshes": _predict_fields,
     "spins": _observe,
     "text": _refuse_text,

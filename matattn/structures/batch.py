@@ -34,7 +34,10 @@ class Structures(Protocol):
     batch: Tensor
     edge_index: Tensor
     image: Tensor | None
-    num_graphs: int
+
+    @property
+    def num_graphs(self) -> int:
+        """Return the number of structures."""
 
 
 def edge_length(batch: Structures) -> Tensor:

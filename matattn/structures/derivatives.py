@@ -82,3 +82,43 @@ def _recorded(batch: CrystalBatch) -> CrystalBatch:
         tensor = getattr(batch, field.name)
         copies[field.name] = tensor if tensor is None else tensor.clone()
     return CrystalBatch(**copies)
+
+
+def loss_gradient(
+    energy: Callable[[CrystalBatch], Tensor],
+    batch: CrystalBatch,
+    by_energy: Float[Tensor, " crystals"],
+    by_forces: Float[Tensor, "atoms 3"],
+    by_stress: Float[Tensor, "crystals 3 3"],
+    shift: float = 0.01,
+) -> Tensor:
+    r"""Return a number whose gradient by the parameters is that of a loss on E, F and stress.
+
+    With the slopes :math:`g = \partial L / \partial E`, :math:`\lambda = \partial L / \partial F`
+    and :math:`\kappa = \partial L / \partial \sigma` of a loss at what the energy gives now,
+
+    .. math::
+        \frac{dL}{d\theta} = \sum_\pm \left( \frac g 2 \pm \frac{1}{2 s} \right)
+            \frac{dE}{d\theta} (r \mp s \lambda, \ \pm s \kappa / V) + O(s^2)
+
+    with a strain as the second argument: two ordinary gradients of the energy at displaced
+    geometries, with the neighbours of ``batch``, in place of second derivatives. s is chosen for
+    every crystal so that no atom moves by more than ``shift`` Å against its neighbours within some
+    10 Å. The energy must be smooth: kinks, such as ReLU's, spoil the difference.
+    """
+    volume = torch.linalg.det(batch.cell).abs().clamp(min=1e-30)[:, None, None]
+    strain = (by_stress + by_stress.transpose(1, 2)) / (2 * volume)
+    largest = by_forces.new_zeros(batch.num_graphs).scatter_reduce(
+        0, batch.batch, by_forces.norm(dim=1), "amax"
+    )
+    largest = largest + 10 * strain.flatten(1).norm(dim=1)
+    step = torch.where(largest > 0, shift / largest, 1.0)
+    total: Tensor = by_energy.new_zeros(())
+    for sign in (1, -1):
+        deformed = (sign * step)[:, None, None] * strain
+        pos = batch.pos - sign * step[batch.batch, None] * by_forces
+        pos = pos + torch.einsum("na,nab->nb", pos, deformed[batch.batch])
+        moved = replace(batch, pos=pos, cell=batch.cell + batch.cell @ deformed)
+        weight = by_energy / 2 + sign / (2 * step)
+        total = total + (weight * energy(moved)).sum()
+    return total

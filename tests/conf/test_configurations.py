@@ -20,6 +20,7 @@ from matattn.conf.schema import register
 from matattn.config import build, check_targets, read_data
 from matattn.kinds import KINDS
 from matattn.meshes.network import MeshNetwork
+from matattn.models.crystalformer_potential import CrystalformerPotential
 from matattn.structures.batch import collate
 from matattn.structures.network import StructureNetwork
 from matattn.testing import random_crystal
@@ -91,6 +92,8 @@ def test_composes_and_builds(choice):
         assert isinstance(built(model, "model", num_inputs=3), MeshNetwork)
     elif model["_target_"].startswith("matattn.models.factored_attention."):
         built(model | {"patch": [2, 2]}, "model", extent=[4, 4])
+    elif model["_target_"].endswith(".CrystalformerPotential"):
+        assert isinstance(built(model, "model"), CrystalformerPotential)
     elif config["data"]["kind"] == "text":
         sizes = {"vocab_size": 50, "num_labels": 3} if "vocab_size" in model else {}
         built(model | sizes, "model")
@@ -139,7 +142,7 @@ def test_data_say_their_kind_licence_and_citations(option):
     assert not {"kind", "structures", "licence", "citations"} & set(target.arguments)
     assert data.get("structures", "molecules") == "molecules"
     assert "structures" not in data or data["kind"] == "structures"
-    if option in ("crystals", "meshes", "table", "text_files"):  # the user's own
+    if option in ("crystals", "meshes", "potential_files", "table", "text_files"):  # the user's own
         assert "licence" not in data and "citations" not in data
     else:
         licence = data.get("licence", "CC0")

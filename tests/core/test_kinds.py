@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("kind", ["crystals", "", None, 3, ["text"]])
 def test_an_unknown_kind_is_refused_with_the_known_ones(folder, kind):
-    message = r"config.json: unknown kind .*; known: structures, meshes, spins, text$"
+    message = r"config.json: unknown kind .*; known: structures, meshes, potentials, spins, text$"
     with pytest.raises(BundleError, match=message):
         bundle.describe(rewritten(folder, kind=kind))
 

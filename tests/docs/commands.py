@@ -42,6 +42,8 @@ NOT_EXECUTED = {
     _DATA: [
         "export MATATTN_DATA=*",
         "*data=qm7*",
+        "*data=mlearn*",
+        "*data=potential_files*",
         "*--data qm7*",
         "*data=qm9nmr*",
         "*mp2018_subset*",

@@ -51,6 +51,7 @@ SHORT = {
     "coulgat": ["task.calibration=0"],
     "crystal_text": ["task.calibration=0", "model.dim=16", "model.num_blocks=1"],
     "flare": ["model.dim=16", "model.num_heads=2", "model.num_blocks=1", "task.export=1"],
+    "potential": ["data.sizes=[16,2,2]", "model.dim=16", "model.channels=8"],
     "wavefunction": SPINS,
     "matter": ["data.sentences_per_crystal=1", "task.vocab_size=600"],
     "text_encoder": ["model.dim=16", "model.num_blocks=1", "data.sentences_per_crystal=1"],
@@ -84,6 +85,9 @@ AFTER = {  # its commands, and before its programs
     "docs/fields.md": [
         "cd outputs/flare-plate_with_hole && ln -s seed0-* 'seed0-...'",
         "cp outputs/flare-plate_with_hole/seed0-.../fields/*.vtu plate.vtu",
+    ],
+    "docs/potentials.md": [
+        "cd outputs/potential-stillinger_weber && ln -s seed0-* 'seed0-...'",
     ],
     "docs/text.md": ["cd outputs/matter-narratives && ln -s seed0-* 'seed0-...'"],
 }

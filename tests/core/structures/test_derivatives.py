@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from matattn.datasets import stillinger_weber
 from matattn.kernels import periodic_attention as operator
 from matattn.models.crystalformer import Crystalformer
+from matattn.models.crystalformer_potential import CrystalformerPotential
 from matattn.structures.batch import collate
-from matattn.structures.derivatives import energy_forces_stress
+from matattn.structures.derivatives import energy_forces_stress, loss_gradient
 from matattn.testing import random_crystal, random_rotation, rutile_supercell
 
 DEVICE = torch.device("cpu")
@@ -148,3 +150,51 @@ def test_an_energy_per_target_is_refused():
     made = network()
     with pytest.raises(ValueError, match=r"shape \(3, 1\), expected one value for each of 3"):
         energy_forces_stress(made, batch_of(made, crystals()))
+
+
+def warm_diamonds():
+    """Two crystals of two elements, with atoms a tenth of an Ångström from their places."""
+    generator, samples = np.random.default_rng(4), []
+    for cells in (1, 2):
+        pos, cell = stillinger_weber.crystal(cells)
+        pos = pos + generator.normal(scale=0.1, size=pos.shape)
+        z = generator.choice([14, 32], len(pos))
+        samples.append({"z": torch.tensor(z), "pos": torch.tensor(pos),
+                        "cell": torch.tensor(cell)[None]})  # fmt: skip
+    return samples
+
+
+@pytest.mark.parametrize(("dtype", "shift", "most"), [(torch.float64, 1e-4, 1e-6),
+                                                      (torch.float32, 1e-2, 1e-3)])  # fmt: skip
+@pytest.mark.parametrize("heads", [0, 2])
+def test_displaced_geometries_give_the_gradient_of_a_loss(dtype, shift, most, heads):
+    """Against the second derivatives of the same loss."""
+    torch.manual_seed(0)
+    made = CrystalformerPotential(dim=16, hidden=16, channels=8, num_radial=16, num_heads=heads)
+    made = made.to(dtype)
+    batch = collate(warm_diamonds(), made.image_rule()).to(dtype=dtype)
+    made.fit_sums(batch)
+    count, atoms = batch.num_graphs, len(batch.z)
+    generator = torch.Generator().manual_seed(1)
+    energies, forces, stress = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((count,), (atoms, 3), (count, 3, 3))
+    )
+
+    def loss(energy, found_forces, found_stress):
+        return (
+            (energy - energies).abs().sum()
+            + (found_forces - forces).square().sum()
+            + 100 * (found_stress - 0.01 * stress).square().sum()
+        )
+
+    found = energy_forces_stress(made, batch, create_graph=True)
+    values = (found.energy, found.forces, found.stress)
+    parameters = list(made.parameters())
+    exact = torch.autograd.grad(loss(*values), parameters)
+    given = [value.detach().requires_grad_() for value in values]
+    slopes = torch.autograd.grad(loss(*given), given)
+    number = loss_gradient(made, batch, *slopes, shift=shift)
+    cheap = torch.autograd.grad(number, parameters)
+    apart = sum((a - b).square().sum() for a, b in zip(cheap, exact, strict=True))
+    assert (apart / sum(b.square().sum() for b in exact)).sqrt() < most

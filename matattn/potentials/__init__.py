@@ -1,0 +1,1 @@
+"""Interatomic potentials: structures with energies, forces and stresses."""

@@ -1,0 +1,306 @@
+r"""An interatomic potential: directional sums over all neighbours in a smooth range, and attention.
+
+Every block forms, for channels c and spherical harmonics :math:`C_{lm}` (l = 0..3),
+
+.. math::
+    A_{i,c,lm} = \sum_j f(d_{ij}) (R_c \cdot b(d_{ij})) (1 + u_c(x_j)) C_{lm}(\hat r_{ij}), \qquad
+    p_{i,l,k} = \sum_m (U_l A)_{k,lm} (V_l A)_{k,lm}
+
+and adds a function of the invariants p to the features of atom i: the recursively embedded density
+of Zhang, Xia and Jiang (Phys. Rev. Lett. 127, 156002, 2021; arXiv 2102.11537). f vanishes at the
+cutoff :math:`r_c` with all its derivatives, and attention sees distances that grow to infinity
+there:
+
+.. math::
+    g(d) = \frac{(d / r_c)^6}{1 - (d / r_c)^6}, \qquad f(d) = e^{-g(d)}, \qquad
+    d' = \sqrt{d^2 + s^2 g(d)}
+
+The energy is a sum over atoms. That of a lone atom is its element's constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from matattn.kernels.periodic_attention import periodic_attention
+from matattn.kernels.periodic_attention.reference import safe_distance
+from matattn.structures import harmonics
+from matattn.structures.batch import Structures, edge_vector
+from matattn.structures.image_rule import ImageRule
+
+STRETCH = 2.0  # Å, s
+NEAREST = 1e-3  # of 1 - (d / r_c)^6, where all has vanished long before
+ATTENTION_SIGMA = 1.5  # Å, in the beginning
+ELEMENTS = 119
+
+
+def decay(distance: Tensor, cutoff: float) -> Tensor:
+    """Return g of distances, which grows from 0 to infinity at the cutoff, smoothly."""
+    part = (distance / cutoff) ** 6
+    return part / (1 - part).clamp(min=NEAREST)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The neighbours of the atoms of a batch, without the atoms themselves, for all blocks.
+
+    The directional sums are products of matrices of one size, so neighbours stand in ``slot`` of a
+    table with room for as many as any atom has.
+    """
+
+    basis: Float[Tensor, "edges radial"]
+    source: Int[Tensor, " edges"]
+    slot: Int[Tensor, " edges"]
+    directions: Float[Tensor, "atoms most functions"]  # zero in empty slots
+    attended: tuple[Tensor, Tensor, Tensor] | None  # distance, source and row_ptr with the atoms
+
+    def sums(self, weights: Float[Tensor, "edges channels"]) -> Tensor:
+        """Return the sums over the neighbours of weights times directions [atoms, C, functions]."""
+        atoms, most, _ = self.directions.shape
+        return _table(weights, self.slot, atoms, most).transpose(1, 2) @ self.directions
+
+
+class DirectionalSums(nn.Module):
+    """A and its invariants p (see the module), and what they add to the features.
+
+    ``fit`` measures the sizes of A for every l, and mean and deviation of the invariants, over some
+    training structures; they are saved with the weights. In a crystal invariants hardly differ from
+    their mean, and only what is left of them tells one atom from another.
+    """
+
+    LEAST = 0.05  # of the size of an invariant: what its deviation is at least
+    scale: Tensor
+    mean: Tensor
+    deviation: Tensor
+    degrees: Tensor
+
+    def __init__(self, dim: int, channels: int, degree: int, num_radial: int, hidden: int) -> None:
+        super().__init__()
+        self.radial = nn.Linear(num_radial, channels, bias=False)
+        self.u_proj = nn.Linear(dim, channels)
+        self.left = nn.Parameter(torch.empty(degree + 1, channels, channels))
+        self.right = nn.Parameter(torch.empty(degree + 1, channels, channels))
+        invariants = channels * (degree + 2)
+        self.output = nn.Sequential(
+            nn.Linear(invariants, hidden), nn.SiLU(), nn.Linear(hidden, dim)
+        )
+        degrees = [order for order in range(degree + 1) for _ in range(2 * order + 1)]
+        self.register_buffer("degrees", torch.tensor(degrees), persistent=False)
+        self.register_buffer("scale", torch.ones(degree + 1))
+        self.register_buffer("mean", torch.zeros(invariants))
+        self.register_buffer("deviation", torch.ones(invariants))
+        for weight in (self.left, self.right):
+            nn.init.normal_(weight, std=channels**-0.5)
+        nn.init.normal_(self.radial.weight)
+
+    def forward(self, x: Float[Tensor, "atoms dim"], near: Surroundings) -> Tensor:
+        """Return what the sums add to the features [atoms, dim]."""
+        return self.output((self.invariants(x, near) - self.mean) / self.deviation)
+
+    def invariants(self, x: Tensor, near: Surroundings) -> Float[Tensor, "atoms invariants"]:
+        """Return A for l = 0, and the products for every l."""
+        weights = self.radial(near.basis) * (1 + self.u_proj(x))[near.source]
+        sums = near.sums(weights) / self.scale[self.degrees]  # [N, C, functions]
+        left, right = (
+            torch.einsum("ncf,fkc->nkf", sums, weight[self.degrees])
+            for weight in (self.left, self.right)
+        )
+        products = (left * right).flatten(0, 1)
+        by_degree = products.new_zeros(len(products), len(self.scale))
+        by_degree = by_degree.index_add(1, self.degrees, products).view(len(x), -1)
+        # Products of sums grow with the number of neighbours and the depth; their roots do not.
+        size = sums.square().mean((1, 2))[:, None]
+        return torch.cat([sums[..., 0], by_degree / (1 + size).sqrt()], 1)
+
+    def fit(self, x: Tensor, near: Surroundings) -> None:
+        """Measure sizes, means and deviations over the atoms of a batch."""
+        weights = self.radial(near.basis) * (1 + self.u_proj(x))[near.source]
+        squares = near.sums(weights).square().mean((0, 1))
+        totals = squares.new_zeros(len(self.scale)).index_add(0, self.degrees, squares)
+        sizes = (totals / torch.bincount(self.degrees)).sqrt()
+        self.scale.copy_(torch.where(sizes > 1e-2 * sizes[0], sizes, sizes[0]).clamp(min=1e-6))
+        found = self.invariants(x, near)
+        self.mean.copy_(found.mean(0))
+        least = (self.LEAST * found.square().mean(0).sqrt()).clamp(min=1e-6)
+        self.deviation.copy_(torch.maximum(found.std(0), least))
+
+
+class SmoothAttention(nn.Module):
+    """Crystalformer's attention over stretched distances d', smooth at the cutoff."""
+
+    def __init__(self, dim: int, num_heads: int, num_radial: int, spacing: float) -> None:
+        super().__init__()
+        self.num_heads, self.spacing = num_heads, spacing
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.output = nn.Linear(dim, dim)
+        self.radial_weight = nn.Parameter(torch.empty(num_heads, dim // num_heads, num_radial))
+        self.log_sigma = nn.Parameter(torch.full((num_heads,), math.log(ATTENTION_SIGMA)))
+        nn.init.xavier_uniform_(self.radial_weight.flatten(0, 1), gain=num_radial**-0.5)
+
+    def forward(self, x: Float[Tensor, "atoms dim"], near: Surroundings) -> Tensor:
+        """Return what attention adds to the features [atoms, dim]."""
+        assert near.attended is not None
+        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).unbind(1)
+        decay = (-0.5 * torch.exp(-2 * self.log_sigma)).expand(len(x), -1)
+        y = periodic_attention(
+            q, k, v, decay, self.radial_weight, *near.attended,
+            spacing=self.spacing, width=self.spacing,
+        )  # fmt: skip
+        return self.output(cast(Tensor, y).flatten(1))  # (y, lse) only with return_lse
+
+
+class PotentialBlock(nn.Module):
+    """A residual block: attention, directional sums, MLP."""
+
+    def __init__(
+        self, attention: SmoothAttention | None, sums: DirectionalSums, dim: int, hidden: int
+    ) -> None:
+        super().__init__()
+        self.attention, self.sums = attention, sums
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
+
+    def forward(self, x: Float[Tensor, "atoms dim"], near: Surroundings) -> Tensor:
+        """Return the features of the atoms after the block."""
+        if self.attention is not None:
+            x = x + self.attention(x, near)
+        x = x + self.sums(x, near)
+        return x + self.mlp(x)
+
+
+class CrystalformerPotential(nn.Module):
+    """A network for the energy of any number of atoms, smooth in their positions.
+
+    Args:
+        dim, num_blocks, hidden: sizes.
+        channels: C of the directional sums.
+        degree: largest l, 1 to 3.
+        cutoff: range, Å. At its end all contributions have vanished with all derivatives.
+        num_radial: K Gaussians of the distance, up to the cutoff.
+        num_heads: of the attention; 0 leaves it out.
+
+    Shapes: batch of B structures -> energies [B], eV. A lone atom has its element's constant.
+
+    ``constants`` (eV, by atomic number) and ``scale`` (eV) are fitted to the training data.
+    """
+
+    kind = "potentials"
+    citations = ("crystalformer", "reann")
+    operators = ("periodic_attention",)
+    constants: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        dim: int = 64,
+        num_blocks: int = 2,
+        hidden: int = 128,
+        channels: int = 32,
+        degree: int = 3,
+        cutoff: float = 6.0,
+        num_radial: int = 20,
+        num_heads: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 1 <= degree <= harmonics.MOST:
+            raise ValueError(f"degree={degree}: expected 1 to {harmonics.MOST}")
+        if not cutoff > 0:
+            raise ValueError(f"cutoff={cutoff} Å: expected more than 0")
+        if min(dim, num_blocks, hidden, channels, num_radial) < 1:
+            raise ValueError("all sizes of the network must be at least 1")
+        if num_heads and dim % num_heads:
+            raise ValueError(f"dim={dim} cannot be shared by num_heads={num_heads}")
+        self.degree, self.cutoff, self.spacing = degree, cutoff, cutoff / num_radial
+        self.num_radial, self.attends = num_radial, num_heads > 0
+        self.embedding = nn.Embedding(ELEMENTS, dim)
+        self.blocks = nn.ModuleList(
+            PotentialBlock(
+                SmoothAttention(dim, num_heads, num_radial, self.spacing) if num_heads else None,
+                DirectionalSums(dim, channels, degree, num_radial, hidden),
+                dim,
+                hidden,
+            )
+            for _ in range(num_blocks)
+        )
+        self.head = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        self.register_buffer("constants", torch.zeros(ELEMENTS, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(()))
+        nn.init.normal_(self.embedding.weight, std=0.1)
+
+    def image_rule(self) -> ImageRule:
+        """Return the rule of the neighbours: all within the cutoff, by their positions."""
+        return ImageRule(self.cutoff)
+
+    def surroundings(self, batch: Structures, lone: int) -> Surroundings:
+        """Return the neighbours in a batch and of ``lone`` more atoms, differentiable by pos, cell.
+
+        The further atoms, which have none, stand behind those of the batch.
+        """
+        source, target = batch.edge_index
+        vectors = edge_vector(batch)
+        distance = safe_distance(vectors)
+        atoms, device = len(batch.z) + lone, batch.pos.device
+        attended = None
+        if self.attends:
+            itself = torch.arange(len(batch.z), atoms, device=device)
+            row_ptr = torch.searchsorted(
+                torch.cat([target, itself]), torch.arange(atoms + 1, device=device)
+            )
+            squared = distance.square() + STRETCH**2 * decay(distance, self.cutoff)
+            zero = squared == 0  # an atom seen from itself
+            far = torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+            attended = torch.cat([far, far.new_zeros(lone)]), torch.cat([source, itself]), row_ptr
+        others = distance > 0
+        vectors, distance = vectors[others], distance[others]
+        source, target = source[others], target[others]
+        counts = torch.bincount(target, minlength=atoms)
+        most = max(1, int(counts.max()))
+        first = counts.cumsum(0) - counts
+        slot = torch.arange(len(target), device=device) - first[target] + target * most
+        numbers = torch.arange(1, self.num_radial + 1, device=device)
+        exponent = 0.5 * (distance[:, None] / self.spacing - numbers).square()
+        basis = torch.exp(-exponent - decay(distance, self.cutoff)[:, None])
+        directions = harmonics.of_edges(vectors, distance, self.degree)
+        directions = torch.cat([torch.ones_like(directions[:, :1]), directions], 1)
+        table = _table(directions, slot, atoms, most)
+        return Surroundings(basis, source, slot, table, attended)
+
+    def atom_energies(self, batch: Structures) -> Float[Tensor, " atoms"]:
+        """Return the energy of every atom, eV, in float64; that of a structure is their sum."""
+        elements, element = batch.z.unique(return_inverse=True)
+        near = self.surroundings(batch, len(elements))
+        x = self.embedding(torch.cat([batch.z, elements]))
+        for block in self.blocks:
+            x = block(x, near)
+        energies, alone = self.head(x)[:, 0].split([len(batch.z), len(elements)])
+        of_network = self.scale * (energies - alone[element])
+        return self.constants[batch.z].double() + of_network  # a sum of thousands needs the digits
+
+    @torch.no_grad()
+    def fit_sums(self, batch: Structures) -> None:
+        """Measure the sizes of all directional sums over training structures."""
+        near = self.surroundings(batch, 0)
+        x = self.embedding(batch.z)
+        for block in cast(Iterable[PotentialBlock], self.blocks):
+            if block.attention is not None:
+                x = x + block.attention(x, near)
+            block.sums.fit(x, near)
+            x = x + block.sums(x, near)
+            x = x + block.mlp(x)
+
+    def forward(self, batch: Structures) -> Float[Tensor, " structures"]:
+        """Return the energy of every structure, eV, in float64."""
+        energies = self.atom_energies(batch)
+        return energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
+
+
+def _table(values: Tensor, slot: Tensor, atoms: int, most: int) -> Tensor:
+    """Return values [edges, columns] in a table [atoms, most, columns] with zeros elsewhere."""
+    empty = values.new_zeros(atoms * most, values.shape[1])
+    return empty.index_copy(0, slot, values).view(atoms, most, -1)
