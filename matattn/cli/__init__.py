@@ -13,6 +13,7 @@ from matattn.cli.info import info
 from matattn.cli.leaderboard import leaderboard
 from matattn.cli.models import models
 from matattn.cli.predict import predict
+from matattn.cli.relax import relax
 from matattn.cli.sweep import sweep
 from matattn.cli.terminal import terminal
 from matattn.cli.tokenize import tokenize
@@ -29,7 +30,18 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(train)
-for command in (predict, embed, evaluate, leaderboard, explain, tokenize, models, info, cite):
+for command in (
+    predict,
+    relax,
+    embed,
+    evaluate,
+    leaderboard,
+    explain,
+    tokenize,
+    models,
+    info,
+    cite,
+):
     app.command()(command)
 app.add_typer(sweep, name="sweep")
 

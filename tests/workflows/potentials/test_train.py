@@ -17,26 +17,6 @@ from matattn.errors import BundleError, ConfigError, StructureError
 from matattn.training import run_log
 from matattn.workflows.run import run
 
-SMALL = ["model=potential", "data.sizes=[24,4,6]", "model.dim=16", "model.hidden=16",
-         "model.channels=8", "model.num_radial=10", "task.batch_size=4",
-         "trainer.accelerator=cpu"]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Its number decides about the last bits, and is chosen by measurement."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def trained(compose, tmp_path_factory):
-    """A finished run: its folder and metrics."""
-    folder = tmp_path_factory.mktemp("run")
-    return folder, run(compose(*SMALL, "trainer.max_epochs=12", f"paths.output_dir={folder}"))
-
 
 @pytest.fixture
 def potential(trained):
@@ -62,10 +42,10 @@ class Stopped(Exception):
 
 
 def test_a_run_that_was_cut_ends_with_the_same_bits(
-    compose, assert_same_bits, tmp_path, monkeypatch
+    compose, small, assert_same_bits, tmp_path, monkeypatch
 ):
     def train(folder):
-        run(compose(*SMALL, "trainer.max_epochs=3", f"paths.output_dir={tmp_path / folder}"))
+        run(compose(*small, "trainer.max_epochs=3", f"paths.output_dir={tmp_path / folder}"))
 
     train("whole")
 
@@ -140,9 +120,9 @@ def test_what_it_cannot_know_is_refused(potential, trained):
         (["data.sizes=[24,0,0]", "task.select=best"], "needs validation rows"),
     ],
 )
-def test_bad_settings_are_refused(compose, tmp_path, overrides, message):
+def test_bad_settings_are_refused(compose, small, tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):
-        run(compose(*SMALL, f"paths.output_dir={tmp_path}", *overrides))
+        run(compose(*small, f"paths.output_dir={tmp_path}", *overrides))
 
 
 def test_command_predicts_files_row_by_row(trained, tmp_path):
