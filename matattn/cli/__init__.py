@@ -13,6 +13,7 @@ from matattn.cli.info import info
 from matattn.cli.leaderboard import leaderboard
 from matattn.cli.models import models
 from matattn.cli.predict import predict
+from matattn.cli.properties import properties
 from matattn.cli.relax import relax
 from matattn.cli.sweep import sweep
 from matattn.cli.terminal import terminal
@@ -33,6 +34,7 @@ app.command(
 for command in (
     predict,
     relax,
+    properties,
     embed,
     evaluate,
     leaderboard,

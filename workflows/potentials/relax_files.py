@@ -21,6 +21,7 @@ from matattn.files import atomic_path, write_json, write_text
 from matattn.structures.files import Entry
 from matattn.structures.structure import validate
 from matattn.tables import Row, write_table
+from matattn.workflows.potentials.files import crystal_of, unique_name
 from matattn.workflows.potentials.predict import Potential
 from matattn.workflows.potentials.relaxation import Relaxed, Settings, relax
 
@@ -52,7 +53,7 @@ def relax_entries(
     named: dict[str, int] = {}
     waiting: list[tuple[Row, Structure]] = []
     for entry in entries:
-        name = _unique(entry.id, named)
+        name = unique_name(entry.id, named)
         if name in finished and (output / f"{name}.cif").is_file():
             rows.append(finished[name])
             advance(1)
@@ -60,7 +61,7 @@ def relax_entries(
         row = _row(name, entry.path)
         rows.append(row)
         try:
-            structure = _crystal(entry)
+            structure = crystal_of(entry)
             row["message"] = "; ".join(validate(structure, entry.place))
             row |= {"formula": structure.composition.reduced_formula, "natoms": len(structure)}
             potential.check(structure.atomic_numbers, entry.place)
@@ -117,22 +118,6 @@ def _earlier(output: Path, model: Path, settings: Settings) -> Mapping[str, Row]
     table = table.astype(object).where(table.notna(), None)
     kept = table[table["status"] != "StructureError"]
     return {row["id"]: row for row in kept.to_dict("records")}
-
-
-def _unique(name: str, named: dict[str, int]) -> str:
-    """Return an id that names one file."""
-    safe = "".join(c if c.isalnum() or c in "-_.+" else "_" for c in name) or "structure"
-    named[safe] = named.get(safe, 0) + 1
-    return safe if named[safe] == 1 else f"{safe}-{named[safe]}"
-
-
-def _crystal(entry: Entry) -> Structure:
-    """Return the crystal of an entry; raises StructureError for what is none."""
-    if isinstance(entry.structure, StructureError):
-        raise entry.structure
-    if not isinstance(entry.structure, Structure):
-        raise StructureError(f"{entry.place}: a molecule has no cell; relax it with ASE")
-    return entry.structure
 
 
 def _row(name: str, path: str) -> Row:

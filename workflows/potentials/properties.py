@@ -1,0 +1,226 @@
+"""What an energy says of a crystal: equation of state, elastic constants, phonons.
+
+All cells that are needed are evaluated, or relaxed, in one batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Lattice, Structure
+
+from matattn.extras import import_extra
+from matattn.structures.derivatives import energy_forces_stress
+from matattn.workflows.potentials.errors import GPA
+from matattn.workflows.potentials.predict import Potential
+from matattn.workflows.potentials.relaxation import Relaxed, Settings, relax
+
+STRAIN = 0.005  # of the elastic constants: stresses at plus and minus, and what is odd in them
+VOLUMES = np.linspace(0.94, 1.06, 13)  # of the equation of state, times that of the crystal
+DISPLACED = 0.01  # Å, for phonons
+LONG_ENOUGH = 10.0  # Å: cells for phonons are at least as long
+IMAGINARY = -0.05  # THz: frequencies below are no rounding
+_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+_AT_REST = Settings(max_force=1e-4, max_stress=0.005, max_steps=2000)
+_ATOMS_AT_REST = Settings(max_force=1e-4, fixed_cell=True, max_steps=2000)
+
+
+@dataclass(frozen=True)
+class EquationOfState:
+    """Birch-Murnaghan's of third order (Birch, Phys. Rev. 71, 809, 1947), fitted to energies."""
+
+    volumes: np.ndarray  # Å^3 per atom
+    energies: np.ndarray  # eV per atom
+    volume: float  # of the minimum, Å^3 per atom
+    energy: float  # eV per atom
+    bulk_modulus: float  # GPa
+    derivative: float  # of the bulk modulus by pressure
+    residual: float  # meV per atom, root mean square
+
+    def curve(self, volumes: np.ndarray) -> np.ndarray:
+        """Return the fitted energies, eV per atom."""
+        eta = (self.volume / volumes) ** (2 / 3)
+        scale = 9 * self.volume * self.bulk_modulus / GPA / 16
+        terms = (eta - 1) ** 3 * self.derivative + (eta - 1) ** 2 * (6 - 4 * eta)
+        return self.energy + scale * terms
+
+
+@dataclass(frozen=True)
+class ElasticConstants:
+    """Stiffness C [6, 6], GPa, in Voigt's order xx yy zz yz xz xy, with shears as angles."""
+
+    relaxed: np.ndarray
+    clamped: np.ndarray  # atoms where the strain takes them
+    asymmetry: float  # GPa: the largest |C_ij - C_ji|, an error of the numbers
+    unrelaxed: int  # strained cells whose atoms did not come to rest
+
+    @property
+    def stable(self) -> bool:
+        """Return whether every small strain costs energy (Born's criterion)."""
+        return bool(np.linalg.eigvalsh(self.relaxed).min() > 0)
+
+    def moduli(self) -> tuple[float, float]:
+        """Return the bulk and shear modulus of a polycrystal, GPa (Hill, 1952)."""
+        c = self.relaxed
+        s = np.linalg.inv(c)
+        bulk_voigt = c[:3, :3].sum() / 9
+        bulk_reuss = 1 / s[:3, :3].sum()
+        shear_voigt = (3 * np.trace(c[:3, :3]) - c[:3, :3].sum()) / 30 + np.trace(c[3:, 3:]) / 5
+        shear_reuss = 15 / (6 * np.trace(s[:3, :3]) - 2 * s[:3, :3].sum() + 3 * np.trace(s[3:, 3:]))
+        return (bulk_voigt + bulk_reuss) / 2, (shear_voigt + shear_reuss) / 2
+
+
+@dataclass(frozen=True)
+class Phonons:
+    """Frequencies in THz; imaginary ones are negative."""
+
+    at_gamma: np.ndarray  # of the primitive cell, ascending
+    lowest: float  # on the mesh
+    density: tuple[np.ndarray, np.ndarray]  # frequency, states per THz and primitive cell
+    bands: Sequence[tuple[str, str, np.ndarray]]  # label, label, frequencies [points, modes]
+
+    @property
+    def stable(self) -> bool:
+        """Return whether no mode is imaginary."""
+        return self.lowest > IMAGINARY
+
+
+def at_rest(potential: Potential, structure: Structure) -> Relaxed:
+    """Return a crystal with its cell and atoms at rest."""
+    return next(relax(potential, [structure], _AT_REST))
+
+
+def equation_of_state(potential: Potential, structure: Structure) -> EquationOfState:
+    """Fit energies of cells of the same shape, with atoms at rest."""
+    atoms = len(structure)
+    cells = [_strained(structure, np.cbrt(part) * np.eye(3)) for part in VOLUMES]
+    found = sorted(relax(potential, cells, _ATOMS_AT_REST), key=lambda one: one.number)
+    volumes = np.array([one.structure.volume for one in found]) / atoms
+    energies = np.array([one.energy_after for one in found]) / atoms
+    # A cubic polynomial of V^(-2/3) is this equation of state.
+    x = volumes ** (-2 / 3)
+    fit = np.polynomial.Polynomial.fit(x, energies, 3)
+    slope = fit.deriv()
+    roots = [float(r.real) for r in slope.roots() if abs(r.imag) < 1e-12]
+    inside = [r for r in roots if x.min() < r < x.max() and fit.deriv(2)(r) > 0]
+    if not inside:
+        nothing = float("nan")
+        return EquationOfState(volumes, energies, nothing, nothing, nothing, nothing, nothing)
+    best = inside[0]
+    volume = best**-1.5
+    second, third = float(fit.deriv(2)(best)), float(fit.deriv(3)(best))
+    # With V = x^(-3/2): dx/dV = -2/3 x^(5/2), and V E'' = B.
+    bulk = volume * second * (4 / 9) * best**5
+    derivative = 4 + (2 / 3) * best * third / second
+    residual = 1000 * float(np.sqrt(np.mean((fit(x) - energies) ** 2)))
+    return EquationOfState(
+        volumes, energies, float(volume), float(fit(best)), float(bulk * GPA), float(derivative),
+        residual,
+    )  # fmt: skip
+
+
+def elastic_constants(potential: Potential, structure: Structure) -> ElasticConstants:
+    """Return the stiffness from stresses of strained cells; ``structure`` must be at rest."""
+    cells = []
+    for mode in range(6):
+        for sign in (1, -1):
+            strain = np.zeros((3, 3))
+            row, column = _VOIGT[0][mode], _VOIGT[1][mode]
+            size = STRAIN if mode < 3 else STRAIN / 2  # an angle is twice the strain
+            strain[row, column] = strain[column, row] = sign * size
+            cells.append(_strained(structure, np.eye(3) + strain))
+    clamped = _stiffness(_stresses(potential, cells))
+    found = sorted(relax(potential, cells, _ATOMS_AT_REST), key=lambda one: one.number)
+    relaxed = _stiffness(_stresses(potential, [one.structure for one in found]))
+    return ElasticConstants(
+        relaxed=(relaxed + relaxed.T) / 2,
+        clamped=(clamped + clamped.T) / 2,
+        asymmetry=float(np.abs(relaxed - relaxed.T).max()),
+        unrelaxed=sum(bool(one.problem) for one in found),
+    )
+
+
+def _strained(structure: Structure, deformation: np.ndarray) -> Structure:
+    lattice = Lattice(structure.lattice.matrix @ deformation)
+    return Structure(lattice, structure.species, structure.frac_coords)
+
+
+def _stresses(potential: Potential, cells: Sequence[Structure]) -> np.ndarray:
+    """Return stresses [cells, 6], GPa."""
+    batch = potential.batch([
+        {"z": cell.atomic_numbers, "pos": cell.cart_coords, "cell": cell.lattice.matrix}
+        for cell in cells
+    ])  # fmt: skip
+    stress = energy_forces_stress(potential.energy, batch).stress.cpu().numpy()
+    return stress[:, _VOIGT[0], _VOIGT[1]] * GPA
+
+
+def _stiffness(stresses: np.ndarray) -> np.ndarray:
+    """Return C [6, 6]: column j has the stresses under strain j."""
+    plus, minus = stresses[::2], stresses[1::2]
+    return ((plus - minus) / (2 * STRAIN)).T
+
+
+def phonons(potential: Potential, structure: Structure) -> Phonons:
+    """Return the phonons of a crystal at rest, by phonopy, from forces of displaced atoms.
+
+    Charges and the splitting at Gamma that they cause are not included.
+    """
+    phonopy = import_extra("phonopy")
+    atoms_module = import_extra("phonopy.structure.atoms")
+    cell = atoms_module.PhonopyAtoms(
+        numbers=structure.atomic_numbers, cell=structure.lattice.matrix,
+        scaled_positions=structure.frac_coords,
+    )  # fmt: skip
+    repeats = [max(1, int(np.ceil(LONG_ENOUGH / length))) for length in structure.lattice.abc]
+    with warnings.catch_warnings():  # it says which primitive cell it found
+        warnings.simplefilter("ignore")
+        crystal = phonopy.Phonopy(cell, np.diag(repeats), primitive_matrix="auto", log_level=0)
+    crystal.generate_displacements(distance=DISPLACED)
+    moved = [
+        {"z": one.numbers, "pos": one.positions, "cell": one.cell}
+        for one in crystal.supercells_with_displacements
+    ]
+    crystal.forces = [
+        energy_forces_stress(potential.energy, potential.batch([one])).forces.cpu().numpy()
+        for one in moved
+    ]
+    crystal.produce_force_constants()
+    crystal.symmetrize_force_constants()
+    crystal.run_mesh(40.0)
+    crystal.run_total_dos()
+    return Phonons(
+        at_gamma=np.sort(_frequencies(crystal, [[0, 0, 0]])[0]),
+        lowest=float(crystal.mesh.frequencies.min()),
+        density=(crystal.total_dos.frequency_points, crystal.total_dos.dos),
+        bands=_bands(crystal),
+    )
+
+
+def _bands(crystal: Any) -> list[tuple[str, str, np.ndarray]]:
+    """Return the frequencies along the lines of Setyawan and Curtarolo (2010)."""
+    from pymatgen.symmetry.bandstructure import HighSymmKpath
+
+    primitive = crystal.primitive
+    structure = Structure(Lattice(primitive.cell), primitive.numbers, primitive.scaled_positions)
+    path = HighSymmKpath(structure).kpath or {"path": [], "kpoints": {}}
+    bands = []
+    # The points are those of a cell of their convention; phonopy's own is turned to it.
+    standard = HighSymmKpath(structure).prim.lattice.reciprocal_lattice.matrix
+    own = structure.lattice.reciprocal_lattice.matrix
+    for line in path["path"]:
+        for one, other in zip(line[:-1], line[1:], strict=True):
+            ends = [np.array(path["kpoints"][label]) @ standard @ np.linalg.inv(own)
+                    for label in (one, other)]  # fmt: skip
+            points = np.linspace(ends[0], ends[1], 41)
+            bands.append((one, other, np.sort(_frequencies(crystal, points), axis=1)))
+    return bands
+
+
+def _frequencies(crystal: Any, points: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    """Return frequencies [points, modes] at wave vectors in units of the reciprocal cell, THz."""
+    return np.asarray(crystal.run_qpoints(points).frequencies)
