@@ -52,6 +52,9 @@ class Potential:
                 "model=potential"
             )
         networks, config, _ = bundle.load(folder)
+        elements = config["elements"]
+        if not isinstance(elements, list) or not all(z in range(1, 119) for z in elements):
+            raise BundleError(f"{folder}/config.json: elements: expected a list of atomic numbers")
         where = find_device(device)
         return cls(cast(CrystalformerPotential, networks[0]).to(where), config, where)
 

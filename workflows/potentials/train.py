@@ -29,7 +29,7 @@ from matattn.structures.batch import CrystalBatch, CrystalGraph
 from matattn.structures.derivatives import energy_forces_stress, loss_gradient
 from matattn.structures.image_rule import ImageRule
 from matattn.training.data import Loaders
-from matattn.training.processes import share_of_mean
+from matattn.training.processes import number_and_count, summed
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
 from matattn.workflows.fitting import (
@@ -109,13 +109,16 @@ class PotentialTraining(L.LightningModule):
             by_energy, by_forces, by_stress = torch.autograd.grad(loss, given)
         stop_unless_finite(loss, self, self.folder, self.ids, structures.row, "structures")
         log_loss(self, loss.detach(), structures.num_graphs)
-        slope = loss_gradient(
+        return loss_gradient(
             self.network, structures, by_energy, by_forces, by_stress, self.settings.shift
         )
-        return share_of_mean(slope, loss.new_tensor(float(structures.num_graphs)))
 
     def loss(self, batch: PotentialBatch, energy: Tensor, forces: Tensor, stress: Tensor) -> Tensor:
-        """Return the weighted mean errors, in units of ``SCALES``."""
+        """Return the weighted mean errors, in units of ``SCALES``.
+
+        Of several processes, so that their mean has the gradient of the mean over all labels.
+        """
+        processes = number_and_count()[1]
         atoms = torch.bincount(batch.structures.batch, minlength=len(energy))
         errors = {
             "energy_per_atom": (self.settings.energy_weight, (energy - batch.energy) / atoms),
@@ -126,10 +129,8 @@ class PotentialTraining(L.LightningModule):
         for name, (weight, error) in errors.items():
             known = ~error.isnan()
             scaled = torch.where(known, error, 0.0) / SCALES[name]
-            mean = nn.functional.smooth_l1_loss(
-                scaled, torch.zeros_like(scaled), reduction="sum"
-            ) / known.sum().clamp(min=1)
-            total = total + weight * mean
+            size = nn.functional.smooth_l1_loss(scaled, torch.zeros_like(scaled), reduction="sum")
+            total = total + weight * processes * size / summed(known.sum()).clamp(min=1)
         return total
 
     def on_validation_epoch_start(self) -> None:
@@ -189,6 +190,12 @@ class PotentialTask:
     def prepare(cls, config: RunConfig[PotentialSettings, GradientDescent]) -> Self:
         """Read the data and build the network; raises ConfigError or DataError for any mistake."""
         check_batches(config)
+        if config.init_from:
+            raise ConfigError("init_from starts trainings on structures only, not on potentials")
+        if str(config.trainer.arguments.get("precision")).startswith("bf16"):
+            raise ConfigError(
+                "trainer.precision=bf16-mixed: differences of energies need the digits of 32-true"
+            )
         dataset = build(config.data, "data")
         if not isinstance(dataset, PotentialDataset):
             raise ConfigError(f"data={config.source.name} holds no energies and forces")

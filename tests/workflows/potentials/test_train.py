@@ -1,7 +1,9 @@
 """A small potential from the command's configuration to ASE."""
 
 import csv
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -112,12 +114,29 @@ def test_what_it_cannot_know_is_refused(potential, trained):
     assert config["kind"] == "potentials" and config["elements"] == [14]
 
 
+def test_another_start_and_strange_bundles_are_refused(compose, small, trained, tmp_path):
+    start = f"init_from={trained[0] / 'model'}"
+    with pytest.raises(ConfigError, match="init_from starts trainings on structures only"):
+        run(compose(*small, f"paths.output_dir={tmp_path}", start))
+    strange = tmp_path / "model"
+    shutil.copytree(trained[0] / "model", strange)
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps(config | {"elements": ["Si"]}))
+    sums = (strange / "SHA256SUMS").read_text().splitlines()
+    digest = hashlib.sha256((strange / "config.json").read_bytes()).hexdigest()
+    sums = [f"{digest}  config.json" if line.endswith("config.json") else line for line in sums]
+    (strange / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    with pytest.raises(BundleError, match="expected a list of atomic numbers"):
+        matattn.load(strange)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["task.shift=0.5"], "task.shift"),
         (["task.energy_weight=0", "task.forces_weight=0", "task.stress_weight=0"], "above 0"),
         (["data.sizes=[24,0,0]", "task.select=best"], "needs validation rows"),
+        (["trainer.precision=bf16-mixed"], "need the digits of 32-true"),
     ],
 )
 def test_bad_settings_are_refused(compose, small, tmp_path, overrides, message):
