@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from matattn.cli.arguments import Crystals, Potential
 from matattn.cli.predict import outcome
 
 if TYPE_CHECKING:
@@ -15,10 +16,8 @@ if TYPE_CHECKING:
 
 
 def relax(
-    model: Annotated[str, typer.Argument(help="The model/ folder of a run of model=potential.")],
-    inputs: Annotated[
-        list[str], typer.Argument(help="Files of crystals, folders and globs, as for predict.")
-    ],
+    model: Potential,
+    inputs: Crystals,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A folder for CIF files and relaxed.csv.")
     ],
@@ -55,11 +54,11 @@ def relax(
         from rich.progress import Progress
 
         from matattn.structures.stream import StructureStream, find_sources
-        from matattn.workflows.potentials.predict import Potential
+        from matattn.workflows.potentials import predict as potentials
         from matattn.workflows.potentials.relax_files import relax_entries
         from matattn.workflows.potentials.relaxation import Settings
 
-        potential = Potential.load(folder, device)
+        potential = potentials.Potential.load(folder, device)
         settings = Settings(max_force, max_stress, pressure, fixed_cell, max_steps)
         console = Console(stderr=True)
         with (

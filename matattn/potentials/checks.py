@@ -10,6 +10,7 @@ import numpy as np
 
 from matattn.errors import DataError
 from matattn.potentials.dataset import Frame
+from matattn.structures.dataset import formula_key
 
 LARGEST_STRESS = 3.0  # eV/Å^3: 480 GPa
 LARGEST_FORCE = 1000.0  # eV/Å
@@ -81,16 +82,18 @@ def _equal(frames: Sequence[Frame]) -> list[str]:
     return doubts
 
 
+def _by_formula(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Return the frames of every reduced formula."""
+    groups = defaultdict(list)
+    for frame in frames:
+        groups[formula_key(frame.z)].append(frame)
+    return list(groups.values())
+
+
 def _energies(frames: Sequence[Frame]) -> str:
     """Doubt that energies are those of whole cells, where cells of one formula differ in size."""
-    by_formula = defaultdict(list)
-    for frame in frames:
-        counts = np.bincount(frame.z)
-        key = tuple(counts // np.gcd.reduce(counts[counts > 0]))
-        if not np.isnan(frame.energy):
-            by_formula[key].append((len(frame.z), frame.energy))
-    for found in by_formula.values():
-        atoms, energies = np.array(found).T
+    for found in _by_formula([frame for frame in frames if not np.isnan(frame.energy)]):
+        atoms, energies = np.array([(len(frame.z), frame.energy) for frame in found]).T
         if len(found) >= FEWEST and atoms.max() >= 2 * atoms.min():
             per_atom = energies / atoms
             if energies.std() < per_atom.std() and abs(energies.mean()) > 10 * energies.std():
@@ -103,14 +106,9 @@ def _energies(frames: Sequence[Frame]) -> str:
 
 def _sign(frames: Sequence[Frame]) -> str:
     """Doubt the sign of stresses: larger cells of one formula are under tension."""
-    by_formula = defaultdict(list)
-    for frame in frames:
-        if not np.isnan(frame.stress).any():
-            counts = np.bincount(frame.z)
-            key = tuple(counts // np.gcd.reduce(counts[counts > 0]))
-            by_formula[key].append((frame.volume / len(frame.z), np.trace(frame.stress)))
-    for found in by_formula.values():
-        volume, trace = np.array(found).T
+    for found in _by_formula([frame for frame in frames if not np.isnan(frame.stress).any()]):
+        volume = np.array([frame.volume / len(frame.z) for frame in found])
+        trace = np.array([np.trace(frame.stress) for frame in found])
         near = np.abs(volume / np.median(volume) - 1) < 0.2  # slabs have vacuum
         if near.sum() >= FEWEST and volume[near].std() > 1e-3 * volume.mean():
             if np.corrcoef(volume[near], trace[near])[0, 1] < -CLEAR:
