@@ -3,8 +3,8 @@
     python benchmarks/relaxation.py outputs/potential-stillinger_weber/seed0-*/model
 
 Silicon in five structures, 2 to 16 atoms, strained by 3 % and rattled by 0.05 Å. Both move atoms
-and cells in float64 by FIRE with the same potential on one thread, until no force is above 0.01 eV/Å
-and no stress above 0.1 GPa, for at most 500 steps.
+and cells in float64 by FIRE with the same potential on one thread, until no force is above
+0.01 eV/Å and no stress above 0.1 GPa, for at most 500 steps.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ def load(
         raise DataError(f"data.element={element!r}: choose {', '.join(ELEMENTS)}")
     if not 0 <= val < 1:
         raise DataError(f"data.val={val!r}: expected a share of the training rows, 0 to below 1")
+    if not Path(path).is_dir():
+        raise DataError(f"{path}: no such folder; set MATATTN_DATA, or data.path, to the data")
     parts = {
         split: potential_files.load(name, str(Path(path) / f"mlearn_{element}_{split}.extxyz.gz"))
         for split in ("train", "test")
