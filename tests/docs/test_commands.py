@@ -136,7 +136,7 @@ def test_every_training_is_composed(command):
     for text, override in zip(arguments, parsed, strict=True):
         if override.is_sweep_override():
             text = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-        if "optuna" not in text and "sweeper" not in text:  # an extra that all has not
+        if not text.startswith("sweep=") and "sweeper" not in text:  # an extra that all has not
             overrides.append(text)
     register()
     with initialize_config_module("matattn.conf", version_base="1.3"):

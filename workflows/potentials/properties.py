@@ -1,19 +1,16 @@
-"""What an energy says of a crystal: equation of state, elastic constants, phonons.
+"""What an energy says of a crystal: equation of state and elastic constants.
 
 All cells that are needed are evaluated, or relaxed, in one batch.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
-from matattn.extras import import_extra
 from matattn.structures.derivatives import energy_forces_stress
 from matattn.workflows.potentials.errors import GPA
 from matattn.workflows.potentials.predict import Potential
@@ -21,9 +18,6 @@ from matattn.workflows.potentials.relaxation import Relaxed, Settings, relax
 
 STRAIN = 0.005  # of the elastic constants: stresses at plus and minus, and what is odd in them
 VOLUMES = np.linspace(0.94, 1.06, 13)  # of the equation of state, times that of the crystal
-DISPLACED = 0.01  # Å, for phonons
-LONG_ENOUGH = 10.0  # Å: cells for phonons are at least as long
-IMAGINARY = -0.05  # THz: frequencies below are no rounding
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 _AT_REST = Settings(max_force=1e-4, max_stress=0.005, max_steps=2000)
 _ATOMS_AT_REST = Settings(max_force=1e-4, fixed_cell=True, max_steps=2000)
@@ -72,21 +66,6 @@ class ElasticConstants:
         shear_voigt = (3 * np.trace(c[:3, :3]) - c[:3, :3].sum()) / 30 + np.trace(c[3:, 3:]) / 5
         shear_reuss = 15 / (6 * np.trace(s[:3, :3]) - 2 * s[:3, :3].sum() + 3 * np.trace(s[3:, 3:]))
         return (bulk_voigt + bulk_reuss) / 2, (shear_voigt + shear_reuss) / 2
-
-
-@dataclass(frozen=True)
-class Phonons:
-    """Frequencies in THz; imaginary ones are negative."""
-
-    at_gamma: np.ndarray  # of the primitive cell, ascending
-    lowest: float  # on the mesh
-    density: tuple[np.ndarray, np.ndarray]  # frequency, states per THz and primitive cell
-    bands: Sequence[tuple[str, str, np.ndarray]]  # label, label, frequencies [points, modes]
-
-    @property
-    def stable(self) -> bool:
-        """Return whether no mode is imaginary."""
-        return self.lowest > IMAGINARY
 
 
 def at_rest(potential: Potential, structure: Structure) -> Relaxed:
@@ -163,64 +142,3 @@ def _stiffness(stresses: np.ndarray) -> np.ndarray:
     """Return C [6, 6]: column j has the stresses under strain j."""
     plus, minus = stresses[::2], stresses[1::2]
     return ((plus - minus) / (2 * STRAIN)).T
-
-
-def phonons(potential: Potential, structure: Structure) -> Phonons:
-    """Return the phonons of a crystal at rest, by phonopy, from forces of displaced atoms.
-
-    Charges and the splitting at Gamma that they cause are not included.
-    """
-    phonopy = import_extra("phonopy")
-    atoms_module = import_extra("phonopy.structure.atoms")
-    cell = atoms_module.PhonopyAtoms(
-        numbers=structure.atomic_numbers, cell=structure.lattice.matrix,
-        scaled_positions=structure.frac_coords,
-    )  # fmt: skip
-    repeats = [max(1, int(np.ceil(LONG_ENOUGH / length))) for length in structure.lattice.abc]
-    with warnings.catch_warnings():  # it says which primitive cell it found
-        warnings.simplefilter("ignore")
-        crystal = phonopy.Phonopy(cell, np.diag(repeats), primitive_matrix="auto", log_level=0)
-    crystal.generate_displacements(distance=DISPLACED)
-    moved = [
-        {"z": one.numbers, "pos": one.positions, "cell": one.cell}
-        for one in crystal.supercells_with_displacements
-    ]
-    crystal.forces = [
-        energy_forces_stress(potential.energy, potential.batch([one])).forces.cpu().numpy()
-        for one in moved
-    ]
-    crystal.produce_force_constants()
-    crystal.symmetrize_force_constants()
-    crystal.run_mesh(40.0)
-    crystal.run_total_dos()
-    return Phonons(
-        at_gamma=np.sort(_frequencies(crystal, [[0, 0, 0]])[0]),
-        lowest=float(crystal.mesh.frequencies.min()),
-        density=(crystal.total_dos.frequency_points, crystal.total_dos.dos),
-        bands=_bands(crystal),
-    )
-
-
-def _bands(crystal: Any) -> list[tuple[str, str, np.ndarray]]:
-    """Return the frequencies along the lines of Setyawan and Curtarolo (2010)."""
-    from pymatgen.symmetry.bandstructure import HighSymmKpath
-
-    primitive = crystal.primitive
-    structure = Structure(Lattice(primitive.cell), primitive.numbers, primitive.scaled_positions)
-    path = HighSymmKpath(structure).kpath or {"path": [], "kpoints": {}}
-    bands = []
-    # The points are those of a cell of their convention; phonopy's own is turned to it.
-    standard = HighSymmKpath(structure).prim.lattice.reciprocal_lattice.matrix
-    own = structure.lattice.reciprocal_lattice.matrix
-    for line in path["path"]:
-        for one, other in zip(line[:-1], line[1:], strict=True):
-            ends = [np.array(path["kpoints"][label]) @ standard @ np.linalg.inv(own)
-                    for label in (one, other)]  # fmt: skip
-            points = np.linspace(ends[0], ends[1], 41)
-            bands.append((one, other, np.sort(_frequencies(crystal, points), axis=1)))
-    return bands
-
-
-def _frequencies(crystal: Any, points: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
-    """Return frequencies [points, modes] at wave vectors in units of the reciprocal cell, THz."""
-    return np.asarray(crystal.run_qpoints(points).frequencies)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from pymatgen.core import Structure
 
 from matattn.errors import StructureError
+from matattn.extras import import_extra
 from matattn.structures.files import Entry
 from matattn.structures.structure import validate
 from matattn.tables import Row, write_table
@@ -20,13 +21,14 @@ from matattn.workflows.potentials.predict import Potential
 from matattn.workflows.potentials.properties import (
     ElasticConstants,
     EquationOfState,
-    Phonons,
     at_rest,
     elastic_constants,
     equation_of_state,
-    phonons,
 )
 from matattn.workflows.reporting import save_figure
+
+if TYPE_CHECKING:
+    from matattn.workflows.potentials.phonons import Phonons
 
 EOS, ELASTIC, PHONON = "eos", "elastic", "phonon"
 TABLE = "properties.csv"
@@ -114,7 +116,7 @@ def _of_crystal(
             messages.append(f"{constants.unrelaxed} strained cells did not come to rest")
         write_table(output / f"{name}_elastic.csv", _elastic_rows(constants))
     if PHONON in asked:
-        modes = phonons(potential, crystal)
+        modes = import_extra("matattn.workflows.potentials.phonons").phonons(potential, crystal)
         row |= {
             "highest_phonon_at_gamma (THz)": float(modes.at_gamma[-1]),
             "lowest_phonon (THz)": modes.lowest,

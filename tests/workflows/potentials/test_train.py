@@ -18,6 +18,7 @@ from matattn.cli import app
 from matattn.errors import BundleError, ConfigError, StructureError
 from matattn.training import run_log
 from matattn.workflows.run import run
+from matattn.workflows.task import TASKS
 
 
 @pytest.fixture
@@ -35,6 +36,8 @@ def test_it_learns(trained):
     report = (folder / "report.md").read_text()
     assert "Where it must not be used" in report and "elements other than Si" in report
     assert (folder / "parity.png").is_file()
+    name, value = TASKS["interatomic_potential"].objective(metrics)
+    assert name == "val MAE of forces, eV/Å" and value == metrics["val"]["forces"]["mae"]
     table = (folder / "predictions.csv").read_text().splitlines()
     assert len(table) == 1 + 24 + 4 + 6
 
