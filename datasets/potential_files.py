@@ -17,8 +17,8 @@ import numpy as np
 from matattn.errors import DataError
 from matattn.extras import import_extra
 from matattn.potentials.checks import check_frame, doubts_of
-from matattn.potentials.dataset import SPLITS, Frame, PotentialDataset
-from matattn.structures.dataset import random_split
+from matattn.potentials.dataset import Frame, PotentialDataset
+from matattn.structures.dataset import SPLITS, random_split
 
 FILES = (".xyz", ".extxyz", ".db", ".json", ".traj", ".xml")
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])

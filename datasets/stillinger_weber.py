@@ -23,8 +23,9 @@ from torch import Tensor
 
 from matattn.cache import Arrays, cached
 from matattn.errors import DataError
-from matattn.potentials.dataset import SPLITS, Frame, PotentialDataset
+from matattn.potentials.dataset import Frame, PotentialDataset
 from matattn.structures.batch import CrystalBatch, collate, edge_vector
+from matattn.structures.dataset import SPLITS
 from matattn.structures.derivatives import energy_forces_stress
 from matattn.structures.image_rule import ImageRule
 

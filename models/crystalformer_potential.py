@@ -21,7 +21,6 @@ The energy is a sum over atoms. That of a lone atom is its element's constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -106,8 +105,7 @@ class DirectionalSums(nn.Module):
 
     def invariants(self, x: Tensor, near: Surroundings) -> Float[Tensor, "atoms invariants"]:
         """Return A for l = 0, and the products for every l."""
-        weights = self.radial(near.basis) * (1 + self.u_proj(x))[near.source]
-        sums = near.sums(weights) / self.scale[self.degrees]  # [N, C, functions]
+        sums = self._sums(x, near) / self.scale[self.degrees]
         left, right = (
             torch.einsum("ncf,fkc->nkf", sums, weight[self.degrees])
             for weight in (self.left, self.right)
@@ -121,8 +119,7 @@ class DirectionalSums(nn.Module):
 
     def fit(self, x: Tensor, near: Surroundings) -> None:
         """Measure sizes, means and deviations over the atoms of a batch."""
-        weights = self.radial(near.basis) * (1 + self.u_proj(x))[near.source]
-        squares = near.sums(weights).square().mean((0, 1))
+        squares = self._sums(x, near).square().mean((0, 1))
         totals = squares.new_zeros(len(self.scale)).index_add(0, self.degrees, squares)
         sizes = (totals / torch.bincount(self.degrees)).sqrt()
         self.scale.copy_(torch.where(sizes > 1e-2 * sizes[0], sizes, sizes[0]).clamp(min=1e-6))
@@ -130,6 +127,10 @@ class DirectionalSums(nn.Module):
         self.mean.copy_(found.mean(0))
         least = (self.LEAST * found.square().mean(0).sqrt()).clamp(min=1e-6)
         self.deviation.copy_(torch.maximum(found.std(0), least))
+
+    def _sums(self, x: Tensor, near: Surroundings) -> Float[Tensor, "atoms channels functions"]:
+        """Return A."""
+        return near.sums(self.radial(near.basis) * (1 + self.u_proj(x))[near.source])
 
 
 class SmoothAttention(nn.Module):
@@ -148,9 +149,9 @@ class SmoothAttention(nn.Module):
         """Return what attention adds to the features [atoms, dim]."""
         assert near.attended is not None
         q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).unbind(1)
-        decay = (-0.5 * torch.exp(-2 * self.log_sigma)).expand(len(x), -1)
+        a = (-0.5 * torch.exp(-2 * self.log_sigma)).expand(len(x), -1)
         y = periodic_attention(
-            q, k, v, decay, self.radial_weight, *near.attended,
+            q, k, v, a, self.radial_weight, *near.attended,
             spacing=self.spacing, width=self.spacing,
         )  # fmt: skip
         return self.output(cast(Tensor, y).flatten(1))  # (y, lse) only with return_lse
@@ -166,10 +167,14 @@ class PotentialBlock(nn.Module):
         self.attention, self.sums = attention, sums
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
 
-    def forward(self, x: Float[Tensor, "atoms dim"], near: Surroundings) -> Tensor:
-        """Return the features of the atoms after the block."""
+    def forward(
+        self, x: Float[Tensor, "atoms dim"], near: Surroundings, fit: bool = False
+    ) -> Tensor:
+        """Return the features after the block; ``fit`` measures its sums first."""
         if self.attention is not None:
             x = x + self.attention(x, near)
+        if fit:
+            self.sums.fit(x, near)
         x = x + self.sums(x, near)
         return x + self.mlp(x)
 
@@ -287,12 +292,8 @@ class CrystalformerPotential(nn.Module):
         """Measure the sizes of all directional sums over training structures."""
         near = self.surroundings(batch, 0)
         x = self.embedding(batch.z)
-        for block in cast(Iterable[PotentialBlock], self.blocks):
-            if block.attention is not None:
-                x = x + block.attention(x, near)
-            block.sums.fit(x, near)
-            x = x + block.sums(x, near)
-            x = x + block.mlp(x)
+        for block in self.blocks:
+            x = block(x, near, fit=True)
 
     def forward(self, batch: Structures) -> Float[Tensor, " structures"]:
         """Return the energy of every structure, eV, in float64."""

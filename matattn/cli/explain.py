@@ -107,8 +107,6 @@ def _check(
     """Raise ExplanationError for arguments that do not fit the kind of the model."""
     from matattn.errors import ExplanationError
 
-    if kind.name == "potentials":
-        raise ExplanationError(f"{folder}: is a potential, and explanations are of properties")
     if kind.name != "structures" and (data or compare):
         reads = f"{folder} reads {kind.name}"
         raise ExplanationError(f"--data and --compare need structures; {reads}")
@@ -292,8 +290,16 @@ def _refuse_text(request: _Request) -> _Answer:
     raise ExplanationError(f"{request.folder}: models of text cannot be explained by attention")
 
 
+def _refuse_potentials(request: _Request) -> _Answer:
+    """Raise ExplanationError."""
+    from matattn.errors import ExplanationError
+
+    raise ExplanationError(f"{request.folder}: is a potential, and explanations are of properties")
+
+
 _EXPLAIN = {
     "structures": _explain_structures,
+    "potentials": _refuse_potentials,
     "meshes": _explain_meshes,
     "spins": _explain_spins,
     "text": _refuse_text,

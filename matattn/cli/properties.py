@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from matattn.cli.arguments import Crystals, Potential
+from matattn.cli.crystals import crystals
 from matattn.cli.predict import outcome
 
 if TYPE_CHECKING:
@@ -33,35 +34,21 @@ def properties(
     crystal failed.
     """
     from matattn import pretrained
-    from matattn.errors import MatattnError
     from matattn.runtime import start_predicting
 
     rows: list[Row] = []
     asked = [n for n, on in (("eos", eos), ("elastic", elastic), ("phonon", phonon)) if on]
 
     def work() -> str:
-        if not inputs:
-            raise MatattnError("give structures after the model: files or folders")
         folder = pretrained.find(model)
         start_predicting()
-        from rich.console import Console
-        from rich.progress import Progress
-
-        from matattn.structures.stream import StructureStream, find_sources
         from matattn.workflows.potentials import predict as potentials
         from matattn.workflows.potentials.property_files import compute
 
         potential = potentials.Potential.load(folder, device)
-        console = Console(stderr=True)
-        with (
-            StructureStream(find_sources(inputs)) as stream,
-            Progress(console=console, disable=not console.is_terminal) as progress,
-        ):
-            bar = progress.add_task("crystals", total=stream.total)
-            return compute(
-                potential, stream, output, asked or ("eos", "elastic", "phonon"), rows,
-                lambda crystals: progress.advance(bar, crystals),
-            )  # fmt: skip
+        with crystals(inputs) as (stream, advance):
+            chosen = asked or ("eos", "elastic", "phonon")
+            return compute(potential, stream, output, chosen, rows, advance)
 
     message, status = outcome(work, rows)
     print(message, file=sys.stderr)

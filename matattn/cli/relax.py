@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from matattn.cli.arguments import Crystals, Potential
+from matattn.cli.crystals import crystals
 from matattn.cli.predict import outcome
 
 if TYPE_CHECKING:
@@ -42,34 +43,20 @@ def relax(
     rows: list[Row] = []
 
     def work() -> str:
-        if not inputs:
-            raise MatattnError("give structures after the model: files or folders")
         if min(max_force, max_stress) <= 0 or max_steps < 0:
             raise MatattnError(
                 "--max-force and --max-stress must be above 0, --max-steps 0 or more"
             )
         folder = pretrained.find(model)
         start_predicting()
-        from rich.console import Console
-        from rich.progress import Progress
-
-        from matattn.structures.stream import StructureStream, find_sources
         from matattn.workflows.potentials import predict as potentials
         from matattn.workflows.potentials.relax_files import relax_entries
         from matattn.workflows.potentials.relaxation import Settings
 
         potential = potentials.Potential.load(folder, device)
         settings = Settings(max_force, max_stress, pressure, fixed_cell, max_steps)
-        console = Console(stderr=True)
-        with (
-            StructureStream(find_sources(inputs)) as stream,
-            Progress(console=console, disable=not console.is_terminal) as progress,
-        ):
-            bar = progress.add_task("crystals", total=stream.total)
-            return relax_entries(
-                potential, folder, stream, output, settings, rows, path,
-                lambda crystals: progress.advance(bar, crystals),
-            )  # fmt: skip
+        with crystals(inputs) as (stream, advance):
+            return relax_entries(potential, folder, stream, output, settings, rows, path, advance)
 
     message, status = outcome(work, rows)
     if rows:

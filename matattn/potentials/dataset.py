@@ -13,8 +13,6 @@ from torch import Tensor
 from matattn.structures.batch import CrystalBatch, CrystalGraph, join, to_graph
 from matattn.structures.image_rule import ImageRule
 
-SPLITS = ("train", "val", "test")
-
 
 @dataclass(frozen=True)
 class Frame:

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matattn.potentials.dataset import SPLITS, Frame, PotentialDataset, collate, graph
+from matattn.models.crystalformer_potential import ELEMENTS
+from matattn.potentials.dataset import Frame, PotentialDataset, collate, graph
 from matattn.structures.batch import CrystalBatch, by_atom_budget
+from matattn.structures.dataset import SPLITS
 from matattn.structures.derivatives import energy_forces_stress
 
 GPA = 160.21766208  # GPa in an eV/Å^3
@@ -21,7 +23,6 @@ UNITS = {  # of what is shown: factor from eV, Å and unit
     "stress": (GPA, "GPa"),
 }
 ATOMS_PER_BATCH = 512
-ELEMENTS = 119
 
 
 def constants_of(frames: Sequence[Frame]) -> tuple[np.ndarray, float]:

@@ -11,8 +11,9 @@ from pymatgen.core import Element
 from rich.table import Table
 
 from matattn.config import RunConfig
-from matattn.potentials.dataset import SPLITS, PotentialDataset
+from matattn.potentials.dataset import PotentialDataset
 from matattn.runtime import machine
+from matattn.structures.dataset import SPLITS
 from matattn.workflows import reporting
 from matattn.workflows.potentials.errors import UNITS, Errors
 

@@ -18,7 +18,6 @@ from matattn.config import RunConfig, Section, Target, at_least, build, one_of, 
 from matattn.errors import ConfigError
 from matattn.models.crystalformer_potential import CrystalformerPotential
 from matattn.potentials.dataset import (
-    SPLITS,
     Frame,
     PotentialBatch,
     PotentialDataset,
@@ -26,6 +25,7 @@ from matattn.potentials.dataset import (
     graph,
 )
 from matattn.structures.batch import CrystalBatch, CrystalGraph
+from matattn.structures.dataset import SPLITS
 from matattn.structures.derivatives import energy_forces_stress, loss_gradient
 from matattn.structures.image_rule import ImageRule
 from matattn.training.data import Loaders
