@@ -19,8 +19,11 @@ from matattn.extras import import_extra
 from matattn.potentials.checks import check_frame, doubts_of
 from matattn.potentials.dataset import Frame, PotentialDataset
 from matattn.structures.dataset import SPLITS, random_split
+from matattn.structures.formats.ase_files import open_database
 
-FILES = (".xyz", ".extxyz", ".db", ".json", ".traj", ".xml")
+# ASE's names of the formats: where it guesses by content, it may open a pickle.
+FILES = {".xyz": "extxyz", ".extxyz": "extxyz", ".db": "db", ".json": "json", ".traj": "traj",
+         ".xml": "vasp-xml"}  # fmt: skip
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 
 
@@ -101,9 +104,12 @@ def _suffix(path: Path) -> str:
 def _read(path: Path) -> Iterator[Any]:
     """Yield the structures of a file; raises DataError."""
     ase_io = import_extra("ase.io")
-    form = {".xyz": "extxyz", ".extxyz": "extxyz", ".xml": "vasp-xml"}.get(_suffix(path))
+    form = FILES[_suffix(path)]
     source: Any = str(path)
     try:
+        if form == "db":
+            yield from (row.toatoms() for row in open_database(path).select(include_data=False))
+            return
         if path.name.endswith(".gz"):
             source = io.StringIO(gzip.decompress(path.read_bytes()).decode())
         yield from ase_io.iread(source, index=":", format=form)

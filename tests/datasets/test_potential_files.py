@@ -1,6 +1,9 @@
 """Energies, forces and stresses of files as others write them."""
 
 import gzip
+import pickle
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -91,6 +94,36 @@ def test_bad_files_are_named(tmp_path, make, message):
     make(path)
     with pytest.raises(DataError, match=f"a.xyz.*{message}"):
         potential_files.load("mine", str(path))
+
+
+class Program:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (open, (str(self.mark), "w"))
+
+
+@pytest.mark.parametrize("name", ["a.traj", "a.json", "a.db", "a.xyz", "a.xml"])
+def test_no_file_is_unpickled_or_changed(tmp_path, name):
+    content = pickle.dumps(Program(tmp_path / "ran"))
+    for begin in (b"", b"PickleTrajectory"):
+        (tmp_path / name).write_bytes(begin + content)
+        with pytest.raises(DataError, match="cannot be read"):
+            potential_files.load("mine", str(tmp_path / name))
+        assert (tmp_path / name).read_bytes() == begin + content
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_a_database_of_something_else_stays_as_it_is(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "a.db")) as database:
+        database.execute("CREATE TABLE mine (x)")
+    before = (tmp_path / "a.db").read_bytes()
+    with pytest.raises(DataError, match="is not a database of ASE"):
+        potential_files.load("mine", str(tmp_path / "a.db"))
+    assert (tmp_path / "a.db").read_bytes() == before
 
 
 def test_other_files_and_splits_are_refused(tmp_path):

@@ -16,8 +16,8 @@ from matattn.structures.formats.atoms import make_atoms
 from matattn.structures.formats.record import AnyStructure, Record, make_record
 
 
-def parse_database(path: Path) -> Iterator[Record]:
-    """Yield the structures of a database; their ids are the file's name with the row."""
+def open_database(path: Path) -> Any:
+    """Return ASE's database of a file, and leave a file that is none as it is."""
     import sqlite3
 
     from ase.db.sqlite import SQLite3Database
@@ -27,8 +27,12 @@ def parse_database(path: Path) -> Iterator[Record]:
         tables = database.execute("SELECT name FROM sqlite_master").fetchall()
     if ("systems",) not in tables:
         raise StructureError(f"{path}: is not a database of ASE (it has no table 'systems')")
-    rows = SQLite3Database(str(path), create_indices=False, use_lock_file=False)
-    for row in rows.select(include_data=False):
+    return SQLite3Database(str(path), create_indices=False, use_lock_file=False)
+
+
+def parse_database(path: Path) -> Iterator[Record]:
+    """Yield the structures of a database; their ids are the file's name with the row."""
+    for row in open_database(path).select(include_data=False):
         place = f"{path}, row {row.id}"
         yield make_record(partial(from_ase, row), place, f"{path.stem}:{row.id}")
 
