@@ -23,7 +23,7 @@ from torch import Tensor
 
 from matattn.cache import Arrays, cached
 from matattn.errors import DataError
-from matattn.potentials.dataset import Frame, PotentialDataset
+from matattn.potentials.dataset import Frame, Labeller, PotentialDataset
 from matattn.structures.batch import CrystalBatch, collate, edge_vector
 from matattn.structures.dataset import SPLITS
 from matattn.structures.derivatives import energy_forces_stress
@@ -84,7 +84,8 @@ def load(name: str, sizes: Sequence[int], seed: int = 0, note: str = "") -> Pote
               forces[n], arrays["stress"][n], str(arrays["group"][n]))
         for n in range(len(z))
     ]  # fmt: skip
-    return PotentialDataset(name, frames, arrays["split"], note)
+    labeller = Labeller("Stillinger-Weber", energy, CUTOFF)
+    return PotentialDataset(name, frames, arrays["split"], note, labeller=labeller)
 
 
 def _made(sizes: Sequence[int], seed: int) -> Arrays:

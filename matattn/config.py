@@ -48,6 +48,7 @@ ALLOWED = {
 _NO_MATTER = ("paths", "overwrite", "logger", "data.download")
 _AS_BEFORE = {  # what keys that came later say of all runs from before, which keep their folders
     "task.loss": "l1",
+    "task.physics": True,
     "data.inner": False,
     "model.moments": "none",
     "model.moment_channels": 2,

@@ -15,7 +15,9 @@ there:
     g(d) = \frac{(d / r_c)^6}{1 - (d / r_c)^6}, \qquad f(d) = e^{-g(d)}, \qquad
     d' = \sqrt{d^2 + s^2 g(d)}
 
-The energy is a sum over atoms. That of a lone atom is its element's constant.
+The energy is a sum over atoms. That of a lone atom is its element's constant. Where energies of
+lone atoms are known, an atom with n = sum_j f(d_ij) neighbours has a mean binding energy, times
+1 - exp(-n), beside what the network says.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class Surroundings:
     """
 
     basis: Float[Tensor, "edges radial"]
+    coordination: Float[Tensor, " atoms"]  # sum of f
     source: Int[Tensor, " edges"]
     slot: Int[Tensor, " edges"]
     directions: Float[Tensor, "atoms most functions"]  # zero in empty slots
@@ -192,13 +195,15 @@ class CrystalformerPotential(nn.Module):
 
     Shapes: batch of B structures -> energies [B], eV. A lone atom has its element's constant.
 
-    ``constants`` (eV, by atomic number) and ``scale`` (eV) are fitted to the training data.
+    ``constants`` and ``binding`` (eV, by atomic number) and ``scale`` (eV) are fitted to the
+    training data.
     """
 
     kind = "potentials"
     citations = ("crystalformer", "reann")
     operators = ("periodic_attention",)
     constants: Tensor
+    binding: Tensor
     scale: Tensor
 
     def __init__(
@@ -235,6 +240,7 @@ class CrystalformerPotential(nn.Module):
         )
         self.head = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, 1))
         self.register_buffer("constants", torch.zeros(ELEMENTS, dtype=torch.float64))
+        self.register_buffer("binding", torch.zeros(ELEMENTS, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(()))
         nn.init.normal_(self.embedding.weight, std=0.1)
 
@@ -270,22 +276,34 @@ class CrystalformerPotential(nn.Module):
         slot = torch.arange(len(target), device=device) - first[target] + target * most
         numbers = torch.arange(1, self.num_radial + 1, device=device)
         exponent = 0.5 * (distance[:, None] / self.spacing - numbers).square()
-        basis = torch.exp(-exponent - decay(distance, self.cutoff)[:, None])
+        envelope = torch.exp(-decay(distance, self.cutoff))
+        basis = torch.exp(-exponent) * envelope[:, None]
+        coordination = envelope.new_zeros(atoms).index_add(0, target, envelope)
         directions = harmonics.of_edges(vectors, distance, self.degree)
         directions = torch.cat([torch.ones_like(directions[:, :1]), directions], 1)
         table = _table(directions, slot, atoms, most)
-        return Surroundings(basis, source, slot, table, attended)
+        return Surroundings(basis, coordination, source, slot, table, attended)
+
+    def atom_features(self, batch: Structures) -> Float[Tensor, "atoms dim"]:
+        """Return what the last block says of the surroundings of every atom."""
+        return self._encoded(batch.z, self.surroundings(batch, 0))
+
+    def _encoded(self, z: Int[Tensor, " atoms"], near: Surroundings) -> Tensor:
+        x = self.embedding(z)
+        for block in self.blocks:
+            x = block(x, near)
+        return x
 
     def atom_energies(self, batch: Structures) -> Float[Tensor, " atoms"]:
         """Return the energy of every atom, eV, in float64; that of a structure is their sum."""
         elements, element = batch.z.unique(return_inverse=True)
         near = self.surroundings(batch, len(elements))
-        x = self.embedding(torch.cat([batch.z, elements]))
-        for block in self.blocks:
-            x = block(x, near)
+        x = self._encoded(torch.cat([batch.z, elements]), near)
         energies, alone = self.head(x)[:, 0].split([len(batch.z), len(elements)])
         of_network = self.scale * (energies - alone[element])
-        return self.constants[batch.z].double() + of_network  # a sum of thousands needs the digits
+        bound = 1 - torch.exp(-near.coordination[: len(batch.z)])
+        # A sum of thousands needs the digits.
+        return self.constants[batch.z].double() + self.binding[batch.z] * bound + of_network
 
     @torch.no_grad()
     def fit_sums(self, batch: Structures) -> None:

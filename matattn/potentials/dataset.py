@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -35,6 +35,20 @@ class Frame:
         """Return the volume of the cell, Å^3; 0 of a molecule."""
         return float(abs(np.linalg.det(self.cell)))
 
+    @property
+    def is_lone_atom(self) -> bool:
+        """Return whether it is one atom without neighbours."""
+        return len(self.z) == 1 and not self.cell.any()
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """The model that made the labels, where it can be asked for more of them."""
+
+    name: str
+    energy: Callable[[CrystalBatch], Tensor]  # of every structure of a batch [B], eV
+    cutoff: float  # of its neighbours, Å
+
 
 @dataclass(frozen=True)
 class PotentialDataset:
@@ -45,6 +59,7 @@ class PotentialDataset:
     split: np.ndarray  # [n]
     note: str = ""
     doubts: Sequence[str] = field(default_factory=list)  # what a reader should look at
+    labeller: Labeller | None = None
 
     def rows(self, split: str) -> list[int]:
         """Return the indices of the frames of a split."""

@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from matattn.datasets import mlearn, potential_files
+from matattn.datasets import acac, mlearn, potential_files
 from matattn.errors import DataError
 
 
@@ -151,3 +151,29 @@ def test_mlearn_has_official_rows(tmp_path):
         mlearn.load("mlearn", str(tmp_path), "Fe")
     with pytest.raises(DataError, match="no such file"):
         mlearn.load("mlearn", str(tmp_path), "Mo")
+
+
+def test_acac_has_official_rows(tmp_path):
+    for part, count in dict.fromkeys(acac.PARTS, 10).items():
+        molecules = []
+        for number in range(2 if part == "isolated_atoms" else count):
+            lone = part == "isolated_atoms"
+            made = Atoms("CH"[number] if lone else "CO", [[0, 0, 0], [0, 0, 1.2]][: 2 - lone])
+            made.info = {"REF_energy": -3.0 - number}
+            if "300K" in part:
+                made.arrays["REF_forces"] = np.array([[0, 0, 0.1], [0, 0, -0.1]])
+            molecules.append(made)
+        write(tmp_path / "part.extxyz", molecules, format="extxyz")
+        whole = gzip.compress((tmp_path / "part.extxyz").read_bytes())
+        (tmp_path / f"acac_{part}.extxyz.gz").write_bytes(whole)
+    data = acac.load("acac", str(tmp_path))
+    assert [len(data.rows(split)) for split in ("train", "val", "test")] == [11, 1, 40]
+    lone = [data.frames[row] for row in data.rows("train") if data.frames[row].is_lone_atom]
+    assert len(lone) == 2 and {frame.group for frame in lone} == {"lone atoms"}
+    assert {data.frames[row].group for row in data.rows("test")} == {
+        "300 K", "600 K", "dihedral", "H transfer"
+    }  # fmt: skip
+    with pytest.raises(DataError, match="expected a share"):
+        acac.load("acac", str(tmp_path), val=1.0)
+    with pytest.raises(DataError, match="no such folder; set MATATTN_DATA"):
+        acac.load("acac", str(tmp_path / "none"))

@@ -43,6 +43,7 @@ NOT_EXECUTED = {
         "export MATATTN_DATA=*",
         "*data=qm7*",
         "*data=mlearn*",
+        "*data=acac*",
         "*data=potential_files*",
         "*--data qm7*",
         "*data=qm9nmr*",

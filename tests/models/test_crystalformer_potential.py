@@ -19,6 +19,7 @@ def potential(request):
         dim=16, hidden=16, channels=8, num_radial=16, num_heads=request.param
     ).double()
     made.constants.normal_()
+    made.binding.normal_()
     made.scale.fill_(0.7)
     made.fit_sums(batch_of(made, crystals()))
     for parameter in made.parameters():

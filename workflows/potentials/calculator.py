@@ -12,6 +12,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from matattn.errors import StructureError
 from matattn.structures.derivatives import energy_forces_stress
+from matattn.workflows.potentials.intervals import widths
 from matattn.workflows.potentials.predict import Potential
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -20,7 +21,10 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 class PotentialCalculator(Calculator):
     """ASE's interface: energy, free_energy, energies (eV), forces (eV/Å), stress (eV/Å^3).
 
-    Atoms are periodic in all directions or in none; the elements must be those of the training.
+    Atoms are periodic in all directions or in none; the elements must be those of the training. A
+    potential with intervals also puts into ``results``: ``energy_half_width`` (eV),
+    ``forces_half_width`` [N] (eV/Å, of the length of the error) and ``novelty`` [N], above 1 for
+    surroundings unlike those of the training structures.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
@@ -60,6 +64,13 @@ class PotentialCalculator(Calculator):
         if properties and "energies" in properties:
             with torch.no_grad():
                 self.results["energies"] = self.potential.network.atom_energies(batch).cpu().numpy()
+        if self.potential.uncertainty is not None:
+            trust = widths(self.potential.network, self.potential.uncertainty, batch)
+            self.results |= {
+                "energy_half_width": float(trust.energy[0]) * len(atoms),
+                "forces_half_width": trust.forces.numpy().astype(np.float64),
+                "novelty": trust.novelty.numpy().astype(np.float64),
+            }
         if periodic:
             stress = found.stress[0].cpu().numpy().astype(np.float64)
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)

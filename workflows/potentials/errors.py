@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from matattn.models.crystalformer_potential import ELEMENTS
-from matattn.potentials.dataset import Frame, PotentialDataset, collate, graph
-from matattn.structures.batch import CrystalBatch, by_atom_budget
+from matattn.models.crystalformer_potential import ELEMENTS, CrystalformerPotential
+from matattn.potentials.dataset import Frame, PotentialBatch, PotentialDataset, collate, graph
+from matattn.structures.batch import by_atom_budget
 from matattn.structures.dataset import SPLITS
 from matattn.structures.derivatives import energy_forces_stress
 
@@ -25,25 +24,51 @@ UNITS = {  # of what is shown: factor from eV, Å and unit
 ATOMS_PER_BATCH = 512
 
 
-def constants_of(frames: Sequence[Frame]) -> tuple[np.ndarray, float]:
-    """Return an energy for every element [119], eV, and the root mean square of the forces, eV/Å.
+@dataclass(frozen=True)
+class Constants:
+    """What is known of the elements before a training."""
 
-    The energies are fitted to those of the frames by least squares, the smallest ones that fit
-    best. Without any force the scale is the deviation of the energies from that, eV per atom.
+    alone: np.ndarray  # [119] eV, of a lone atom
+    binding: np.ndarray  # [119] eV, of an atom with neighbours beside that
+    scale: float  # eV/Å, the root mean square of the forces
+
+
+def constants_of(frames: Sequence[Frame]) -> Constants:
+    """Return constants of the elements, fitted to energies by least squares.
+
+    Elements whose lone atoms are among the frames have these energies, and the fit is their
+    binding; the others have the fit as the energy of a lone atom. Without any force the scale is
+    the deviation of the energies from the fit, eV per atom.
     """
     known = [frame for frame in frames if not np.isnan(frame.energy)]
-    constants = np.zeros(ELEMENTS)
-    rest = np.zeros(1)
-    if known:
-        counts = np.stack([np.bincount(frame.z, minlength=ELEMENTS) for frame in known])
-        atoms = counts.sum(1)
-        energies = np.array([frame.energy for frame in known]) / atoms
-        constants, *_ = np.linalg.lstsq(counts / atoms[:, None], energies, rcond=None)
-        rest = energies - counts @ constants / atoms
+    alone, fit, rest = np.zeros(ELEMENTS), np.zeros(ELEMENTS), np.zeros(1)
+    is_known = np.zeros(ELEMENTS, dtype=bool)
+    for frame in known:
+        if frame.is_lone_atom:
+            alone[frame.z], is_known[frame.z] = frame.energy, True
+    together = [frame for frame in known if not frame.is_lone_atom]
+    if together:
+        counts = np.stack([np.bincount(frame.z, minlength=ELEMENTS) for frame in together])
+        shares = counts / counts.sum(1, keepdims=True)
+        energies = np.array([frame.energy / len(frame.z) for frame in together])
+        energies -= shares @ alone
+        fit, *_ = np.linalg.lstsq(shares, energies, rcond=None)
+        rest = energies - shares @ fit
     forces = np.concatenate([frame.forces.ravel() for frame in frames])
     forces = forces[~np.isnan(forces)]
     scale = np.sqrt(np.mean(forces**2)) if len(forces) else rest.std()
-    return constants, float(scale) or 1.0
+    binding = np.where(is_known, fit, 0.0)
+    return Constants(alone + fit - binding, binding, float(scale) or 1.0)
+
+
+def labels_of(frames: Sequence[Frame]) -> list[str]:
+    """Return which of ``UNITS`` some of the frames have."""
+    known = {
+        "energy_per_atom": any(not np.isnan(frame.energy) for frame in frames),
+        "forces": any(not np.isnan(frame.forces).all() for frame in frames),
+        "stress": any(not np.isnan(frame.stress).all() for frame in frames),
+    }
+    return [name for name in UNITS if known[name]]
 
 
 @dataclass(frozen=True)
@@ -94,6 +119,12 @@ class Errors:
                 }
         return found
 
+    def sizes(self, row: int) -> tuple[np.ndarray, float]:
+        """Return the lengths of the errors of the forces [N], eV/Å, and |dE| per atom, eV."""
+        forces = self.predicted["forces"][row] - self.true["forces"][row]
+        energy = self.predicted["energy_per_atom"][row] - self.true["energy_per_atom"][row]
+        return np.linalg.norm(forces, axis=1), abs(float(energy)) / UNITS["energy_per_atom"][0]
+
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for every frame, for predictions.csv."""
         listed = []
@@ -110,20 +141,22 @@ class Errors:
         return listed
 
 
-def errors_of(network: Any, dataset: PotentialDataset) -> Errors:
+def errors_of(network: CrystalformerPotential, dataset: PotentialDataset) -> Errors:
     """Return the errors of a network on all frames of a data set."""
     frames = dataset.frames
     predicted: dict[str, list[np.ndarray]] = {name: [] for name in UNITS}
-    for energy, forces, stress in evaluated(network, network.image_rule, frames):
-        predicted["energy_per_atom"].append(energy / len(forces))
-        predicted["forces"].append(forces)
-        predicted["stress"].append(stress)
+    for part, batch in batches_of(network, frames):
+        found = energy_forces_stress(network, batch.structures)
+        sizes = [len(frame.z) for frame in part]
+        predicted["energy_per_atom"] += list(found.energy.numpy() / sizes)
+        predicted["forces"] += np.split(found.forces.numpy(), np.cumsum(sizes)[:-1])
+        predicted["stress"] += list(found.stress.numpy())
     true = {
         "energy_per_atom": [np.array(frame.energy / len(frame.z)) for frame in frames],
         "forces": [frame.forces for frame in frames],
         "stress": [frame.stress for frame in frames],
     }
-    constants = network.constants.numpy()
+    constants = (network.constants + network.binding).numpy()
     baseline = {
         "energy_per_atom": [np.array(constants[frame.z].mean()) for frame in frames],
         "forces": [np.zeros_like(frame.forces) for frame in frames],
@@ -137,19 +170,13 @@ def errors_of(network: Any, dataset: PotentialDataset) -> Errors:
     return Errors(dataset, *scaled)
 
 
-def evaluated(
-    energy: Callable[[CrystalBatch], Tensor], rule: Callable[[], Any], frames: Sequence[Frame]
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return energy (eV), forces (eV/Å) and stress (eV/Å^3) of every frame."""
-    found = []
-    images = rule()
+def batches_of(
+    network: CrystalformerPotential, frames: Sequence[Frame]
+) -> Iterator[tuple[list[Frame], PotentialBatch]]:
+    """Yield some frames after the others, and the batch of each such part."""
+    rule = network.image_rule()
     for rows in by_atom_budget([len(frame.z) for frame in frames], ATOMS_PER_BATCH):
-        chosen = [frames[row] for row in rows]
-        graphs = [graph(frame, images, row, torch.float32)
-                  for frame, row in zip(chosen, rows, strict=True)]  # fmt: skip
-        batch = collate(chosen, graphs)
-        result = energy_forces_stress(energy, batch.structures)
-        forces = np.split(result.forces.numpy(), np.cumsum([len(f.z) for f in chosen])[:-1])
-        for number, part in enumerate(forces):
-            found.append((result.energy[number].numpy(), part, result.stress[number].numpy()))
-    return found
+        part = [frames[row] for row in rows]
+        graphs = [graph(frame, rule, row, torch.float32)
+                  for frame, row in zip(part, rows, strict=True)]  # fmt: skip
+        yield part, collate(part, graphs)

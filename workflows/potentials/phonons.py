@@ -14,7 +14,7 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.bandstructure import HighSymmKpath
 
 from matattn.structures.derivatives import energy_forces_stress
-from matattn.workflows.potentials.predict import Potential
+from matattn.workflows.potentials.energy_model import EnergyModel
 
 DISPLACED = 0.01  # Å
 LONG_ENOUGH = 10.0  # Å: cells are at least as long
@@ -37,7 +37,7 @@ class Phonons:
         return self.lowest > IMAGINARY
 
 
-def phonons(potential: Potential, structure: Structure) -> Phonons:
+def phonons(potential: EnergyModel, structure: Structure) -> Phonons:
     """Return the phonons of a crystal at rest, by phonopy, from forces of displaced atoms.
 
     Charges and the splitting at Gamma that they cause are not included.
@@ -61,7 +61,9 @@ def phonons(potential: Potential, structure: Structure) -> Phonons:
     ]
     crystal.produce_force_constants()
     crystal.symmetrize_force_constants()
-    crystal.run_mesh(40.0)
+    with warnings.catch_warnings():  # another mesh, where cell and symmetry ask for it
+        warnings.simplefilter("ignore")
+        crystal.run_mesh(40.0)
     crystal.run_total_dos()
     mesh, density = cast(Any, crystal.mesh), cast(Any, crystal.total_dos)  # not None any more
     return Phonons(

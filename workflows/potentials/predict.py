@@ -21,7 +21,10 @@ from matattn.structures.batch import CrystalBatch, by_atom_budget, collate
 from matattn.structures.derivatives import EnergyDerivatives, energy_forces_stress
 from matattn.structures.inputs import take
 from matattn.structures.structure import validate
+from matattn.uncertainty import Uncertainty
+from matattn.workflows.potentials.energy_model import items_of
 from matattn.workflows.potentials.errors import GPA
+from matattn.workflows.potentials.intervals import Trust, trust_of, widths
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 ATOMS_PER_BATCH = 500
 COLUMNS = (
-    "formula", "natoms", "energy", "energy_per_atom", "energy_unit", "max_force", "max_force_unit",
-    "pressure", "pressure_unit", "status", "message",
+    "formula", "natoms", "energy", "energy_per_atom", "energy_per_atom_lower",
+    "energy_per_atom_upper", "energy_unit", "max_force", "force_half_width", "force_unit",
+    "pressure", "pressure_unit", "ood_score", "ood_flag", "status", "message",
 )  # fmt: skip
 
 
@@ -41,6 +45,7 @@ class Potential:
     network: CrystalformerPotential
     config: dict[str, Any]
     device: torch.device = CPU
+    uncertainty: Uncertainty | None = None
 
     @classmethod
     def load(cls, model: str | Path, device: str = "cpu") -> Potential:
@@ -51,12 +56,13 @@ class Potential:
                 f"{folder}: this model reads {kind}; a potential is the model/ folder of a run of "
                 "model=potential"
             )
-        networks, config, _ = bundle.load(folder)
+        networks, config, uncertainty = bundle.load(folder)
         elements = config["elements"]
         if not isinstance(elements, list) or not all(z in range(1, 119) for z in elements):
             raise BundleError(f"{folder}/config.json: elements: expected a list of atomic numbers")
         where = find_device(device)
-        return cls(cast(CrystalformerPotential, networks[0]).to(where), config, where)
+        network = cast(CrystalformerPotential, networks[0]).to(where)
+        return cls(network, config, where, uncertainty)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,15 +86,8 @@ class Potential:
 
     def batch(self, atoms: Sequence[Mapping[str, Any]]) -> CrystalBatch:
         """Return structures (z, pos Å, cell Å [3, 3]) with their neighbours, for the network."""
-        items = [
-            {
-                "z": torch.tensor(np.asarray(one["z"], dtype=np.int64)),
-                "pos": torch.tensor(np.asarray(one["pos"], dtype=np.float64)),
-                "cell": torch.tensor(np.asarray(one["cell"], dtype=np.float64))[None],
-            }
-            for one in atoms
-        ]
-        return collate(items, self.network.image_rule()).to(self.device, self.dtype)
+        made = collate(items_of(atoms), self.network.image_rule())
+        return made.to(self.device, self.dtype)
 
     def predict(
         self,
@@ -96,7 +95,9 @@ class Potential:
         places: Sequence[str] | None = None,
         advance: Callable[[int], Any] = lambda structures: None,
     ) -> list[dict[str, Any]]:
-        """Return a row per structure: energy, largest force, pressure, status and message.
+        """Return a row per structure: energy, largest force, pressure, 90 % intervals, status.
+
+        ``force_half_width`` is the largest of all atoms: so long may the error of a force be.
 
         ``structures`` are whatever ``matattn.structures.inputs.take`` takes: objects of pymatgen or
         ASE, files, dictionaries, or a collection of them. What cannot be used has a row with the
@@ -120,19 +121,29 @@ class Potential:
             rows.append(row)
         for group in by_atom_budget([len(one) for _, one in usable], ATOMS_PER_BATCH):
             chosen = [usable[number] for number in group]
-            found = self.evaluate([structure for _, structure in chosen])
-            largest = found.forces.norm(dim=1).split([len(one) for _, one in chosen])
+            batch = self.batch_of([structure for _, structure in chosen])
+            found = energy_forces_stress(self.energy, batch)
+            sizes = [len(structure) for _, structure in chosen]
+            largest = found.forces.norm(dim=1).split(sizes)
             for number, (index, structure) in enumerate(chosen):
                 energy = float(found.energy[number])
                 rows[index] |= {
                     "energy": energy, "energy_per_atom": energy / len(structure),
                     "energy_unit": "eV", "max_force": float(largest[number].max()),
-                    "max_force_unit": "eV/Å",
+                    "force_unit": "eV/Å",
                     "pressure": -float(found.stress[number].trace()) / 3 * GPA,
                     "pressure_unit": "GPa",
                 }  # fmt: skip
+            for (index, _), trust in zip(chosen, self.trust(batch), strict=True):
+                rows[index] |= trust.columns(rows[index])
             advance(len(chosen))
         return rows
+
+    def trust(self, batch: CrystalBatch) -> list[Trust]:
+        """Return how far to trust the values of every structure; nothing without intervals."""
+        if self.uncertainty is None:
+            return [Trust()] * batch.num_graphs
+        return trust_of(widths(self.network, self.uncertainty, batch), batch)
 
     def evaluate(self, structures: Sequence[Structure | Molecule]) -> EnergyDerivatives:
         """Return energies (eV), forces (eV/Å) and stresses (eV/Å^3; NaN of molecules).
@@ -141,12 +152,15 @@ class Potential:
         """
         for number, structure in enumerate(structures):
             self.check(structure.atomic_numbers, f"structure {number + 1}")
-        batch = self.batch([
+        return energy_forces_stress(self.energy, self.batch_of(structures))
+
+    def batch_of(self, structures: Sequence[Structure | Molecule]) -> CrystalBatch:
+        """Return structures of pymatgen with their neighbours, for the network."""
+        return self.batch([
             {"z": s.atomic_numbers, "pos": s.cart_coords,
              "cell": s.lattice.matrix if isinstance(s, Structure) else np.zeros((3, 3))}
             for s in structures
         ])  # fmt: skip
-        return energy_forces_stress(self.energy, batch)
 
     def energy(self, batch: CrystalBatch) -> Tensor:
         """Return the energy of every structure of a batch [B], eV."""

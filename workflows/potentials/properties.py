@@ -12,8 +12,8 @@ import numpy as np
 from pymatgen.core import Lattice, Structure
 
 from matattn.structures.derivatives import energy_forces_stress
+from matattn.workflows.potentials.energy_model import EnergyModel
 from matattn.workflows.potentials.errors import GPA
-from matattn.workflows.potentials.predict import Potential
 from matattn.workflows.potentials.relaxation import Relaxed, Settings, relax
 
 STRAIN = 0.005  # of the elastic constants: stresses at plus and minus, and what is odd in them
@@ -68,12 +68,12 @@ class ElasticConstants:
         return (bulk_voigt + bulk_reuss) / 2, (shear_voigt + shear_reuss) / 2
 
 
-def at_rest(potential: Potential, structure: Structure) -> Relaxed:
+def at_rest(potential: EnergyModel, structure: Structure) -> Relaxed:
     """Return a crystal with its cell and atoms at rest."""
     return next(relax(potential, [structure], _AT_REST))
 
 
-def equation_of_state(potential: Potential, structure: Structure) -> EquationOfState:
+def equation_of_state(potential: EnergyModel, structure: Structure) -> EquationOfState:
     """Fit energies of cells of the same shape, with atoms at rest."""
     atoms = len(structure)
     cells = [_strained(structure, np.cbrt(part) * np.eye(3)) for part in VOLUMES]
@@ -102,7 +102,7 @@ def equation_of_state(potential: Potential, structure: Structure) -> EquationOfS
     )  # fmt: skip
 
 
-def elastic_constants(potential: Potential, structure: Structure) -> ElasticConstants:
+def elastic_constants(potential: EnergyModel, structure: Structure) -> ElasticConstants:
     """Return the stiffness from stresses of strained cells; ``structure`` must be at rest."""
     cells = []
     for mode in range(6):
@@ -128,7 +128,7 @@ def _strained(structure: Structure, deformation: np.ndarray) -> Structure:
     return Structure(lattice, structure.species, structure.frac_coords)
 
 
-def _stresses(potential: Potential, cells: Sequence[Structure]) -> np.ndarray:
+def _stresses(potential: EnergyModel, cells: Sequence[Structure]) -> np.ndarray:
     """Return stresses [cells, 6], GPa."""
     batch = potential.batch([
         {"z": cell.atomic_numbers, "pos": cell.cart_coords, "cell": cell.lattice.matrix}

@@ -74,6 +74,7 @@ def relax_entries(
     for found in relax(potential, structures, settings, keep_path, advance):
         row, first = waiting[found.number]
         row |= _result(found, len(first), row["message"])
+        row |= potential.trust(potential.batch_of([found.structure]))[0].flags(row)
         write_text(output / f"{row['id']}.cif", str(CifWriter(found.structure)))
         if keep_path:
             _write_path(output / f"{row['id']}.extxyz", found.path)
@@ -121,13 +122,13 @@ def _earlier(output: Path, model: Path, settings: Settings) -> Mapping[str, Row]
 
 
 def _row(name: str, path: str) -> Row:
-    numbers = (
+    unknown = (
         "energy_before_per_atom", "energy_after_per_atom", "steps", "max_force", "max_stress",
-        "volume_change",
+        "volume_change", "ood_score", "ood_flag",
     )  # fmt: skip
     units = {"energy_unit": "eV/atom", "force_unit": "eV/Å", "stress_unit": "GPa"}
     row: Row = {"id": name, "path": path, "formula": None, "natoms": None}
-    return row | dict.fromkeys(numbers) | units | {"status": "", "message": ""}
+    return row | dict.fromkeys(unknown) | units | {"status": "", "message": ""}
 
 
 def _result(found: Relaxed, atoms: int, remarks: str) -> Row:

@@ -17,8 +17,8 @@ import numpy as np
 from pymatgen.core import Lattice, Structure
 
 from matattn.structures.derivatives import energy_forces_stress
+from matattn.workflows.potentials.energy_model import EnergyModel
 from matattn.workflows.potentials.errors import GPA
-from matattn.workflows.potentials.predict import Potential
 
 ATOMS_PER_BATCH = 256
 LARGEST_MOVE = 0.2  # Å in a step
@@ -55,7 +55,7 @@ class Relaxed:
 
 
 def relax(
-    potential: Potential,
+    potential: EnergyModel,
     structures: Iterable[Structure],
     settings: Settings | None = None,
     keep_path: bool = False,

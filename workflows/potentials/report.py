@@ -16,6 +16,7 @@ from matattn.runtime import machine
 from matattn.structures.dataset import SPLITS
 from matattn.workflows import reporting
 from matattn.workflows.potentials.errors import UNITS, Errors
+from matattn.workflows.potentials.physics import Physics
 
 _HEADER = ("split", "quantity", "MAE", "RMSE", "without a network", "unit", "values")
 _COLORS = {"train": "0.7", "val": "tab:blue", "test": "tab:red"}
@@ -47,6 +48,26 @@ def group_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
         for group, results in metrics.get("groups", {}).get(split, {}).items()
         for name, result in results.items()
     ]
+
+
+INTERVAL_HEADER = ("rows", "forces inside", "half width, eV/Å", "energies inside",
+                   "half width, meV/atom", "flagged atoms")  # fmt: skip
+
+
+def interval_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Return how often the 90 % intervals hold, and how wide they are."""
+    rows = []
+    for one in metrics.get("intervals", ()):
+        cells = [", ".join(filter(None, (one["split"], one["group"])))]
+        for name, factor in (("forces", 1), ("energy_per_atom", 1000)):
+            found = one.get(name)
+            cells += (
+                [f"{found['coverage']:.1%}", f"{factor * found['half_width']:.3g}"]
+                if found
+                else ["", ""]
+            )
+        rows.append([*cells, f"{one['flagged']:.1%}"])
+    return rows
 
 
 def _numbers(result: Mapping[str, Any]) -> list[str]:
@@ -85,7 +106,7 @@ def parity_plot(errors: Errors) -> Figure:
 
 
 def values(
-    config: RunConfig, dataset: PotentialDataset, metrics: Mapping[str, Any]
+    config: RunConfig, dataset: PotentialDataset, metrics: Mapping[str, Any], physics: Physics
 ) -> dict[str, Any]:
     """Return what the report says: errors by group, comparability, data, settings."""
     return {
@@ -94,6 +115,19 @@ def values(
         "rows": rows_of(metrics),
         "group_rows": group_rows(metrics),
         "dataset": dataset,
+        "interval_header": INTERVAL_HEADER,
+        "interval_rows": interval_rows(metrics),
+        "physics": physics,
+        "physics_header": ("", "potential", physics.truth, "unit"),
+        "physics_rows": [
+            [
+                row["quantity"],
+                f"{row['potential']:.4g}",
+                "" if row["truth"] is None else f"{row['truth']:.4g}",
+                row["unit"],
+            ]
+            for row in physics.rows
+        ],
         "machine": machine(config.accelerator),
         "elements": [Element.from_Z(z).symbol for z in dataset.elements()],
         "groups": sorted({frame.group for frame in dataset.frames if frame.group}),

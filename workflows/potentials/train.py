@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,10 @@ from matattn.workflows.fitting import (
 )
 from matattn.workflows.outputs import Outputs
 from matattn.workflows.potentials import report
-from matattn.workflows.potentials.errors import GPA, UNITS, constants_of, errors_of
+from matattn.workflows.potentials.errors import GPA, UNITS, constants_of, errors_of, labels_of
+from matattn.workflows.potentials.intervals import coverage, fitted
+from matattn.workflows.potentials.physics import Physics, physics_of
+from matattn.workflows.potentials.predict import Potential
 
 MEASURED = 32  # training structures from which the sizes of sums are
 # Errors count as squares below these, and as absolute values above.
@@ -63,6 +67,7 @@ class PotentialSettings(Section):
     stress_weight: float = setting(1.0, "0 or more", lambda x: x >= 0)
     shift: float = setting(0.01, "above 0 to 0.1 (Å)", lambda x: 0 < x <= 0.1)
     select: str = one_of("final", ("final", "best"))
+    physics: bool = True
 
     def __post_init__(self) -> None:
         """Check what depends on several values, too."""
@@ -208,9 +213,10 @@ class PotentialTask:
         schedule = build(config.optimizer.schedule, "optimizer.schedule")
         L.seed_everything(config.seed, workers=True, verbose=False)
         network = build(Target(config.model.target, dict(config.model.arguments)), "model")
-        constants, scale = constants_of([dataset.frames[row] for row in dataset.rows("train")])
-        network.constants.copy_(torch.from_numpy(constants))
-        network.scale.fill_(scale)
+        constants = constants_of([dataset.frames[row] for row in dataset.rows("train")])
+        network.constants.copy_(torch.from_numpy(constants.alone))
+        network.binding.copy_(torch.from_numpy(constants.binding))
+        network.scale.fill_(constants.scale)
         network.fit_sums(_some(dataset, network.image_rule()))
         return cls(config, dataset, network, schedule, dataset.fingerprint())
 
@@ -218,7 +224,8 @@ class PotentialTask:
         """Train, from the last checkpoint in ``folder`` if there is one."""
         module = self.module(folder)
         shown = {"train/loss": "loss {:.4f}"}
-        shown |= {f"val/mae/{name}": f"val {{:.3g}} {unit}" for name, (_, unit) in UNITS.items()}
+        labels = labels_of([self.dataset.frames[row] for row in self.dataset.rows("val")])
+        shown |= {f"val/mae/{name}": f"val {{:.3g}} {UNITS[name][1]}" for name in labels}
         log = RunLog(folder / "metrics.csv", shown)
         device = fit(self.config, folder, module, self._loaders(), log)
         return Trained(self.network, log, device)
@@ -256,6 +263,13 @@ class PotentialTask:
             "elements": dataset.elements(),
             "groups": sorted({frame.group for frame in dataset.frames if frame.group}),
         }
+        uncertainty = None
+        if self.config.task.select == "final":  # nothing was selected on validation rows
+            uncertainty = fitted(network, dataset, errors)
+        if uncertainty:
+            metrics["intervals"] = coverage(network, uncertainty, dataset, errors)
+        physics = self._physics(network, description) if self.config.task.physics else Physics()
+        metrics["physics"] = physics.rows
         return Outputs(
             metrics=metrics,
             network=network,
@@ -264,13 +278,20 @@ class PotentialTask:
             data={"name": dataset.name, "fingerprint": self.fingerprint, "note": dataset.note},
             epochs=trained.log.epochs,
             template="potentials/report.md",
-            report=report.values(self.config, dataset, metrics),
+            report=report.values(self.config, dataset, metrics, physics),
             figures={
+                **physics.figures,
                 "loss.png": report.loss_plot(trained.log.rows),
                 "parity.png": report.parity_plot(errors),
             },
             tables={"predictions.csv": errors.rows()},
+            uncertainty=uncertainty,
         )
+
+    def _physics(self, network: CrystalformerPotential, config: dict[str, Any]) -> Physics:
+        """Return what the potential says of the physics of its training structures."""
+        double = Potential(deepcopy(network), config).double()
+        return physics_of(double, Potential(network, config), self.dataset)
 
 
 def _some(dataset: PotentialDataset, rule: ImageRule) -> CrystalBatch:

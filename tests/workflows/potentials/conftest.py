@@ -1,17 +1,16 @@
 """A small potential, trained once, and the exact model behind its data."""
 
-import numpy as np
 import pytest
 import torch
 
 from matattn.datasets import stillinger_weber
-from matattn.structures.batch import collate
-from matattn.structures.image_rule import ImageRule
+from matattn.potentials.dataset import Labeller
+from matattn.workflows.potentials.energy_model import Exact
 from matattn.workflows.run import run
 
 SMALL = ["model=potential", "data.sizes=[24,4,6]", "model.dim=16", "model.hidden=16",
          "model.channels=8", "model.num_radial=10", "task.batch_size=4",
-         "trainer.accelerator=cpu"]  # fmt: skip
+         "task.physics=false", "trainer.accelerator=cpu"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -36,26 +35,7 @@ def trained(compose, tmp_path_factory):
     return folder, run(compose(*SMALL, "trainer.max_epochs=12", f"paths.output_dir={folder}"))
 
 
-class Exact:
-    """The Stillinger-Weber model with what relaxation needs of a potential."""
-
-    def double(self):
-        return self
-
-    def check(self, numbers, where):
-        pass
-
-    def batch(self, atoms):
-        items = [
-            {"z": torch.tensor(np.array(one["z"])), "pos": torch.tensor(one["pos"]),
-             "cell": torch.tensor(one["cell"])[None]} for one in atoms
-        ]  # fmt: skip
-        return collate(items, ImageRule(stillinger_weber.CUTOFF))
-
-    def energy(self, batch):
-        return stillinger_weber.energy(batch)
-
-
 @pytest.fixture
 def exact():
-    return Exact()
+    """The Stillinger-Weber model."""
+    return Exact(Labeller("Stillinger-Weber", stillinger_weber.energy, stillinger_weber.CUTOFF))
