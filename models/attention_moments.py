@@ -23,18 +23,21 @@ from matattn.kernels.precision import accumulator, full_precision
 from matattn.structures.harmonics import count
 from matattn.training.processes import summed
 
+SMALL = 1e-3  # traces for which a logarithm has too few digits
+
 
 class AttentionMoments(nn.Module):
     r"""The values of the moments, and the map of their invariants to the features of the atoms.
 
     .. math::
-        p_{i,hl,cc'} = \sum_m M_{hc,lm} M_{hc',lm}, \qquad
-        x_i \leftarrow \mathrm{Linear}(p / \sqrt{1 + \sum_c p_{cc}})
+        p_{i,hl,cc'} = \sum_m M_{hc,lm} M_{hc',lm}, \qquad t = \sum_c p_{cc}, \qquad
+        x_i \leftarrow \mathrm{Linear}(p \ln(1 + t) / t)
 
-    The root keeps them from growing with the depth as polynomials do. Before it, the moments of
-    every degree l are divided by their root mean square over the atoms, heads and channels of the
-    first training batch, which is then frozen and saved with the weights, as sigma's statistics
-    are; before any training it is that of every batch.
+    The logarithm keeps features from growing from block to block: with a root, which is linear in
+    them, trainings of some thousand steps exploded. Before it, the moments of every degree l are
+    divided by their root mean square over the atoms, heads and channels of the first training
+    batch, which is then frozen and saved with the weights, as sigma's statistics are; before any
+    training it is that of every batch.
 
     Shapes: M [N, H, C, 1 + F] with l = 0 first -> [N, dim].
     """
@@ -81,7 +84,7 @@ class AttentionMoments(nn.Module):
             products = (moments[:, :, :, None] * moments[:, :, None]) @ (by_degree / scale.square())
         trace = products.diagonal(dim1=2, dim2=3).sum(-1)
         products = products.flatten(2, 3)[:, :, self.pairs].transpose(2, 3)
-        found = products / (1 + trace).sqrt()[..., None]  # [N, H, l, pairs]
+        found = products * _damping(trace)[..., None]  # [N, H, l, pairs]
         if head_gate is not None:
             found = found * head_gate[..., None, None]
         return self.output(found.flatten(1))
@@ -100,3 +103,10 @@ class AttentionMoments(nn.Module):
                 self.scale.copy_(scale)
                 self.fitted.fill_(True)
         return scale
+
+
+def _damping(trace: Tensor) -> Tensor:
+    """Return ln(1 + t) / t, which is smooth at 0."""
+    far = trace > SMALL
+    safe = torch.where(far, trace, 1.0)
+    return torch.where(far, torch.log1p(safe) / safe, 1 - trace / 2 + trace.square() / 3)

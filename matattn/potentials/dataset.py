@@ -69,6 +69,10 @@ class PotentialDataset:
         """Return the atomic numbers of the training frames, sorted."""
         return sorted({int(z) for row in self.rows("train") for z in self.frames[row].z})
 
+    def groups(self, split: str) -> list[str]:
+        """Return the groups of the frames of a split, sorted."""
+        return sorted({self.frames[row].group for row in self.rows(split)} - {""})
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of ids, splits, geometries and labels."""
         digest = hashlib.sha256()

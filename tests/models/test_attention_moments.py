@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from matattn.models.attention_moments import AttentionMoments
+from matattn.models.attention_moments import AttentionMoments, _damping
 
 
 @pytest.fixture
@@ -25,10 +25,21 @@ def test_turned_moments_have_equal_outputs(layer):
     assert torch.allclose(layer(torch.cat(turned, -1)), layer(moments), atol=1e-13)
 
 
-def test_outputs_grow_no_faster_than_moments(layer):
+def test_outputs_grow_as_the_logarithm_of_moments(layer):
     moments = torch.randn(7, 3, 2, 9, dtype=torch.float64)
-    one, large = (layer(factor * moments) - layer.output.bias for factor in (1e6, 1e9))
-    assert torch.allclose(large, 1000 * one, rtol=1e-4)
+    small, medium, large = (layer(10.0**n * moments) for n in (3, 6, 9))
+    assert torch.allclose(large - medium, medium - small, atol=1e-3)
+    assert large.norm() < 4 * small.norm()
+
+
+def test_the_damping_is_smooth_where_its_series_ends():
+    trace = torch.tensor([0.0, 1e-6, 9.99e-4, 1.001e-3, 1.0], dtype=torch.float64)
+    trace.requires_grad_()
+    values = _damping(trace)
+    assert values[0] == 1
+    assert torch.allclose(values[1:], torch.log1p(trace[1:]) / trace[1:], atol=1e-9, rtol=0)
+    (slopes,) = torch.autograd.grad(values.sum(), trace)
+    assert torch.allclose(slopes[:4], -0.5 + trace[:4] * 2 / 3, atol=1e-6)
 
 
 def test_a_closed_gate_removes_its_head(layer):

@@ -13,10 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from matattn.errors import StructureError
 from matattn.structures.derivatives import energy_forces_stress
 from matattn.workflows.potentials.intervals import widths
-from matattn.workflows.potentials.predict import Potential
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
+from matattn.workflows.potentials.predict import DTYPES, Potential
 
 class PotentialCalculator(Calculator):
     """ASE's interface: energy, free_energy, energies (eV), forces (eV/Å), stress (eV/Å^3).

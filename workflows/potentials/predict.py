@@ -29,7 +29,10 @@ from matattn.workflows.potentials.intervals import Trust, trust_of, widths
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
+    from matattn.workflows.potentials.torch_sim_model import TorchSimModel
+
 CPU = torch.device("cpu")
+DTYPES = {"float64": torch.float64, "float32": torch.float32}  # of calculations
 ATOMS_PER_BATCH = 500
 COLUMNS = (
     "formula", "natoms", "energy", "energy_per_atom", "energy_per_atom_lower",
@@ -165,6 +168,14 @@ class Potential:
     def energy(self, batch: CrystalBatch) -> Tensor:
         """Return the energy of every structure of a batch [B], eV."""
         return self.network(batch)
+
+    def torch_sim(self, dtype: str = "float64") -> TorchSimModel:
+        """Return a model of TorchSim (``matattn[potential]``), for many systems in one batch.
+
+        Raises ConfigError when TorchSim is missing.
+        """
+        module = import_extra("matattn.workflows.potentials.torch_sim_model")
+        return module.TorchSimModel(self, dtype)
 
     def calculator(self, dtype: str = "float64") -> Calculator:
         """Return a calculator of ASE (``matattn[data]``): energies, forces, stress.

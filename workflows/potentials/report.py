@@ -130,5 +130,5 @@ def values(
         ],
         "machine": machine(config.accelerator),
         "elements": [Element.from_Z(z).symbol for z in dataset.elements()],
-        "groups": sorted({frame.group for frame in dataset.frames if frame.group}),
+        "groups": dataset.groups("train"),
     }

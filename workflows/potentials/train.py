@@ -261,7 +261,7 @@ class PotentialTask:
         metrics["rows"] = {split: len(dataset.rows(split)) for split in SPLITS}
         description: dict[str, Any] = {
             "elements": dataset.elements(),
-            "groups": sorted({frame.group for frame in dataset.frames if frame.group}),
+            "groups": dataset.groups("train"),
         }
         uncertainty = None
         if self.config.task.select == "final":  # nothing was selected on validation rows
