@@ -18,7 +18,7 @@ ELEMENTS = ("Cu", "Ge", "Li", "Mo", "Ni", "Si")
 
 
 def load(
-    name: str, path: str, element: str, val: float = 0.1, split_seed: int = 0, note: str = ""
+    name: str, path: str, element: str, val: float = 0.12, split_seed: int = 0, note: str = ""
 ) -> PotentialDataset:
     """Read the official training and test rows of an element from ``path``/mlearn_*.extxyz.gz.
 

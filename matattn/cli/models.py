@@ -21,7 +21,10 @@ def models() -> None:
     if not pretrained.names():
         print("This version of matattn comes without models; train one: matattn train --help")
         return
-    title = "Mean absolute errors on validation rows; baseline: linear in composition"
+    title = (
+        "Mean absolute errors on validation rows; baseline: linear in composition, of potentials "
+        "no force and no stress"
+    )
     table = Table(title=title, box=SIMPLE_HEAD)
     for column in _TEXTS:
         table.add_column(column)
@@ -42,16 +45,24 @@ _NUMBERS = ("error", "baseline", "training rows", "elements", "size")
 
 def _rows(name: str, folder: Path) -> Iterator[list[str]]:
     """Yield a row for each target, with empty cells for what the config does not say."""
+    from matattn.kinds import kind_of
+
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     metrics = config.get("metrics", {})
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    for target in config["targets"]:
-        result = metrics.get("val", {}).get(target["name"], {})
-        errors = (result.get("mae"), result.get("baselines", {}).get("linear_composition"))
+    results = metrics.get("val", {})
+    if kind_of(config).name == "potentials":
+        predicted, baseline = [(key, one["unit"]) for key, one in results.items()], "none"
+    else:
+        predicted = [(target["name"], target["unit"]) for target in config["targets"]]
+        baseline = "linear_composition"
+    for target, unit in predicted:
+        result = results.get(target, {})
+        errors = (result.get("mae"), result.get("baselines", {}).get(baseline))
         yield [
             name,
-            target["name"],
-            target["unit"],
+            target,
+            unit,
             *("" if error is None else f"{error:.3f}" for error in errors),
             str(metrics.get("rows", {}).get("train", "")),
             str(len(config["elements"])),

@@ -14,6 +14,7 @@ from matattn import __version__, bundle, pretrained
 from matattn.cli import app
 from matattn.kinds import KINDS
 from matattn.models.crystalformer import Crystalformer
+from matattn.models.crystalformer_potential import CrystalformerPotential
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = {"num_targets": 1, "dim": 8, "num_heads": 1, "num_blocks": 1, "ffn_dim": 8}
@@ -58,6 +59,18 @@ def test_models_are_listed_with_error_and_baseline(shipped):
     assert first[:7] == ["mp-formation-energy", TARGET, "eV/atom", "0.060", "0.366", "6382", "4"]
     assert first[8:] == ["MB", "CC", "BY", "4.0"]
     assert second[:4] == ["plain", TARGET, "eV/atom", "4"]
+
+
+def test_potentials_are_listed_with_what_they_predict(tmp_path, monkeypatch):
+    result = {"mae": 0.0881, "baselines": {"none": 0.5663}, "unit": "eV/Å"}
+    config = {"kind": "potentials", "elements": [14], "data": {}, "seed": 0, "licence": "BSD",
+              "metrics": {"val": {"forces": result}, "rows": {"train": 193}}}  # fmt: skip
+    network = CrystalformerPotential(dim=8, channels=4, hidden=8)
+    arguments = {"dim": 8, "channels": 4, "hidden": 8}
+    bundle.save(tmp_path / "silicon", network, arguments, config, "# card")
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    (line,) = (line.split() for line in run("models").stdout.splitlines() if "silicon" in line)
+    assert line[:7] == ["silicon", "forces", "eV/Å", "0.088", "0.566", "193", "1"]
 
 
 def test_a_long_target_is_not_cut_in_a_pipe(shipped):

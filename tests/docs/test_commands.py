@@ -237,13 +237,13 @@ def execute(command: list[str], folder: Path, name: str) -> None:
 def train_once(command: str, folder: Path, page: str, done: dict[str, Path], store: Path) -> None:
     """Train in ``folder``, or copy what the same command left there for an earlier page."""
     outputs = folder / "outputs"
-    before = set(outputs.glob("*/*"))
+    before = set(outputs.glob("*/*/"))
     if command in done:
         shutil.copytree(done[command], outputs, dirs_exist_ok=True, symlinks=True)
         return
     execute(["bash", "-c", f"set -eo pipefail; {command}"], folder, page)
     kept = store / f"{len(done)}"
-    for run in set(outputs.glob("*/*")) - before:
+    for run in set(outputs.glob("*/*/")) - before:
         shutil.copytree(run, kept / run.relative_to(outputs), symlinks=True)
         done[command] = kept
 

@@ -15,6 +15,7 @@ DISTRIBUTIONS = {  # of imports with another name
     "skfem": "scikit-fem",
     "sklearn": "scikit-learn",
     "torch_geometric": "torch-geometric",
+    "torch_sim": "torch-sim-atomistic",
     "yaml": "pyyaml",
 }
 COME_ALONG = {"flax": "netket", "jax": "netket", "markupsafe": "jinja2"}

@@ -15,6 +15,7 @@ from matattn.structures.derivatives import energy_forces_stress
 from matattn.workflows.potentials.intervals import widths
 from matattn.workflows.potentials.predict import DTYPES, Potential
 
+
 class PotentialCalculator(Calculator):
     """ASE's interface: energy, free_energy, energies (eV), forces (eV/Å), stress (eV/Å^3).
 

@@ -27,6 +27,7 @@ class Phonons:
 
     at_gamma: np.ndarray  # of the primitive cell, ascending
     lowest: float  # on the mesh
+    highest: float
     density: tuple[np.ndarray, np.ndarray]  # frequency, states per THz and primitive cell
     bands: Sequence[tuple[str, str, np.ndarray]]  # label, label, frequencies [points, modes];
     # none where the primitive cell is not found among the standard ones
@@ -69,6 +70,7 @@ def phonons(potential: EnergyModel, structure: Structure) -> Phonons:
     return Phonons(
         at_gamma=np.sort(_frequencies(crystal, [[0, 0, 0]])[0]),
         lowest=float(mesh.frequencies.min()),
+        highest=float(mesh.frequencies.max()),
         density=(density.frequency_points, density.dos),
         bands=_bands(crystal),
     )

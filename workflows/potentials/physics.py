@@ -131,8 +131,10 @@ def _add_crystal(
         found.remarks.append(f"no phonons: {error}")
         return
     modes = [module.phonons(model, structure) for model, structure in models]
-    found.add("highest phonon at Γ", "THz", *(float(one.at_gamma[-1]) for one in modes))
-    found.add("lowest phonon anywhere", "THz", *(one.lowest for one in modes))
+    if len(crystal) > 1:
+        found.add("highest phonon at Γ", "THz", *(float(one.at_gamma[-1]) for one in modes))
+    found.add("highest phonon anywhere", "THz", *(one.highest for one in modes))
+    found.add("lowest phonon anywhere", "THz", *(round(one.lowest, 3) + 0.0 for one in modes))
     found.figures["phonons.png"] = phonon_plot(modes[0])
 
 
