@@ -45,7 +45,7 @@ class AttentionMoments(nn.Module):
     GAIN = 0.1  # of the initial output
     VANISHING = 1e-4  # of the size at l = 0: rounding, where all sites are too symmetric for an l
     degrees: Tensor  # 1 where a function [1 + F] has a degree [L + 1]
-    scale: Tensor
+    size: Tensor
     fitted: Tensor
 
     def __init__(
@@ -62,7 +62,7 @@ class AttentionMoments(nn.Module):
         orders = torch.tensor([order for order in range(degree + 1) for _ in range(2 * order + 1)])
         degrees = (orders[:, None] == torch.arange(degree + 1)).float()
         self.register_buffer("degrees", degrees, persistent=False)
-        self.register_buffer("scale", torch.ones(degree + 1))
+        self.register_buffer("size", torch.ones(degree + 1))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def values(self, x: Float[Tensor, "atoms dim"]) -> Float[Tensor, "atoms heads channels"]:
@@ -79,9 +79,9 @@ class AttentionMoments(nn.Module):
         moments = moments.to(accumulator(moments.dtype))
         with full_precision(moments):
             by_degree = self.degrees.to(moments.dtype)
-            scale = self._scale(moments, by_degree, orbit_size)
+            size = self._size(moments, by_degree, orbit_size)
             # A matrix sums over the m of each l; [N, H, C, C, l], and each pair of channels once.
-            products = (moments[:, :, :, None] * moments[:, :, None]) @ (by_degree / scale.square())
+            products = (moments[:, :, :, None] * moments[:, :, None]) @ (by_degree / size.square())
         trace = products.diagonal(dim1=2, dim2=3).sum(-1)
         products = products.flatten(2, 3)[:, :, self.pairs].transpose(2, 3)
         found = products * _damping(trace)[..., None]  # [N, H, l, pairs]
@@ -89,20 +89,20 @@ class AttentionMoments(nn.Module):
             found = found * head_gate[..., None, None]
         return self.output(found.flatten(1))
 
-    def _scale(self, moments: Tensor, by_degree: Tensor, orbit_size: Tensor | None) -> Tensor:
+    def _size(self, moments: Tensor, by_degree: Tensor, orbit_size: Tensor | None) -> Tensor:
         """Return the root mean squares of the degrees [L + 1], frozen in the first training."""
         if self.fitted:
-            return self.scale
+            return self.size
         with torch.no_grad():
-            size = moments.new_ones(len(moments)) if orbit_size is None else orbit_size.to(moments)
-            number = summed(size.sum()) * moments[0, ..., 0].numel()
-            squares = size @ (moments.square() @ by_degree).sum((1, 2))
-            scale = (summed(squares) / number).sqrt()
-            scale = torch.where(scale > self.VANISHING * scale[0], scale, 1.0)
+            atoms = moments.new_ones(len(moments)) if orbit_size is None else orbit_size.to(moments)
+            number = summed(atoms.sum()) * moments[0, ..., 0].numel()
+            squares = atoms @ (moments.square() @ by_degree).sum((1, 2))
+            size = (summed(squares) / number).sqrt()
+            size = torch.where(size > self.VANISHING * size[0], size, 1.0)
             if self.training:
-                self.scale.copy_(scale)
+                self.size.copy_(size)
                 self.fitted.fill_(True)
-        return scale
+        return size
 
 
 def _damping(trace: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from matattn.models.attention_moments import AttentionMoments, _damping
 def layer():
     torch.manual_seed(0)
     made = AttentionMoments(dim=5, num_heads=3, num_radial=4, channels=2, degree=2).double().eval()
-    made.scale.copy_(torch.tensor([1.0, 2.0, 0.5]))
+    made.size.copy_(torch.tensor([1.0, 2.0, 0.5]))
     made.fitted.fill_(True)
     return made
 

@@ -287,7 +287,7 @@ def test_gradients_reach_positions_and_cell(reciprocal):
 
 
 def test_moments_are_scaled_once_in_training_by_all_atoms_of_a_row():
-    scales = []
+    sizes = []
     for symmetry in (0.0, 1e-6):
         torch.manual_seed(1)
         network = Crystalformer(**TestAngularMoments.arguments).double().eval()
@@ -297,13 +297,11 @@ def test_moments_are_scaled_once_in_training_by_all_atoms_of_a_row():
         moments = [block.attention.moments for block in network.blocks]
         assert not any(one.fitted for one in moments)
         network.train()(batch)
-        scales.append([one.scale.clone() for one in moments])
+        sizes.append([one.size.clone() for one in moments])
         network(collate(samples[1:], network.image_rule(1e-12)))
-        assert all(
-            torch.equal(one.scale, was) for one, was in zip(moments, scales[-1], strict=True)
-        )
-    torch.testing.assert_close(scales[0], scales[1], rtol=0, atol=1e-12)
-    assert all(scale.ne(1).all() for scale in scales[0])
+        assert all(torch.equal(one.size, was) for one, was in zip(moments, sizes[-1], strict=True))
+    torch.testing.assert_close(sizes[0], sizes[1], rtol=0, atol=1e-12)
+    assert all(size.ne(1).all() for size in sizes[0])
 
 
 def test_degrees_that_all_sites_are_too_symmetric_for_are_not_blown_up():
@@ -313,7 +311,7 @@ def test_degrees_that_all_sites_are_too_symmetric_for_are_not_blown_up():
         [[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]], torch.float64,
     )  # fmt: skip
     network(collate([salt], network.image_rule(1e-6)))
-    scale = network.blocks[0].attention.moments.scale
+    scale = network.blocks[0].attention.moments.size
     assert scale[0] != 1 and scale[1:].eq(1).all()
 
 
