@@ -46,9 +46,11 @@ class Physics:
     remarks: list[str] = field(default_factory=list)
 
     def add(self, quantity: str, unit: str, potential: float, truth: float | None = None) -> None:
-        """Add a row."""
-        self.rows.append({"quantity": quantity, "potential": potential, "truth": truth,
-                          "unit": unit})  # fmt: skip
+        """Add a row; what is no number is None."""
+        values = [None if v is None or not np.isfinite(v) else float(v) for v in (potential, truth)]
+        self.rows.append(
+            {"quantity": quantity, "potential": values[0], "truth": values[1], "unit": unit}
+        )
 
 
 def physics_of(potential: EnergyModel, single: EnergyModel, dataset: PotentialDataset) -> Physics:
@@ -63,7 +65,11 @@ def physics_of(potential: EnergyModel, single: EnergyModel, dataset: PotentialDa
     if frame.cell.any():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Set OLD_ERROR_HANDLING")  # of spglib
-            _add_crystal(found, potential, exact, frame)
+            try:
+                _add_crystal(found, potential, exact, frame)
+            except Exception as error:  # spglib's and phonopy's, of crystals that are none
+                reason = " ".join(str(error).split())
+                found.remarks.append(f"the crystal of {frame.id}: {type(error).__name__}: {reason}")
     if exact is None:
         _add_strained(found, potential, dataset)
     found.add("energy that forces do not explain, across the range", "eV", scan(potential, frame))
@@ -111,12 +117,8 @@ def _primitive(potential: EnergyModel, frame: Frame) -> Structure:
 def _add_crystal(
     found: Physics, potential: EnergyModel, exact: EnergyModel | None, frame: Frame
 ) -> None:
-    try:
-        crystal = _primitive(potential, frame)
-        truth = at_rest(exact, crystal).structure if exact else None
-    except StructureError as error:
-        found.remarks.append(f"the crystal of {frame.id}: {error}")
-        return
+    crystal = _primitive(potential, frame)
+    truth = at_rest(exact, crystal).structure if exact else None
     group = SpacegroupAnalyzer(crystal, SYMMETRIC).get_space_group_symbol()
     found.crystal = f"{crystal.composition.reduced_formula}, {group}"
     models = [(potential, crystal)] + ([(exact, truth)] if exact and truth else [])

@@ -70,6 +70,10 @@ def interval_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
 def _numbers(result: Mapping[str, Any]) -> list[str]:
     return [f"{v:.3g}" for v in (result["mae"], result["rmse"], result["baselines"]["none"])]
 
@@ -120,12 +124,7 @@ def values(
         "physics": physics,
         "physics_header": ("", "potential", physics.truth, "unit"),
         "physics_rows": [
-            [
-                row["quantity"],
-                f"{row['potential']:.4g}",
-                "" if row["truth"] is None else f"{row['truth']:.4g}",
-                row["unit"],
-            ]
+            [row["quantity"], _shown(row["potential"]), _shown(row["truth"]), row["unit"]]
             for row in physics.rows
         ],
         "machine": machine(config.accelerator),

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from matattn.datasets import stillinger_weber
 from matattn.workflows.potentials import physics
+from matattn.workflows.potentials.energy_model import Exact
 from matattn.workflows.potentials.physics import most_stable, physics_of
 from matattn.workflows.run import run
 
@@ -53,6 +55,33 @@ def test_the_most_stable_structure_has_the_lowest_energy(dataset):
     calm = most_stable(replace(dataset, frames=unknown))
     forces = [np.abs(dataset.frames[row].forces).max() for row in dataset.rows("train")]
     assert np.abs(calm.forces).max() == min(forces)
+
+
+def test_a_potential_that_is_lost_is_a_remark(exact, dataset):
+    """Its crystal flies apart, or it gives no numbers."""
+
+    class Lost(Exact):
+        def energy(self, batch):
+            return -10 * torch.linalg.det(batch.cell).abs() + super().energy(batch)
+
+    class Nothing(Exact):
+        def energy(self, batch):
+            return torch.nan * super().energy(batch)
+
+    found = physics_of(Lost(exact.labeller), exact, dataset)
+    assert "the potential is lost here" in found.remarks[0] and not found.crystal
+    found = physics_of(Nothing(exact.labeller), exact, dataset)
+    assert len(found.remarks) == 2 and "after 0 fs the forces are no numbers" in found.remarks[1]
+    assert all(row["potential"] is None or np.isfinite(row["potential"]) for row in found.rows)
+
+
+def test_what_libraries_raise_is_a_remark(exact, dataset, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no\nsymmetry")
+
+    monkeypatch.setattr(physics, "SpacegroupAnalyzer", fail)
+    found = physics_of(exact, exact, dataset)
+    assert found.remarks[0].endswith("RuntimeError: no symmetry") and found.rows
 
 
 def test_a_report_shows_it(compose, small, tmp_path):
