@@ -50,7 +50,7 @@ def test_what_is_finished_is_not_done_again(potential_model, silicon_files, tmp_
     original = relax_files.relax
 
     def counted(potential, structures, *rest):
-        asked.extend(structures)
+        asked.extend(structures := list(structures))
         return original(potential, structures, *rest)
 
     monkeypatch.setattr(relax_files, "relax", counted)
@@ -58,6 +58,8 @@ def test_what_is_finished_is_not_done_again(potential_model, silicon_files, tmp_
     assert result.exit_code == 0 and len(asked) == 2
     assert (tmp_path / "out" / "si0.cif").stat().st_mtime_ns == before
     assert len(table(tmp_path / "out")) == 5
+    relax(potential_model, silicon_files[:1], tmp_path / "out")
+    assert len(table(tmp_path / "out")) == 5, "rows of other files stay"
     other = relax(potential_model, silicon_files, tmp_path / "out", "--pressure", "3")
     assert other.exit_code == 2 and "another model or other settings" in other.stderr
 

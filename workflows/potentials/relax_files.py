@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,51 +50,58 @@ def relax_entries(
     begin = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     finished = _earlier(output, model, settings)
-    named: dict[str, int] = {}
-    waiting: list[tuple[Row, Structure]] = []
-    for entry in entries:
-        name = unique_name(entry.id, named)
-        if name in finished and (output / f"{name}.cif").is_file():
-            rows.append(finished[name])
-            advance(1)
-            continue
-        row = _row(name, entry.path)
-        rows.append(row)
-        try:
-            structure = crystal_of(entry)
-            row["message"] = "; ".join(validate(structure, entry.place))
-            row |= {"formula": structure.composition.reduced_formula, "natoms": len(structure)}
-            potential.check(structure.atomic_numbers, entry.place)
-            waiting.append((row, structure))
-        except StructureError as error:
-            row |= {"status": "StructureError", "message": str(error)}
-            advance(1)
+    relaxing: list[Row] = []
+
+    def usable() -> Iterator[Structure]:
+        """Yield what is to be relaxed, and keep its row."""
+        named: dict[str, int] = {}
+        for entry in entries:
+            name = unique_name(entry.id, named)
+            if name in finished and (output / f"{name}.cif").is_file():
+                rows.append(finished[name])
+                advance(1)
+                continue
+            row = _row(name, entry.path)
+            rows.append(row)
+            try:
+                structure = crystal_of(entry)
+                row["message"] = "; ".join(validate(structure, entry.place))
+                row |= {"formula": structure.composition.reduced_formula, "natoms": len(structure)}
+                potential.check(structure.atomic_numbers, entry.place)
+            except StructureError as error:
+                row |= {"status": "StructureError", "message": str(error)}
+                advance(1)
+                continue
+            relaxing.append(row)
+            yield structure
+
     written = time.perf_counter()
-    structures = [structure for _, structure in waiting]
-    for found in relax(potential, structures, settings, keep_path, advance):
-        row, first = waiting[found.number]
-        row |= _result(found, len(first), row["message"])
+    for found in relax(potential, usable(), settings, keep_path, advance):
+        row = relaxing[found.number]
+        row |= _result(found, row["natoms"], row["message"])
         row |= potential.trust(potential.batch_of([found.structure]))[0].flags(row)
         write_text(output / f"{row['id']}.cif", str(CifWriter(found.structure)))
         if keep_path:
             _write_path(output / f"{row['id']}.extxyz", found.path)
         if time.perf_counter() - written > BETWEEN:
-            write_table(output / TABLE, [row for row in rows if row["status"]])
+            save(output, rows)
             written = time.perf_counter()
     seconds = time.perf_counter() - begin
-    steps = sum(row["steps"] or 0 for row, _ in waiting)
+    steps = sum(row["steps"] or 0 for row in relaxing)
     rest = sum(row["status"] == "ok" for row in rows)
     return (
-        f"{rest} of {len(rows)} structures at rest; {len(waiting)} relaxed in {seconds:.1f} s "
-        f"({steps} steps, {len(waiting) / seconds:.2g} structures/s) on {potential.device}; "
+        f"{rest} of {len(rows)} structures at rest; {len(relaxing)} relaxed in {seconds:.1f} s "
+        f"({steps} steps, {len(relaxing) / seconds:.2g} structures/s) on {potential.device}; "
         f"{output / TABLE}"
     )
 
 
 def save(output: Path, rows: list[Row]) -> None:
-    """Write the table of what is finished."""
+    """Write the table of what is finished, with the rows of earlier calls that it has already."""
     if done := [row for row in rows if row["status"]]:
-        write_table(output / TABLE, done)
+        named = {row["id"] for row in rows}
+        others = [row for name, row in _written(output).items() if name not in named]
+        write_table(output / TABLE, [*done, *others])
 
 
 def _earlier(output: Path, model: Path, settings: Settings) -> Mapping[str, Row]:
@@ -113,12 +120,16 @@ def _earlier(output: Path, model: Path, settings: Settings) -> Mapping[str, Row]
     if not same:
         raise DataError(f"{output}: holds crystals relaxed with another model or other settings; "
                         "give another folder")  # fmt: skip
+    return {n: row for n, row in _written(output).items() if row["status"] != "StructureError"}
+
+
+def _written(output: Path) -> dict[str, Row]:
+    """Return the rows of the table by id."""
     if not (output / TABLE).is_file():
         return {}
     table = pd.read_csv(output / TABLE, dtype={"id": str, "formula": str, "message": str})
     table = table.astype(object).where(table.notna(), None)
-    kept = table[table["status"] != "StructureError"]
-    return {row["id"]: row for row in kept.to_dict("records")}
+    return {row["id"]: row for row in table.to_dict("records")}
 
 
 def _row(name: str, path: str) -> Row:

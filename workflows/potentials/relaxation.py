@@ -8,7 +8,6 @@ are :math:`f_x = f_r F^T` and :math:`f_F = -F^{-T} W`; F counts N times, as in A
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,19 +62,22 @@ def relax(
 ) -> Iterator[Relaxed]:
     """Yield every crystal when it is relaxed, or given up; those that need few steps come first.
 
-    Raises StructureError for elements that the potential was not trained for.
+    Structures are taken from an iterator when there is room for them. Raises StructureError for
+    elements that the potential was not trained for.
     """
     settings = settings or Settings()
     potential.double()
-    waiting = deque(enumerate(structures))
+    incoming = enumerate(structures)
+    following = next(incoming, None)
     moving: list[_Moving] = []
-    while waiting or moving:
+    while following or moving:
         atoms = sum(len(one.pos) for one in moving)
-        while waiting and (not moving or atoms + len(waiting[0][1]) <= ATOMS_PER_BATCH):
-            number, structure = waiting.popleft()
+        while following and (not moving or atoms + len(following[1]) <= ATOMS_PER_BATCH):
+            number, structure = following
             potential.check(structure.atomic_numbers, f"structure {number + 1}")
             moving.append(_Moving.start(number, structure))
             atoms += len(structure)
+            following = next(incoming, None)
         batch = potential.batch(
             [{"z": one.numbers, "pos": one.pos @ one.deformation, "cell": one.cell}
              for one in moving]

@@ -45,6 +45,22 @@ def test_batches_change_nothing(exact):
     )
 
 
+def test_structures_are_taken_when_there_is_room(exact, monkeypatch):
+    monkeypatch.setattr("matattn.workflows.potentials.relaxation.ATOMS_PER_BATCH", 16)
+    taken = []
+
+    def stream():
+        for number, structure in enumerate(crystals() * 3):
+            taken.append(number)
+            yield structure
+
+    relaxing = relax(exact, stream())
+    next(relaxing)
+    assert len(taken) < 6  # of 8 atoms each, and the next one waits
+    found = [one.number for one in relaxing]
+    assert len(found) == len(taken) - 1 == 3 * len(crystals()) - 1
+
+
 def test_pressure_and_a_fixed_cell(exact):
     (pressed,) = relax(exact, crystals(1), Settings(pressure=5.0, max_stress=0.01))
     batch = exact.batch([{"z": [14] * 8, "pos": pressed.structure.cart_coords,
