@@ -481,12 +481,12 @@ def killed(settings, epochs):
     return partial(killed_training, settings=settings, times=times)
 
 
-SLOW, ROOT_ONLY = 1, 2
+SLOW, ROOT_ONLY, SCRIPT_ONLY = 1, 2, 4
 FAULTS = {
     "kill -9 during a training of crystalformer": (killed(CRYSTALS, epochs=60), SLOW),
-    "kill -9 during a training of flare": (killed(MESHES, epochs=60), SLOW),
+    "kill -9 during a training of flare": (killed(MESHES, epochs=60), SCRIPT_ONLY),
     "kill -9 during a training of wavefunction": (killed(SPINS, epochs=60), SLOW),
-    "kill -9 during a training of text_encoder": (killed(TEXT, epochs=10), SLOW),
+    "kill -9 during a training of text_encoder": (killed(TEXT, epochs=10), SCRIPT_ONLY),
     "kill -9 before each file of a run gets its name": (killed_before_each_file, SLOW),
     "kill -9 while a checkpoint is saved": (killed_while_it_saves, SLOW),
     "kill -9 of one of two processes that build a cache": (killed_while_one_of_two_builds, SLOW),
@@ -506,6 +506,8 @@ FAULTS = {
 def cases():
     root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounts disks: needs root")
     for name, (function, needs) in FAULTS.items():
+        if needs & SCRIPT_ONLY:
+            continue
         marks = [pytest.mark.slow] if needs & SLOW else []
         marks += [root_only] if needs & ROOT_ONLY else []
         yield pytest.param(function, marks=marks, id=name)
