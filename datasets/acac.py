@@ -6,14 +6,8 @@ a turn about a bond and the hydrogen that moves from one oxygen to the other, en
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
-
-from matattn.datasets import potential_files
-from matattn.errors import DataError
-from matattn.potentials.dataset import Frame, PotentialDataset
+from matattn.datasets.potential_files import load_official
+from matattn.potentials.dataset import PotentialDataset
 
 PARTS = {  # of the file name: split and group
     "isolated_atoms": ("train", "lone atoms"),
@@ -33,20 +27,5 @@ def load(
     ``val`` is the share of the molecules at 300 K for training that become validation rows. Raises
     DataError for what cannot be read.
     """
-    if not 0 <= val < 1:
-        raise DataError(f"data.val={val!r}: expected a share of the training rows, 0 to below 1")
-    if not Path(path).is_dir():
-        raise DataError(f"{path}: no such folder; set MATATTN_DATA, or data.path, to the data")
-    frames: list[Frame] = []
-    splits: list[str] = []
-    doubts: list[str] = []
-    for part, (of_part, group) in PARTS.items():
-        read = potential_files.load(name, str(Path(path) / f"acac_{part}.extxyz.gz"))
-        frames += [replace(frame, group=group) for frame in read.frames]
-        splits += [of_part] * len(read.frames)
-        doubts += read.doubts
-    split = np.array(splits, dtype="<U5")
-    hot = [row for row in np.flatnonzero(split == "train") if len(frames[row].z) > 1]
-    drawn = np.random.default_rng(split_seed).permutation(hot)
-    split[drawn[: round(val * len(hot))]] = "val"
-    return PotentialDataset(name, frames, split, note, doubts)
+    files = {f"acac_{part}.extxyz.gz": found for part, found in PARTS.items()}
+    return load_official(name, path, files, val, split_seed, note)

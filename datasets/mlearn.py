@@ -6,11 +6,7 @@ have stresses in one order and sign, which those of the source do not.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
-
-from matattn.datasets import potential_files
+from matattn.datasets.potential_files import load_official
 from matattn.errors import DataError
 from matattn.potentials.dataset import PotentialDataset
 
@@ -27,17 +23,5 @@ def load(
     """
     if element not in ELEMENTS:
         raise DataError(f"data.element={element!r}: choose {', '.join(ELEMENTS)}")
-    if not 0 <= val < 1:
-        raise DataError(f"data.val={val!r}: expected a share of the training rows, 0 to below 1")
-    if not Path(path).is_dir():
-        raise DataError(f"{path}: no such folder; set MATATTN_DATA, or data.path, to the data")
-    parts = {
-        split: potential_files.load(name, str(Path(path) / f"mlearn_{element}_{split}.extxyz.gz"))
-        for split in ("train", "test")
-    }
-    train, test = parts["train"].frames, parts["test"].frames
-    split = np.array(["train"] * len(train) + ["test"] * len(test), dtype="<U5")
-    drawn = np.random.default_rng(split_seed).permutation(len(train))
-    split[drawn[: round(val * len(train))]] = "val"
-    doubts = [line for part in parts.values() for line in part.doubts]
-    return PotentialDataset(name, [*train, *test], split, note, doubts)
+    files = {f"mlearn_{element}_{split}.extxyz.gz": (split, None) for split in ("train", "test")}
+    return load_official(name, path, files, val, split_seed, note)

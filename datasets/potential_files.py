@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ import numpy as np
 from matattn.errors import DataError
 from matattn.extras import import_extra
 from matattn.potentials.checks import check_frame, doubts_of
-from matattn.potentials.dataset import Frame, PotentialDataset
+from matattn.potentials.dataset import VOIGT, Frame, PotentialDataset
 from matattn.structures.dataset import SPLITS, random_split
 from matattn.structures.formats.ase_files import open_database
 
 # ASE's names of the formats: where it guesses by content, it may open a pickle.
 FILES = {".xyz": "extxyz", ".extxyz": "extxyz", ".db": "db", ".json": "json", ".traj": "traj",
          ".xml": "vasp-xml"}  # fmt: skip
-_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 
 
 def load(
@@ -63,6 +63,38 @@ def load(
     return PotentialDataset(
         name, frames, _split(split, split_seed, splits, name), note, doubts_of(frames)
     )
+
+
+def load_official(
+    name: str,
+    folder: str,
+    files: Mapping[str, tuple[str, str | None]],
+    val: float,
+    split_seed: int,
+    note: str,
+) -> PotentialDataset:
+    """Read files of a folder that have official splits.
+
+    ``files`` are split and group by name; without a group frames keep their own. ``val`` is the
+    share of the training rows, lone atoms apart, that become validation rows. Raises DataError.
+    """
+    if not 0 <= val < 1:
+        raise DataError(f"data.val={val!r}: expected a share of the training rows, 0 to below 1")
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder; set MATATTN_DATA, or data.path, to the data")
+    frames: list[Frame] = []
+    splits: list[str] = []
+    doubts: list[str] = []
+    for file, (of_file, group) in files.items():
+        read = load(name, str(Path(folder) / file))
+        frames += [replace(f, group=f.group if group is None else group) for f in read.frames]
+        splits += [of_file] * len(read.frames)
+        doubts += read.doubts
+    split = np.array(splits, dtype="<U5")
+    train = [row for row in np.flatnonzero(split == "train") if not frames[row].is_lone_atom]
+    drawn = np.random.default_rng(split_seed).permutation(train)
+    split[drawn[: round(val * len(train))]] = "val"
+    return PotentialDataset(name, frames, split, note, doubts)
 
 
 def to_frame(
@@ -170,7 +202,7 @@ def _matrix(stress: Any, where: str) -> np.ndarray:
     values = np.asarray(stress, dtype=np.float64)
     if values.shape == (6,):
         matrix = np.empty((3, 3))
-        matrix[_VOIGT], matrix[_VOIGT[::-1]] = values, values
+        matrix[VOIGT], matrix[VOIGT[::-1]] = values, values
         return matrix
     if values.size != 9:
         raise DataError(f"{where}: stress has {values.size} numbers, expected 6 or 9")

@@ -284,26 +284,29 @@ class CrystalformerPotential(nn.Module):
         table = _table(directions, slot, atoms, most)
         return Surroundings(basis, coordination, source, slot, table, attended)
 
-    def atom_features(self, batch: Structures) -> Float[Tensor, "atoms dim"]:
-        """Return what the last block says of the surroundings of every atom."""
-        return self._encoded(batch.z, self.surroundings(batch, 0))
-
-    def _encoded(self, z: Int[Tensor, " atoms"], near: Surroundings) -> Tensor:
-        x = self.embedding(z)
-        for block in self.blocks:
-            x = block(x, near)
-        return x
-
-    def atom_energies(self, batch: Structures) -> Float[Tensor, " atoms"]:
-        """Return the energy of every atom, eV, in float64; that of a structure is their sum."""
+    def atoms(
+        self, batch: Structures
+    ) -> tuple[Float[Tensor, "atoms dim"], Float[Tensor, " atoms"]]:
+        """Return features of the surroundings and the energy (eV, float64) of every atom."""
         elements, element = batch.z.unique(return_inverse=True)
         near = self.surroundings(batch, len(elements))
-        x = self._encoded(torch.cat([batch.z, elements]), near)
+        x = self.embedding(torch.cat([batch.z, elements]))
+        for block in self.blocks:
+            x = block(x, near)
         energies, alone = self.head(x)[:, 0].split([len(batch.z), len(elements)])
         of_network = self.scale * (energies - alone[element])
         bound = 1 - torch.exp(-near.coordination[: len(batch.z)])
         # A sum of thousands needs the digits.
-        return self.constants[batch.z].double() + self.binding[batch.z] * bound + of_network
+        of_elements = self.constants[batch.z].double() + self.binding[batch.z] * bound
+        return x[: len(batch.z)], of_elements + of_network
+
+    def atom_features(self, batch: Structures) -> Float[Tensor, "atoms dim"]:
+        """Return what the last block says of the surroundings of every atom."""
+        return self.atoms(batch)[0]
+
+    def atom_energies(self, batch: Structures) -> Float[Tensor, " atoms"]:
+        """Return the energy of every atom, eV, in float64; that of a structure is their sum."""
+        return self.atoms(batch)[1]
 
     @torch.no_grad()
     def fit_sums(self, batch: Structures) -> None:
@@ -315,8 +318,12 @@ class CrystalformerPotential(nn.Module):
 
     def forward(self, batch: Structures) -> Float[Tensor, " structures"]:
         """Return the energy of every structure, eV, in float64."""
-        energies = self.atom_energies(batch)
-        return energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
+        return of_structures(self.atom_energies(batch), batch)
+
+
+def of_structures(energies: Float[Tensor, " atoms"], batch: Structures) -> Tensor:
+    """Return the sums of the energies of atoms over every structure."""
+    return energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
 
 
 def _table(values: Tensor, slot: Tensor, atoms: int, most: int) -> Tensor:

@@ -13,6 +13,9 @@ from torch import Tensor
 from matattn.structures.batch import CrystalBatch, CrystalGraph, join, to_graph
 from matattn.structures.image_rule import ImageRule
 
+# Of xx yy zz yz xz xy (Voigt's order, as ASE has it): rows and columns of a matrix.
+VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+
 
 @dataclass(frozen=True)
 class Frame:

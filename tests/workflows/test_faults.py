@@ -475,17 +475,16 @@ def full_disk_behind_the_output(folder):
     return 1, int(status != 2 or f"standard output: {FULL}" not in said or "Traceback" in said)
 
 
-def killed(settings, epochs):
+def killed(settings, epochs, times=10):
     settings = *settings, f"trainer.max_epochs={epochs}"
-    times = 10 if THOROUGH else 2
-    return partial(killed_training, settings=settings, times=times)
+    return partial(killed_training, settings=settings, times=times if THOROUGH else 2)
 
 
 SLOW, ROOT_ONLY, SCRIPT_ONLY = 1, 2, 4
 FAULTS = {
     "kill -9 during a training of crystalformer": (killed(CRYSTALS, epochs=60), SLOW),
     "kill -9 during a training of flare": (killed(MESHES, epochs=60), SCRIPT_ONLY),
-    "kill -9 during a training of wavefunction": (killed(SPINS, epochs=60), SLOW),
+    "kill -9 during a training of wavefunction": (killed(SPINS, epochs=60, times=5), SLOW),
     "kill -9 during a training of text_encoder": (killed(TEXT, epochs=10), SCRIPT_ONLY),
     "kill -9 before each file of a run gets its name": (killed_before_each_file, SLOW),
     "kill -9 while a checkpoint is saved": (killed_while_it_saves, SLOW),

@@ -10,10 +10,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from matattn.errors import StructureError
-from matattn.structures.derivatives import energy_forces_stress
-from matattn.workflows.potentials.intervals import widths
-from matattn.workflows.potentials.predict import DTYPES, Potential
+from matattn.workflows.potentials.predict import Potential, is_periodic
 
 
 class PotentialCalculator(Calculator):
@@ -28,11 +25,8 @@ class PotentialCalculator(Calculator):
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
     def __init__(self, potential: Potential, dtype: str = "float64", **settings: Any) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r}: choose {', '.join(DTYPES)}")
         super().__init__(**settings)
-        potential.network.to(DTYPES[dtype])
-        self.potential = potential
+        self.potential = potential.in_precision(dtype)
 
     def calculate(
         self,
@@ -43,16 +37,11 @@ class PotentialCalculator(Calculator):
         """Compute all properties of ``atoms``; raises StructureError for what cannot be read."""
         super().calculate(atoms, properties, system_changes)
         atoms = cast(Atoms, self.atoms)  # a copy, as ASE keeps it
-        periodic = bool(atoms.pbc.all())
-        if atoms.pbc.any() and not periodic:
-            raise StructureError(
-                "atoms are periodic in some directions only: give a cell with vacuum, and "
-                "atoms.pbc = True"
-            )
+        periodic = is_periodic(atoms.pbc, "atoms", "atoms.pbc")
         self.potential.check(atoms.numbers, "atoms")
         cell = np.array(atoms.cell) if periodic else np.zeros((3, 3))
         batch = self.potential.batch([{"z": atoms.numbers, "pos": atoms.positions, "cell": cell}])
-        found = energy_forces_stress(self.potential.energy, batch)
+        found, trust = self.potential.compute(batch)
         energy = float(found.energy[0])
         self.results = {
             "energy": energy,
@@ -62,8 +51,7 @@ class PotentialCalculator(Calculator):
         if properties and "energies" in properties:
             with torch.no_grad():
                 self.results["energies"] = self.potential.network.atom_energies(batch).cpu().numpy()
-        if self.potential.uncertainty is not None:
-            trust = widths(self.potential.network, self.potential.uncertainty, batch)
+        if trust is not None:
             self.results |= {
                 "energy_half_width": float(trust.energy[0]) * len(atoms),
                 "forces_half_width": trust.forces.numpy().astype(np.float64),

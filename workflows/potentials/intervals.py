@@ -78,10 +78,10 @@ def _known(value: float) -> float | None:
 
 
 def widths(
-    network: CrystalformerPotential, uncertainty: Uncertainty, batch: CrystalBatch
+    network: CrystalformerPotential, uncertainty: Uncertainty, features: Tensor, batch: CrystalBatch
 ) -> Widths:
-    """Return how far the forces and energies of a batch may be off."""
-    of_atoms, of_structures = _features(network, batch)
+    """Return how far forces and energies may be off, from the features of the atoms of a batch."""
+    of_atoms, of_structures = _with_means(features, batch)
     return Widths(
         forces=uncertainty.half_widths(network, of_atoms)[:, FORCE],
         energy=uncertainty.half_widths(network, of_structures)[:, ENERGY],
@@ -89,10 +89,9 @@ def widths(
     )
 
 
-@torch.no_grad()
-def _features(network: CrystalformerPotential, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
+def _with_means(features: Tensor, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
     """Return features of atoms [N, F], and their means over structures [B, F]."""
-    of_atoms, structure = network.atom_features(batch).cpu().float(), batch.batch.cpu()
+    of_atoms, structure = features.cpu().float(), batch.batch.cpu()
     sums = of_atoms.new_zeros(batch.num_graphs, of_atoms.shape[1]).index_add(0, structure, of_atoms)
     return of_atoms, sums / torch.bincount(structure, minlength=batch.num_graphs)[:, None]
 
@@ -106,7 +105,7 @@ def fitted(
         return None
     atoms = sum(len(dataset.frames[row].z) for row in train)
     parts = (
-        _features_and_errors(network, dataset, errors, rows)
+        _features_and_errors(network, dataset, errors, rows)[:2]
         for rows in (train[:: -(-atoms // MOST_ATOMS)], held_out)
     )
     return Uncertainty.fit("latent_distance", network, *parts)
@@ -114,21 +113,29 @@ def fitted(
 
 def _features_and_errors(
     network: CrystalformerPotential, dataset: PotentialDataset, errors: Errors, rows: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Return features of atoms and structures, and their errors [n, 2]; NaN is not theirs."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features of atoms and structures, their errors [n, 2], and the row of each [n].
+
+    Errors of forces are those of atoms, errors of energies those of structures; others are NaN.
+    """
     features: list[Tensor] = []
     found: list[Tensor] = []
+    owners: list[int] = []
     remaining = iter(rows)
     for part, batch in batches_of(network, [dataset.frames[row] for row in rows]):
-        features += _features(network, batch.structures)
-        forces, energies = zip(*(errors.sizes(next(remaining)) for _ in part), strict=True)
+        with torch.no_grad():
+            of_batch = network.atom_features(batch.structures)
+        features += _with_means(of_batch, batch.structures)
+        chosen = [next(remaining) for _ in part]
+        forces, energies = zip(*map(errors.sizes, chosen), strict=True)
         of_atoms = torch.from_numpy(np.concatenate(forces)).float()
         of_structures = torch.tensor(energies, dtype=torch.float32)
         found += [
             torch.stack([of_atoms, torch.full_like(of_atoms, torch.nan)], 1),
             torch.stack([torch.full_like(of_structures, torch.nan), of_structures], 1),
         ]
-    return torch.cat(features), torch.cat(found)
+        owners += np.repeat(chosen, [len(frame.z) for frame in part]).tolist() + chosen
+    return torch.cat(features), torch.cat(found), torch.tensor(owners)
 
 
 def coverage(
@@ -143,30 +150,27 @@ def coverage(
     and the share of atoms that are flagged.
     """
     rows: list[dict[str, Any]] = []
-    for split in SPLITS[1:]:
+    for split in filter(dataset.rows, SPLITS[1:]):
+        features, sizes, owners = _features_and_errors(
+            network, dataset, errors, dataset.rows(split)
+        )
+        half = uncertainty.half_widths(network, features)
+        flagged = uncertainty.novelty(features) > 1
         by_group: dict[str, list[int]] = {}
         for row in dataset.rows(split):
             by_group.setdefault(dataset.frames[row].group, []).append(row)
-        everything = [row for chosen in by_group.values() for row in chosen]
-        groups = {"": everything} | (by_group if len(by_group) > 1 else {})
-        rows += [
-            {"split": split, "group": group, "structures": len(chosen)}
-            | _inside(network, uncertainty, dataset, errors, chosen)
-            for group, chosen in groups.items()
-            if chosen
-        ]
+        groups = {"": dataset.rows(split)} | (by_group if len(by_group) > 1 else {})
+        for group, chosen in groups.items():
+            own = torch.isin(owners, torch.tensor(chosen))
+            rows.append(
+                {"split": split, "group": group, "structures": len(chosen)}
+                | _inside(sizes[own], half[own], flagged[own])
+            )
     return rows
 
 
-def _inside(
-    network: CrystalformerPotential,
-    uncertainty: Uncertainty,
-    dataset: PotentialDataset,
-    errors: Errors,
-    rows: Sequence[int],
-) -> dict[str, Any]:
-    features, sizes = _features_and_errors(network, dataset, errors, rows)
-    half = uncertainty.half_widths(network, features)
+def _inside(sizes: Tensor, half: Tensor, flagged: Tensor) -> dict[str, Any]:
+    """Return shares and widths of errors [n, 2] in intervals [n, 2]."""
     found: dict[str, Any] = {}
     for name, column, unit in (("forces", FORCE, "eV/Å"), ("energy_per_atom", ENERGY, "eV")):
         known = ~sizes[:, column].isnan()
@@ -177,6 +181,6 @@ def _inside(
                 "half_width": float(half[known, column].mean()),
                 "unit": unit,
             }
-    of_atoms = features[sizes[:, ENERGY].isnan()]
-    found["flagged"] = float((uncertainty.novelty(of_atoms) > 1).float().mean())
+    of_atoms = flagged[sizes[:, ENERGY].isnan()]
+    found["flagged"] = float(of_atoms.float().mean())
     return found

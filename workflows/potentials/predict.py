@@ -15,7 +15,7 @@ from torch import Tensor
 from matattn import bundle, pretrained
 from matattn.errors import BundleError, StructureError
 from matattn.extras import import_extra
-from matattn.models.crystalformer_potential import CrystalformerPotential
+from matattn.models.crystalformer_potential import CrystalformerPotential, of_structures
 from matattn.runtime import find_device
 from matattn.structures.batch import CrystalBatch, by_atom_budget, collate
 from matattn.structures.derivatives import EnergyDerivatives, energy_forces_stress
@@ -24,7 +24,7 @@ from matattn.structures.structure import validate
 from matattn.uncertainty import Uncertainty
 from matattn.workflows.potentials.energy_model import items_of
 from matattn.workflows.potentials.errors import GPA
-from matattn.workflows.potentials.intervals import Trust, trust_of, widths
+from matattn.workflows.potentials.intervals import Trust, Widths, trust_of, widths
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -39,6 +39,17 @@ COLUMNS = (
     "energy_per_atom_upper", "energy_unit", "max_force", "force_half_width", "force_unit",
     "pressure", "pressure_unit", "ood_score", "ood_flag", "status", "message",
 )  # fmt: skip
+
+
+def is_periodic(pbc: Any, what: str, setting: str) -> bool:
+    """Return whether all directions are periodic, or none; raises StructureError for some."""
+    found = np.asarray(pbc)
+    if found.any() and not found.all():
+        raise StructureError(
+            f"{what} are periodic in some directions only: give a cell with vacuum, and "
+            f"{setting} = True"
+        )
+    return bool(found.all())
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ class Potential:
         for group in by_atom_budget([len(one) for _, one in usable], ATOMS_PER_BATCH):
             chosen = [usable[number] for number in group]
             batch = self.batch_of([structure for _, structure in chosen])
-            found = energy_forces_stress(self.energy, batch)
+            found, trusted = self.compute(batch)
             sizes = [len(structure) for _, structure in chosen]
             largest = found.forces.norm(dim=1).split(sizes)
             for number, (index, structure) in enumerate(chosen):
@@ -137,8 +148,9 @@ class Potential:
                     "pressure": -float(found.stress[number].trace()) / 3 * GPA,
                     "pressure_unit": "GPa",
                 }  # fmt: skip
-            for (index, _), trust in zip(chosen, self.trust(batch), strict=True):
-                rows[index] |= trust.columns(rows[index])
+            if trusted is not None:
+                for (index, _), trust in zip(chosen, trust_of(trusted, batch), strict=True):
+                    rows[index] |= trust.columns(rows[index])
             advance(len(chosen))
         return rows
 
@@ -146,7 +158,33 @@ class Potential:
         """Return how far to trust the values of every structure; nothing without intervals."""
         if self.uncertainty is None:
             return [Trust()] * batch.num_graphs
-        return trust_of(widths(self.network, self.uncertainty, batch), batch)
+        with torch.no_grad():
+            features = self.network.atom_features(batch)
+        return trust_of(widths(self.network, self.uncertainty, features, batch), batch)
+
+    def compute(self, batch: CrystalBatch) -> tuple[EnergyDerivatives, Widths | None]:
+        """Return energies, forces and stresses, and how far to trust them, in one pass.
+
+        The second is None without intervals.
+        """
+        seen: list[Tensor] = []
+
+        def energy(strained: CrystalBatch) -> Tensor:
+            features, energies = self.network.atoms(strained)
+            seen.append(features.detach())
+            return of_structures(energies, strained)
+
+        found = energy_forces_stress(energy, batch)
+        if self.uncertainty is None:
+            return found, None
+        return found, widths(self.network, self.uncertainty, seen[0], batch)
+
+    def in_precision(self, dtype: str) -> Potential:
+        """Return the same potential, computing in float64 or float32; ValueError for others."""
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r}: choose {', '.join(DTYPES)}")
+        self.network.to(DTYPES[dtype])
+        return self
 
     def evaluate(self, structures: Sequence[Structure | Molecule]) -> EnergyDerivatives:
         """Return energies (eV), forces (eV/Å) and stresses (eV/Å^3; NaN of molecules).

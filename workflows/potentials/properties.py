@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
+from matattn.potentials.dataset import VOIGT
 from matattn.structures.derivatives import energy_forces_stress
 from matattn.workflows.potentials.energy_model import EnergyModel
 from matattn.workflows.potentials.errors import GPA
@@ -18,7 +19,6 @@ from matattn.workflows.potentials.relaxation import Relaxed, Settings, relax
 
 STRAIN = 0.005  # of the elastic constants: stresses at plus and minus, and what is odd in them
 VOLUMES = np.linspace(0.94, 1.06, 13)  # of the equation of state, times that of the crystal
-_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 _AT_REST = Settings(max_force=1e-4, max_stress=0.005, max_steps=2000)
 _ATOMS_AT_REST = Settings(max_force=1e-4, fixed_cell=True, max_steps=2000)
 
@@ -108,7 +108,7 @@ def elastic_constants(potential: EnergyModel, structure: Structure) -> ElasticCo
     for mode in range(6):
         for sign in (1, -1):
             strain = np.zeros((3, 3))
-            row, column = _VOIGT[0][mode], _VOIGT[1][mode]
+            row, column = VOIGT[0][mode], VOIGT[1][mode]
             size = STRAIN if mode < 3 else STRAIN / 2  # an angle is twice the strain
             strain[row, column] = strain[column, row] = sign * size
             cells.append(_strained(structure, np.eye(3) + strain))
@@ -135,7 +135,7 @@ def _stresses(potential: EnergyModel, cells: Sequence[Structure]) -> np.ndarray:
         for cell in cells
     ])  # fmt: skip
     stress = energy_forces_stress(potential.energy, batch).stress.cpu().numpy()
-    return stress[:, _VOIGT[0], _VOIGT[1]] * GPA
+    return stress[:, VOIGT[0], VOIGT[1]] * GPA
 
 
 def _stiffness(stresses: np.ndarray) -> np.ndarray:

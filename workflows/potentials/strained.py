@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from matattn.potentials.dataset import Frame
+from matattn.potentials.dataset import VOIGT, Frame
 
 FEWEST = 20  # strained cells of one crystal
 STILL = 0.05  # Å: atoms that go along with the strain
 LARGEST = 0.1  # of strains, as angles
-_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 
 
 def strained_crystals(frames: Sequence[Frame]) -> tuple[list[int], np.ndarray]:
@@ -34,7 +33,7 @@ def strained_crystals(frames: Sequence[Frame]) -> tuple[list[int], np.ndarray]:
             found = [row for row, distance in zip(rows, far, strict=True) if distance < STILL]
             if len(found) >= FEWEST:
                 deformed = [np.linalg.solve(frames[rest].cell, frames[r].cell) for r in found]
-                strains = np.array([((d + d.T) / 2 - np.eye(3))[_VOIGT] for d in deformed])
+                strains = np.array([((d + d.T) / 2 - np.eye(3))[VOIGT] for d in deformed])
                 strains[:, 3:] *= 2
                 return found, strains
     return [], np.empty((0, 6))
@@ -46,7 +45,7 @@ def stiffness(strains: np.ndarray, stresses: np.ndarray) -> np.ndarray | None:
     Squares and cubes of the strains are fitted too. None where the strains do not tell them.
     """
     near = np.abs(strains).max(1) < LARGEST + 1e-6
-    strains, values = strains[near], stresses[near][:, _VOIGT[0], _VOIGT[1]]
+    strains, values = strains[near], stresses[near][:, VOIGT[0], VOIGT[1]]
     terms = np.concatenate([np.ones((len(strains), 1)), strains, strains**2, strains**3], 1)
     sizes = np.abs(terms).max(0, initial=1e-12)
     fit, _, rank, _ = np.linalg.lstsq(terms / sizes, values, rcond=1e-6)

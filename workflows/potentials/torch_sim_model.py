@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matattn.errors import StructureError
 from matattn.structures.derivatives import energy_forces_stress
-from matattn.workflows.potentials.predict import DTYPES, Potential
+from matattn.workflows.potentials.predict import Potential, is_periodic
 
 with warnings.catch_warnings():  # of its own imports
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -29,24 +28,16 @@ class TorchSimModel(ModelInterface):
     """
 
     def __init__(self, potential: Potential, dtype: str = "float64") -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r}: choose {', '.join(DTYPES)}")
         super().__init__()
-        self._device, self._dtype = potential.device, DTYPES[dtype]
+        self.potential = potential.in_precision(dtype)
+        self._device, self._dtype = potential.device, potential.dtype
         self._compute_stress = self._compute_forces = True
-        potential.network.to(self._dtype)
-        self.potential = potential
 
     def forward(self, state: Any, **_: Any) -> dict[str, Tensor]:
         """Compute the properties of all systems; raises StructureError for unknown elements."""
         if not isinstance(state, torch_sim.SimState):
             state = torch_sim.SimState(**state)
-        periodic = torch.as_tensor(state.pbc).flatten()
-        if periodic.any() and not periodic.all():
-            raise StructureError(
-                "systems are periodic in some directions only: give a cell with vacuum, and "
-                "pbc = True"
-            )
+        periodic = is_periodic(torch.as_tensor(state.pbc).cpu(), "systems", "pbc")
         cells = state.row_vector_cell.cpu().numpy()
         sizes = torch.bincount(state.system_idx, minlength=len(cells)).cpu().tolist()
         ends = np.cumsum(sizes)[:-1]
@@ -55,7 +46,7 @@ class TorchSimModel(ModelInterface):
         systems = []
         for number, (z, pos, cell) in enumerate(zip(numbers, positions, cells, strict=True)):
             self.potential.check(z, f"system {number + 1}")
-            systems.append({"z": z, "pos": pos, "cell": cell if periodic.all() else 0 * cell})
+            systems.append({"z": z, "pos": pos, "cell": cell if periodic else 0 * cell})
         found = energy_forces_stress(self.potential.energy, self.potential.batch(systems))
         return {
             "energy": found.energy.to(self.dtype),
