@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import sqlite3
+from collections import Counter
 from contextlib import closing
 
 import numpy as np
@@ -177,3 +178,16 @@ def test_acac_has_official_rows(tmp_path):
         acac.load("acac", str(tmp_path), val=1.0)
     with pytest.raises(DataError, match="no such folder; set MATATTN_DATA"):
         acac.load("acac", str(tmp_path / "none"))
+
+
+def test_published_numbers_of_rows(data_dir):
+    """Zuo et al. (2020), table of the data; Batatia et al. (2022)."""
+    folder = str(data_dir / "potentials")
+    silicon = mlearn.load("mlearn", folder, "Si", val=0)
+    assert [len(silicon.rows(split)) for split in ("train", "val", "test")] == [214, 0, 25]
+    molecules = acac.load("acac", folder, val=0)
+    groups = Counter(frame.group for frame in molecules.frames)
+    assert groups == {"lone atoms": 3, "300 K": 500 + 650, "600 K": 650, "dihedral": 45,
+                      "H transfer": 15}  # fmt: skip
+    assert len(molecules.rows("test")) == 650 + 650 + 45 + 15 and not molecules.doubts
+    assert molecules.elements() == [1, 6, 8]
