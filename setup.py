@@ -58,6 +58,7 @@ def kernel(operator: str, *headers: str) -> Extension:
 setup(
     cmdclass={"build_ext": BuildKernel, "bdist_wheel": Wheel},
     ext_modules=[
+        kernel("directional_sums", "cpu_kernel"),
         kernel("periodic_attention", "cpu_kernel"),
         kernel("low_rank_routing", "cpu_kernel", "cpu_tile"),
     ],

@@ -63,6 +63,7 @@ OUTSIDE = {
     "SECURITY.md": "security.md",
     "matattn/attention.py": "reference/interfaces.rst",
     "kernels/periodic_attention/README.md": "reference/periodic_attention.md",
+    "kernels/directional_sums/README.md": "reference/directional_sums.md",
     "kernels/low_rank_routing/README.md": "reference/low_rank_routing.md",
 }
 LINK = re.compile(r"\]\((?P<path>[\w./-]+\.\w+)(?P<anchor>#[\w-]*)?\)")

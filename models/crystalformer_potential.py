@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from matattn.kernels.directional_sums import directional_sums
 from matattn.kernels.periodic_attention import periodic_attention
 from matattn.kernels.periodic_attention.reference import safe_distance
 from matattn.structures import harmonics
@@ -50,23 +51,14 @@ def decay(distance: Tensor, cutoff: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The neighbours of the atoms of a batch, without the atoms themselves, for all blocks.
-
-    The directional sums are products of matrices of one size, so neighbours stand in ``slot`` of a
-    table with room for as many as any atom has.
-    """
+    """The neighbours of the atoms of a batch, without the atoms themselves, for all blocks."""
 
     basis: Float[Tensor, "edges radial"]
+    directions: Float[Tensor, "edges functions"]  # l = 0 first
     coordination: Float[Tensor, " atoms"]  # sum of f
     source: Int[Tensor, " edges"]
-    slot: Int[Tensor, " edges"]
-    directions: Float[Tensor, "atoms most functions"]  # zero in empty slots
+    row_ptr: Int[Tensor, " atoms_plus_one"]
     attended: tuple[Tensor, Tensor, Tensor] | None  # distance, source and row_ptr with the atoms
-
-    def sums(self, weights: Float[Tensor, "edges channels"]) -> Tensor:
-        """Return the sums over the neighbours of weights times directions [atoms, C, functions]."""
-        atoms, most, _ = self.directions.shape
-        return _table(weights, self.slot, atoms, most).transpose(1, 2) @ self.directions
 
 
 class DirectionalSums(nn.Module):
@@ -108,17 +100,16 @@ class DirectionalSums(nn.Module):
 
     def invariants(self, x: Tensor, near: Surroundings) -> Float[Tensor, "atoms invariants"]:
         """Return A for l = 0, and the products for every l."""
-        sums = self._sums(x, near) / self.scale[self.degrees]
-        left, right = (
-            torch.einsum("ncf,fkc->nkf", sums, weight[self.degrees])
-            for weight in (self.left, self.right)
-        )
-        products = (left * right).flatten(0, 1)
-        by_degree = products.new_zeros(len(products), len(self.scale))
-        by_degree = by_degree.index_add(1, self.degrees, products).view(len(x), -1)
+        sums = self._sums(x, near).permute(2, 0, 1) / self.scale[self.degrees][:, None, None]
+        both = torch.cat([self.left, self.right], 1)
+        products = []
+        for order, weight in enumerate(both):
+            left, right = (sums[order**2 : (order + 1) ** 2] @ weight.T).chunk(2, dim=2)
+            products.append((left * right).sum(0))
+        by_degree = torch.stack(products, 2).flatten(1)
         # Products of sums grow with the number of neighbours and the depth; their roots do not.
-        size = sums.square().mean((1, 2))[:, None]
-        return torch.cat([sums[..., 0], by_degree / (1 + size).sqrt()], 1)
+        size = sums.square().mean((0, 2))[:, None]
+        return torch.cat([sums[0], by_degree / (1 + size).sqrt()], 1)
 
     def fit(self, x: Tensor, near: Surroundings) -> None:
         """Measure sizes, means and deviations over the atoms of a batch."""
@@ -133,7 +124,9 @@ class DirectionalSums(nn.Module):
 
     def _sums(self, x: Tensor, near: Surroundings) -> Float[Tensor, "atoms channels functions"]:
         """Return A."""
-        return near.sums(self.radial(near.basis) * (1 + self.u_proj(x))[near.source])
+        return directional_sums(
+            self.radial(near.basis), 1 + self.u_proj(x), near.directions, near.source, near.row_ptr
+        )
 
 
 class SmoothAttention(nn.Module):
@@ -201,7 +194,7 @@ class CrystalformerPotential(nn.Module):
 
     kind = "potentials"
     citations = ("crystalformer", "reann")
-    operators = ("periodic_attention",)
+    operators = ("directional_sums", "periodic_attention")
     constants: Tensor
     binding: Tensor
     scale: Tensor
@@ -260,20 +253,21 @@ class CrystalformerPotential(nn.Module):
         attended = None
         if self.attends:
             itself = torch.arange(len(batch.z), atoms, device=device)
-            row_ptr = torch.searchsorted(
+            with_itself = torch.searchsorted(
                 torch.cat([target, itself]), torch.arange(atoms + 1, device=device)
             )
             squared = distance.square() + STRETCH**2 * decay(distance, self.cutoff)
             zero = squared == 0  # an atom seen from itself
             far = torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
-            attended = torch.cat([far, far.new_zeros(lone)]), torch.cat([source, itself]), row_ptr
+            attended = (
+                torch.cat([far, far.new_zeros(lone)]),
+                torch.cat([source, itself]),
+                with_itself,
+            )
         others = distance > 0
         vectors, distance = vectors[others], distance[others]
         source, target = source[others], target[others]
-        counts = torch.bincount(target, minlength=atoms)
-        most = max(1, int(counts.max()))
-        first = counts.cumsum(0) - counts
-        slot = torch.arange(len(target), device=device) - first[target] + target * most
+        row_ptr = torch.searchsorted(target, torch.arange(atoms + 1, device=device))
         numbers = torch.arange(1, self.num_radial + 1, device=device)
         exponent = 0.5 * (distance[:, None] / self.spacing - numbers).square()
         envelope = torch.exp(-decay(distance, self.cutoff))
@@ -281,8 +275,7 @@ class CrystalformerPotential(nn.Module):
         coordination = envelope.new_zeros(atoms).index_add(0, target, envelope)
         directions = harmonics.of_edges(vectors, distance, self.degree)
         directions = torch.cat([torch.ones_like(directions[:, :1]), directions], 1)
-        table = _table(directions, slot, atoms, most)
-        return Surroundings(basis, coordination, source, slot, table, attended)
+        return Surroundings(basis, directions, coordination, source, row_ptr, attended)
 
     def atoms(
         self, batch: Structures
@@ -324,9 +317,3 @@ class CrystalformerPotential(nn.Module):
 def of_structures(energies: Float[Tensor, " atoms"], batch: Structures) -> Tensor:
     """Return the sums of the energies of atoms over every structure."""
     return energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
-
-
-def _table(values: Tensor, slot: Tensor, atoms: int, most: int) -> Tensor:
-    """Return values [edges, columns] in a table [atoms, most, columns] with zeros elsewhere."""
-    empty = values.new_zeros(atoms * most, values.shape[1])
-    return empty.index_copy(0, slot, values).view(atoms, most, -1)

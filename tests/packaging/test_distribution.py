@@ -44,7 +44,7 @@ def test_wheel_is_complete(packaged, planted_model, built):
 def test_wheel_has_the_compiled_backends(built):
     (wheel,) = built.glob("*.whl")
     names = {n.partition(".")[0] for n in zipfile.ZipFile(wheel).namelist() if "/_cpu." in n}
-    operators = ("low_rank_routing", "periodic_attention")
+    operators = ("directional_sums", "low_rank_routing", "periodic_attention")
     assert names == {f"matattn/kernels/{operator}/_cpu" for operator in operators}
     assert "-py3-none-" in wheel.name, "one wheel for every Python"
 
@@ -69,8 +69,9 @@ def test_wheel_runs_on_other_linux(built, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import torch\n"
-        "from matattn.kernels import low_rank_routing, periodic_attention\n"
-        "for cpu in (low_rank_routing.backends.cpu, periodic_attention.cpu):\n"
+        "from matattn.kernels import directional_sums, low_rank_routing, periodic_attention\n"
+        "cpus = directional_sums.cpu, low_rank_routing.backends.cpu, periodic_attention.cpu\n"
+        "for cpu in cpus:\n"
         "    print(cpu.__file__, cpu.refuses(torch.device('cpu'), torch.float32))\n"
         "maps = open('/proc/self/maps').read().split()\n"
         "print(*{word for word in maps if 'libgomp' in word})"
