@@ -187,13 +187,19 @@ static int NAME(run)(const NAME(problem) *p, int threads, const REAL *grad, REAL
     return state;
 }
 
+/* More threads than one cost more than they bring where there is little to do. */
+static int NAME(useful)(const NAME(problem) *p, int threads) {
+    return p->edges * p->channels * p->functions < (1 << 18) ? 1 : threads;
+}
+
 static int NAME(directional_sums_forward)(const NAME(problem) *p, int threads, REAL *sums) {
-    return NAME(run)(p, threads, NULL, sums, NULL, NULL, NULL);
+    return NAME(run)(p, NAME(useful)(p, threads), NULL, sums, NULL, NULL, NULL);
 }
 
 static int NAME(directional_sums_backward)(const NAME(problem) *p, int threads, const REAL *grad,
                                            REAL *by_radial, REAL *by_value, REAL *by_table) {
     const int64_t channels = p->channels;
+    threads = NAME(useful)(p, threads);
     REAL *terms = malloc(sizeof(REAL) * (size_t)(p->edges * channels + 1));
     int64_t *ptr = NULL, *by_source = NULL;
     int state = terms ? NAME(run)(p, threads, grad, NULL, by_radial, terms, by_table) : NO_MEMORY;

@@ -87,7 +87,7 @@ def test_second_derivatives(backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sizes", [USUAL, {"channels": 9, "functions": 17}])
 def test_every_build_and_any_number_of_threads(dtype, sizes):
-    given = problem(targets=50, atoms=40, most=30, dtype=dtype, **sizes)
+    given = problem(targets=90, atoms=40, most=60, dtype=dtype, **sizes)
     expected = results([t.double() if t.is_floating_point() else t for t in given], "reference")
     library = cpu._library()
     most = ctypes.c_int.in_dll(library, "most_variant")
