@@ -99,6 +99,7 @@ def fit(
     ours.append(_checkpoint(folder, "last", None))
     with _without_remarks():
         trainer = make_trainer(config, folder, ours, epochs)
+        _tell_of_slow_precision(config, trainer.strategy.root_device)
         last = folder / "checkpoints" / "last.ckpt"
         with answering_for(trainer) as forked:
             _fit(trainer, module, loaders, last)
@@ -115,12 +116,14 @@ def fit(
 
 
 def check_trainer(config: RunConfig[Any, Any]) -> bool:
-    """Return whether the trainer uses GPUs; raises ConfigError where there cannot be one.
-
-    Says on the terminal where the processor has no instructions for a precision.
-    """
+    """Return whether the trainer uses GPUs; raises ConfigError where there cannot be one."""
     with _without_remarks(), TemporaryDirectory() as folder:  # some loggers write at once
         device = make_trainer(config, Path(folder)).strategy.root_device
+    return device.type == "cuda"
+
+
+def _tell_of_slow_precision(config: RunConfig[Any, Any], device: torch.device) -> None:
+    """Print a line where the processor has no instructions for the precision."""
     reduced = str(config.trainer.arguments.get("precision")).startswith("bf16")
     if reduced and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
         print(
@@ -128,7 +131,6 @@ def check_trainer(config: RunConfig[Any, Any]) -> bool:
             "(avx512_bf16): the training is right, and slower than with 32-true",
             file=sys.stderr,
         )
-    return device.type == "cuda"
 
 
 def make_trainer(

@@ -24,6 +24,9 @@ def relax(
     ],
     pressure: Annotated[float, typer.Option(help="GPa.")] = 0.0,
     fixed_cell: Annotated[bool, typer.Option("--fixed-cell", help="Move atoms only.")] = False,
+    fixed_symmetry: Annotated[
+        bool, typer.Option("--fixed-symmetry", help="Keep the space group (within 0.01 Å).")
+    ] = False,
     max_force: Annotated[float, typer.Option(help="eV/Å; at rest below it.")] = 0.01,
     max_stress: Annotated[float, typer.Option(help="GPa; at rest below it.")] = 0.1,
     max_steps: Annotated[int, typer.Option(help="After so many a crystal is given up.")] = 500,
@@ -54,7 +57,7 @@ def relax(
         from matattn.workflows.potentials.relaxation import Settings
 
         potential = potentials.Potential.load(folder, device)
-        settings = Settings(max_force, max_stress, pressure, fixed_cell, max_steps)
+        settings = Settings(max_force, max_stress, pressure, fixed_cell, fixed_symmetry, max_steps)
         with crystals(inputs) as (stream, advance):
             return relax_entries(potential, folder, stream, output, settings, rows, path, advance)
 

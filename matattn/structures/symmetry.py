@@ -22,6 +22,20 @@ from matattn.structures.neighbors import Neighbors, periodic_neighbors
 os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 
+def space_group(z: np.ndarray, frac: np.ndarray, cell: np.ndarray, tolerance: float) -> Any:
+    """Return spglib's data set of a crystal, or None where it finds no symmetry.
+
+    z [N], fractional coordinates [N, 3], cell [3, 3] Å, tolerance in Å.
+    """
+    crystal: Any = (cell, frac, z)
+    with warnings.catch_warnings():  # spglib announces that None will become an exception
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return spglib.get_symmetry_dataset(crystal, tolerance)
+        except spglib.SpglibError:
+            return None
+
+
 def orbits(z: np.ndarray, pos: np.ndarray, cell: np.ndarray, tolerance: float) -> np.ndarray:
     """Return the orbit [N] of each atom under the space group, numbered by their first atoms.
 
@@ -29,13 +43,7 @@ def orbits(z: np.ndarray, pos: np.ndarray, cell: np.ndarray, tolerance: float) -
     position, Å. Translations within a supercell count. Where spglib finds no symmetry, every atom
     is an orbit of its own.
     """
-    crystal: Any = (cell, pos @ np.linalg.inv(cell), z)
-    with warnings.catch_warnings():  # spglib announces that None will become an exception
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            dataset = spglib.get_symmetry_dataset(crystal, tolerance)
-        except spglib.SpglibError:
-            dataset = None
+    dataset = space_group(z, pos @ np.linalg.inv(cell), cell, tolerance)
     if dataset is None:
         return np.arange(len(z))
     _, first, orbit = np.unique(

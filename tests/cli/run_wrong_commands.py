@@ -4,6 +4,7 @@ Each runs in a process of its own, forked after the slow imports. Prints command
 standard error. Another checkout: ``PYTHONPATH=CHECKOUT python run_wrong_commands.py FILE``.
 """
 
+import importlib
 import json
 import os
 import shlex
@@ -16,6 +17,10 @@ import pymatgen.core  # noqa: F401
 import torch_geometric  # noqa: F401
 
 from matattn.cli.train import main
+
+# All but JAX, whose threads do not survive a fork.
+for family in ("structures.train", "potentials.train", "meshes.train", "text.tokenization"):
+    importlib.import_module(f"matattn.workflows.{family}")
 
 
 def run(command: str) -> tuple[int, str]:

@@ -217,11 +217,11 @@ def folder(tmp_path, tmp_path_factory, monkeypatch):
                  displacement=pos)  # fmt: skip
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("MATATTN_CACHE", str(tmp_path / "cache"))
+    # Many pages compile the same small wave functions, and generate the same data.
+    shared = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("MATATTN_CACHE", str(shared / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    # Many pages compile the same small wave functions.
-    compiled = tmp_path_factory.getbasetemp() / "jax"
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "jax"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     monkeypatch.delenv("MATATTN_DATA", raising=False)
@@ -267,7 +267,7 @@ def test_page(page, folder, done, tmp_path_factory):
     if not commands and not programs:
         pytest.skip("nothing to execute")
     for command in map(shortened, [*commands, *AFTER.get(page, ())]):
-        if command.startswith("python train.py model="):
+        if command.startswith(("python train.py model=", "python train.py experiment=")):
             train_once(command, folder, page, done, tmp_path_factory.mktemp("done"))
         else:
             execute(["bash", "-c", f"set -eo pipefail; {command}"], folder, page)

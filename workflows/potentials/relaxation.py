@@ -18,11 +18,13 @@ from pymatgen.core import Lattice, Structure
 from matattn.structures.derivatives import energy_forces_stress
 from matattn.workflows.potentials.energy_model import EnergyModel
 from matattn.workflows.potentials.errors import GPA
+from matattn.workflows.potentials.fixed_symmetry import SpaceGroup
 
 ATOMS_PER_BATCH = 256
 LARGEST_MOVE = 0.2  # Å in a step
 FIRST_STEP, LONGEST_STEP, MIXED = 0.1, 1.0, 0.1
 PATIENCE, LONGER, SHORTER, LESS_MIXED = 5, 1.1, 0.5, 0.99
+SYMMETRIC = 1e-2  # Å; what counts as symmetric in the beginning
 LEAST_VOLUME, MOST_VOLUME = 0.4, 2.5  # of the first one: beyond it, the potential is lost
 
 
@@ -34,6 +36,7 @@ class Settings:
     max_stress: float = 0.1  # GPa, beside the pressure
     pressure: float = 0.0  # GPa
     fixed_cell: bool = False
+    fixed_symmetry: bool = False  # that of the first crystal stays, whatever the potential prefers
     max_steps: int = 500
 
 
@@ -75,7 +78,7 @@ def relax(
         while following and (not moving or atoms + len(following[1]) <= ATOMS_PER_BATCH):
             number, structure = following
             potential.check(structure.atomic_numbers, f"structure {number + 1}")
-            moving.append(_Moving.start(number, structure))
+            moving.append(_Moving.start(number, structure, settings))
             atoms += len(structure)
             following = next(incoming, None)
         batch = potential.batch(
@@ -114,12 +117,20 @@ class _Moving:
     steps: int = 0
     energy_before: float | None = None
     path: list[Structure] = field(default_factory=list)
+    space_group: SpaceGroup | None = None  # if it is kept
 
     @classmethod
-    def start(cls, number: int, structure: Structure) -> _Moving:
+    def start(cls, number: int, structure: Structure, settings: Settings) -> _Moving:
+        space_group = None
+        if settings.fixed_symmetry:
+            space_group = SpaceGroup.of(structure, SYMMETRIC)
+            structure = space_group.settled(structure)
         pos = np.array(structure.cart_coords)
         velocity = np.zeros((len(pos) + 3, 3))
-        return cls(number, structure, structure.atomic_numbers, pos, np.eye(3), velocity)
+        return cls(
+            number, structure, structure.atomic_numbers, pos, np.eye(3), velocity,
+            space_group=space_group,
+        )  # fmt: skip
 
     @property
     def cell(self) -> np.ndarray:
@@ -139,6 +150,9 @@ class _Moving:
         """Move, or return the result when there is nothing to move any more."""
         if self.energy_before is None:
             self.energy_before = energy
+        if self.space_group:
+            forces = self.space_group.vectors(forces, self.cell)
+            stress = self.space_group.tensor(stress, self.cell)
         volume = abs(np.linalg.det(self.cell))
         beside = stress + settings.pressure / GPA * np.eye(3)
         force = float(np.linalg.norm(forces, axis=1).max())

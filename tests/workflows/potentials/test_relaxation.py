@@ -11,6 +11,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from matattn.datasets import stillinger_weber
 from matattn.structures.derivatives import energy_forces_stress
 from matattn.workflows.potentials.errors import GPA
+from matattn.workflows.potentials.fixed_symmetry import SpaceGroup
 from matattn.workflows.potentials.relaxation import Settings, relax
 
 
@@ -71,6 +72,20 @@ def test_pressure_and_a_fixed_cell(exact):
     (fixed,) = relax(exact, [first], Settings(fixed_cell=True))
     np.testing.assert_array_equal(fixed.structure.lattice.matrix, first.lattice.matrix)
     assert fixed.max_force < 0.01 and fixed.energy_after < fixed.energy_before
+
+
+def test_a_saddle_stays_one_only_where_symmetry_is_fixed(exact):
+    """Body-centred silicon is one; an atom of it is off by less than the tolerance."""
+    centred = Structure(Lattice.cubic(3.1), ["Si"] * 2, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    centred.make_supercell(2)
+    centred.translate_sites([0], [0.0004, 0.0001, 0.0002])
+    kept, free = (
+        next(relax(exact, [centred], Settings(fixed_symmetry=fixed, max_force=1e-3)))
+        for fixed in (True, False)
+    )
+    assert SpaceGroup.of(kept.structure, 1e-5).symbol == "Im-3m"
+    assert SpaceGroup.of(free.structure, 1e-2).symbol != "Im-3m"
+    assert free.energy_after < kept.energy_after - 0.3
 
 
 def test_symmetry_stays(exact):
