@@ -36,6 +36,7 @@ def scan(model: EnergyModel, frame: Frame) -> float:
     The largest difference of a step of 0.001 Å and the mean of the forces at its ends; for a smooth
     energy it is of the order of 1e-9. Neighbours cross the range on the way.
     """
+    model = model.double()
     path = np.repeat(frame.pos[None], POINTS + 1, axis=0)
     along = np.array([1.0, 2.0, 3.0]) / np.sqrt(14)
     path[:, 0] += STEP * np.arange(POINTS + 1)[:, None] * along
@@ -56,7 +57,7 @@ def constant_energy(model: EnergyModel, frame: Frame, steps: int, seed: int = 0)
 
     Raises StructureError where forces become no numbers.
     """
-    generator = np.random.default_rng(seed)
+    model, generator = model.double(), np.random.default_rng(seed)
     mass = np.array([[float(Element.from_Z(int(z)).atomic_mass)] for z in frame.z])  # u
     velocity = generator.normal(size=frame.pos.shape) * np.sqrt(BOLTZMANN * TEMPERATURE / mass)
     velocity -= (mass * velocity).sum(0) / mass.sum()

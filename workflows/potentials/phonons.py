@@ -43,6 +43,7 @@ def phonons(potential: EnergyModel, structure: Structure) -> Phonons:
 
     Charges and the splitting at Gamma that they cause are not included.
     """
+    potential = potential.double()
     cell = PhonopyAtoms(
         numbers=structure.atomic_numbers, cell=structure.lattice.matrix,
         scaled_positions=structure.frac_coords,

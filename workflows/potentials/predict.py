@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -85,8 +86,7 @@ class Potential:
 
     def double(self) -> Potential:
         """Return the same potential, computing in float64."""
-        self.network.double()
-        return self
+        return self.in_precision("float64")
 
     def check(self, numbers: Sequence[int] | np.ndarray, where: str) -> None:
         """Raise StructureError for an element that the potential was not trained for."""
@@ -180,11 +180,17 @@ class Potential:
         return found, widths(self.network, self.uncertainty, seen[0], batch)
 
     def in_precision(self, dtype: str) -> Potential:
-        """Return the same potential, computing in float64 or float32; ValueError for others."""
+        """Return the same potential, computing in float64 or float32; ValueError for others.
+
+        It is a copy where the precision changes. The constants of the elements stay in float64.
+        """
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r}: choose {', '.join(DTYPES)}")
-        self.network.to(DTYPES[dtype])
-        return self
+        if DTYPES[dtype] == self.dtype:
+            return self
+        network = deepcopy(self.network).to(DTYPES[dtype])
+        network.constants, network.binding = self.network.constants, self.network.binding
+        return replace(self, network=network)
 
     def evaluate(self, structures: Sequence[Structure | Molecule]) -> EnergyDerivatives:
         """Return energies (eV), forces (eV/Å) and stresses (eV/Å^3; NaN of molecules).

@@ -104,7 +104,7 @@ def equation_of_state(potential: EnergyModel, structure: Structure) -> EquationO
 
 def elastic_constants(potential: EnergyModel, structure: Structure) -> ElasticConstants:
     """Return the stiffness from stresses of strained cells; ``structure`` must be at rest."""
-    cells = []
+    potential, cells = potential.double(), []
     for mode in range(6):
         for sign in (1, -1):
             strain = np.zeros((3, 3))

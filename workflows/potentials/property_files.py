@@ -49,7 +49,7 @@ def compute(
     """
     begin = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
-    potential.double()
+    potential = potential.double()
     named: dict[str, int] = {}
     for entry in entries:
         row: Row = {"id": unique_name(entry.id, named), "path": entry.path}

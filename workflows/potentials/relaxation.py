@@ -69,7 +69,7 @@ def relax(
     elements that the potential was not trained for.
     """
     settings = settings or Settings()
-    potential.double()
+    potential = potential.double()
     incoming = enumerate(structures)
     following = next(incoming, None)
     moving: list[_Moving] = []

@@ -30,7 +30,7 @@ class TorchSimModel(ModelInterface):
     def __init__(self, potential: Potential, dtype: str = "float64") -> None:
         super().__init__()
         self.potential = potential.in_precision(dtype)
-        self._device, self._dtype = potential.device, potential.dtype
+        self._device, self._dtype = potential.device, self.potential.dtype
         self._compute_stress = self._compute_forces = True
 
     def forward(self, state: Any, **_: Any) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -290,7 +289,7 @@ class PotentialTask:
 
     def _physics(self, network: CrystalformerPotential, config: dict[str, Any]) -> Physics:
         """Return what the potential says of the physics of its training structures."""
-        double = Potential(deepcopy(network), config).double()
+        double = Potential(network, config).double()
         return physics_of(double, Potential(network, config), self.dataset)
 
 

@@ -73,7 +73,7 @@ def test_calculator_is_the_potential(potential):
     atoms.calc = potential.calculator()
     structure = Structure(Lattice(np.array(atoms.cell)), ["Si"] * 8, atoms.positions,
                           coords_are_cartesian=True)  # fmt: skip
-    found = potential.evaluate([structure])
+    found = potential.double().evaluate([structure])
     assert atoms.get_potential_energy() == pytest.approx(found.energy.item(), abs=1e-9)
     np.testing.assert_allclose(atoms.get_forces(), found.forces.numpy(), atol=1e-9)
     stress = found.stress[0].numpy()
@@ -96,7 +96,12 @@ def test_float32_is_near(potential):
     exact = atoms.get_forces()
     atoms.calc = potential.calculator("float32")
     assert np.abs(atoms.get_forces() - exact).max() < 1e-4
-    assert next(potential.network.parameters()).dtype == torch.float32
+    double, single = potential.calculator(), potential.calculator("float32")
+    dtypes = [c.potential.dtype for c in (double, single)]
+    assert dtypes == [torch.float64, torch.float32]  # the last one made does not decide for both
+    assert single.potential.network.constants.dtype == torch.float64
+    energies = [c.get_potential_energy(atoms) for c in (double, single)]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-4)
     with pytest.raises(ValueError, match="choose float64, float32"):
         potential.calculator("bfloat16")
 
