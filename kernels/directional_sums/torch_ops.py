@@ -16,8 +16,9 @@ def forward(
 ) -> Tensor:
     """Compute A [N, C, F]."""
     check_source(source, len(values))
-    weights, functions = _padded(source, row_ptr, radial * values[source], table)
-    return weights.transpose(1, 2) @ functions
+    slot, shape = _slots(source, row_ptr)
+    weights = _padded(radial * values[source], slot, shape)
+    return weights.transpose(1, 2) @ _padded(table, slot, shape)
 
 
 def backward(
@@ -30,28 +31,24 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients by r, v and y from that by A."""
     mine = values[source]
-    weights, functions = _padded(source, row_ptr, radial * mine, table)
-    kept = _slots(source, row_ptr)[0]
-    by_weight = (functions @ grad.transpose(1, 2)).flatten(0, 1)[kept]
-    by_table = (weights @ grad).flatten(0, 1)[kept]
+    slot, shape = _slots(source, row_ptr)
+    by_weight = (_padded(table, slot, shape) @ grad.transpose(1, 2)).flatten(0, 1)[slot]
+    by_table = (_padded(radial * mine, slot, shape) @ grad).flatten(0, 1)[slot]
     by_value = torch.zeros_like(values).index_add(0, source, by_weight * radial)
     return by_weight * mine, by_value, by_table
 
 
-def _slots(source: Tensor, row_ptr: Tensor) -> tuple[Tensor, int]:
-    """Return the row of every neighbour in the padded table, and the room for an atom."""
+def _slots(source: Tensor, row_ptr: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Return the row of every neighbour in the padded table, and its atoms and room for each."""
     target = targets(source, row_ptr)
-    most = int(row_ptr.diff().max()) if len(row_ptr) > 1 else 0
-    place = torch.arange(len(source), device=source.device) - row_ptr[target]
-    return place + target * most, most
-
-
-def _padded(source: Tensor, row_ptr: Tensor, *arrays: Tensor) -> list[Tensor]:
-    """Return arrays [E, ...] as [N, most neighbours of an atom, ...], with zeros elsewhere."""
-    slot, most = _slots(source, row_ptr)
     atoms = len(row_ptr) - 1
-    empty = (a.new_zeros(atoms * most, a.shape[1]) for a in arrays)
-    return [
-        e.index_copy(0, slot, a).view(atoms, most, a.shape[1])
-        for e, a in zip(empty, arrays, strict=True)
-    ]
+    most = int(row_ptr.diff().max()) if atoms else 0
+    place = torch.arange(len(source), device=source.device) - row_ptr[target]
+    return place + target * most, (atoms, most)
+
+
+def _padded(array: Tensor, slot: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return an array [E, ...] as [N, most neighbours of an atom, ...], with zeros elsewhere."""
+    atoms, most = shape
+    empty = array.new_zeros(atoms * most, array.shape[1])
+    return empty.index_copy(0, slot, array).view(atoms, most, array.shape[1])
