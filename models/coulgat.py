@@ -197,6 +197,15 @@ class CoulGAT(StructureNetwork):
         """
         return ImageRule(self.cutoff, symmetry=symmetry if self.level == "structure" else 0.0)
 
+    def check(self, z: Tensor, pos: Tensor, cell: Tensor, where: str = "structure") -> None:
+        """Raise StructureError, beginning with ``where``, for elements without constants."""
+        unknown = sorted(set(z[self.species_of[z] < 0].tolist()))
+        if unknown:
+            raise StructureError(
+                f"{where}: the network has no constants for atomic numbers {unknown}: use one that "
+                "was trained on these elements"
+            )
+
     def geometry(self, batch: Structures) -> Geometry:
         """Return edges, lengths and species of a batch; lengths are differentiable by pos and cell.
 
@@ -208,11 +217,7 @@ class CoulGAT(StructureNetwork):
             raise StructureError("the graph has no positions: set pos [N, 3], in Å")
         species = self.species_of[batch.z]
         if not torch.compiler.is_compiling() and (species < 0).any():
-            unknown = sorted(set(batch.z[species < 0].tolist()))
-            raise StructureError(
-                f"the network has no constants for atomic numbers {unknown}: use one that was "
-                "trained on these elements"
-            )
+            self.check(batch.z, batch.pos, batch.cell, "batch")
         multiplicity = getattr(batch, "multiplicity", None)
         bias = None if multiplicity is None else multiplicity.log()
         return Geometry(batch.edge_index, edge_length(batch), species, bias)

@@ -357,6 +357,10 @@ def test_elements_without_constants_are_refused():
     network, batch = trained(elements=[1, 6])
     with pytest.raises(StructureError, match="no constants for atomic numbers"):
         network(collate([random_crystal(np.random.default_rng(0), 3)], ImageRule(4.0)))
+    pos, cell = torch.zeros(2, 3), torch.eye(3)
+    network.check(torch.tensor([6, 1]), pos, cell, "a.cif")
+    with pytest.raises(StructureError, match=r"^a.cif: .*no constants for atomic numbers \[3, 8\]"):
+        network.check(torch.tensor([8, 6, 3]), pos, cell, "a.cif")
 
 
 def test_graphs_without_positions_are_refused():

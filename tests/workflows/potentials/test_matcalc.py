@@ -1,5 +1,6 @@
 """A potential in matcalc: its workflows take our calculator, and find what ours find."""
 
+import matcalc
 import pytest
 
 import matattn
@@ -9,13 +10,12 @@ from matattn.workflows.potentials.properties import at_rest, elastic_constants
 
 from .test_properties import silicon
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 STRAINS = (-0.003, 0.003)  # its own, up to 6 %, leave the linear regime of so small a network
 
 
 def test_its_elastic_constants_are_ours(trained):
-    matcalc = pytest.importorskip("matcalc")
     potential = matattn.load(trained[0] / "model")
     rest = at_rest(potential, silicon(stillinger_weber.LATTICE)).structure
     ours = elastic_constants(potential, rest).clamped  # atoms do not move
