@@ -15,9 +15,10 @@ from matattn.kinds import KINDS, Kind, kind_of
 FOLDER = Path(__file__).parent
 
 
-def names() -> list[str]:
-    """Return the names of the models that come with matattn, sorted."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+def names(reads: str | None = None) -> list[str]:
+    """Return the names of the models that come with matattn, sorted; of one kind of ``KINDS``."""
+    folders = sorted(path.parent for path in FOLDER.glob("*/config.json"))
+    return [folder.name for folder in folders if reads in (None, kind(folder).name)]
 
 
 def find(model: str | Path) -> Path:

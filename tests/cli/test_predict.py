@@ -248,7 +248,7 @@ def test_models_by_name(model, files, monkeypatch):
     assert result.exit_code == 2 and "did you mean 'model'? (known: model)" in result.stderr
 
 
-@pytest.mark.parametrize("model", pretrained.names())
+@pytest.mark.parametrize("model", pretrained.names("structures"))
 def test_shipped_models_are_whole(model):
     predictor = matattn.load(model)
     (row,) = predictor.predict(crystal("Na", "Cl"))

@@ -6,11 +6,12 @@ import torch
 
 from matattn.datasets import stillinger_weber as model
 from matattn.errors import DataError
+from matattn.potentials.sampling import batch
 from matattn.structures.derivatives import energy_forces_stress
 
 
 def evaluate(pos, cell):
-    return energy_forces_stress(model.energy, model._batch([(pos, cell)], model.CUTOFF))
+    return energy_forces_stress(model.energy, batch([model.silicon(pos, cell)], model.CUTOFF))
 
 
 def triplets(pos, cell):

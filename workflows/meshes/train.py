@@ -226,7 +226,7 @@ class FieldTask:
         task = config.task
         check_batches(config)
         if config.init_from:
-            raise ConfigError("init_from starts trainings on structures only, not on meshes")
+            raise ConfigError("init_from cannot start a training on meshes")
         dataset: FieldDataset = build(config.data, "data")
         if task.select == "best" and not len(dataset.rows("val")):
             raise ConfigError(

@@ -42,6 +42,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def _or_shipped() -> str:
+    return "".join(f", or {name}" for name in pretrained.names("potentials"))
+
+
 def is_periodic(pbc: Any, what: str, setting: str) -> bool:
     """Return whether all directions are periodic, or none; raises StructureError for some."""
     found = np.asarray(pbc)
@@ -69,7 +73,7 @@ class Potential:
         if (kind := pretrained.kind(folder).name) != "potentials":
             raise BundleError(
                 f"{folder}: this model reads {kind}; a potential is the model/ folder of a run of "
-                "model=potential"
+                f"model=potential{_or_shipped()}"
             )
         networks, config, uncertainty = bundle.load(folder)
         elements = config["elements"]

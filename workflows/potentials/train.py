@@ -44,6 +44,7 @@ from matattn.workflows.fitting import (
 from matattn.workflows.outputs import Outputs
 from matattn.workflows.potentials import report
 from matattn.workflows.potentials.errors import GPA, UNITS, constants_of, errors_of, labels_of
+from matattn.workflows.potentials.fine_tune import start_from
 from matattn.workflows.potentials.intervals import coverage, fitted
 from matattn.workflows.potentials.physics import Physics, physics_of
 from matattn.workflows.potentials.predict import Potential
@@ -194,8 +195,6 @@ class PotentialTask:
     def prepare(cls, config: RunConfig[PotentialSettings, GradientDescent]) -> Self:
         """Read the data and build the network; raises ConfigError or DataError for any mistake."""
         check_batches(config)
-        if config.init_from:
-            raise ConfigError("init_from starts trainings on structures only, not on potentials")
         if str(config.trainer.arguments.get("precision")).startswith("bf16"):
             raise ConfigError(
                 "trainer.precision=bf16-mixed: differences of energies need the digits of 32-true"
@@ -212,11 +211,15 @@ class PotentialTask:
         schedule = build(config.optimizer.schedule, "optimizer.schedule")
         L.seed_everything(config.seed, workers=True, verbose=False)
         network = build(Target(config.model.target, dict(config.model.arguments)), "model")
-        constants = constants_of([dataset.frames[row] for row in dataset.rows("train")])
-        network.constants.copy_(torch.from_numpy(constants.alone))
-        network.binding.copy_(torch.from_numpy(constants.binding))
-        network.scale.fill_(constants.scale)
-        network.fit_sums(_some(dataset, network.image_rule()))
+        frames = [dataset.frames[row] for row in dataset.rows("train")]
+        if config.init_from:
+            start_from(network, config.init_from.path, frames)
+        else:
+            constants = constants_of(frames)
+            network.constants.copy_(torch.from_numpy(constants.alone))
+            network.binding.copy_(torch.from_numpy(constants.binding))
+            network.scale.fill_(constants.scale)
+            network.fit_sums(_some(dataset, network.image_rule()))
         return cls(config, dataset, network, schedule, dataset.fingerprint())
 
     def train(self, folder: Path) -> Trained:

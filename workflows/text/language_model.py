@@ -146,7 +146,7 @@ class LanguageTask:
         if not isinstance(length, int) or length < 3:
             raise ConfigError(f"model.max_length={length!r}: expected at least 3")
         if config.init_from:
-            raise ConfigError("init_from starts trainings on structures only, not on text")
+            raise ConfigError("init_from cannot start a training on text")
         import_extra("tokenizers")
         dataset: TextDataset = build(config.data, "data")
         types = _types(task, dataset)

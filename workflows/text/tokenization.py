@@ -120,7 +120,7 @@ class TokenizationTask:
         """Read the text and build the detector; raises ConfigError or DataError for any mistake."""
         check_batches(config)
         if config.init_from:
-            raise ConfigError("init_from starts trainings on structures only, not on text")
+            raise ConfigError("init_from cannot start a training on text")
         import_extra("tokenizers")
         dataset: TextDataset = build(config.data, "data")
         labelled = [as_materials(s, dataset.material_types) for s in dataset.sentences]

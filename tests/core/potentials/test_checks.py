@@ -5,6 +5,7 @@ import pytest
 
 from matattn.datasets import stillinger_weber
 from matattn.errors import DataError
+from matattn.potentials import sampling
 from matattn.potentials.checks import check_frame, doubts_of
 from matattn.potentials.dataset import Frame
 
@@ -43,8 +44,9 @@ def strained(count=24, sign=1, order=(0, 1, 2), per_atom=False):
     generator, frames = np.random.default_rng(0), []
     for number in range(count):
         cells = 1 + number % 2
-        pos, cell = stillinger_weber._strained(*stillinger_weber.crystal(cells), 0.02, generator)
-        (made,) = stillinger_weber._labelled([(pos, cell)], "strained", "train")
+        crystal = stillinger_weber.silicon(*stillinger_weber.crystal(cells))
+        _, pos, cell = atoms = sampling.strained(crystal, 0.02, generator)
+        (made,) = sampling.labelled(stillinger_weber.LABELLER, [atoms], "strained", "train")
         rows, columns = [1, 0, 0], [2, 2, 1]
         stress = made.stress.copy()
         shears = made.stress[rows, columns][list(order)]

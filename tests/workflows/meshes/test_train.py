@@ -119,7 +119,7 @@ def test_mistakes_are_named_before_anything_is_written(config, tmp_path, overrid
 
 
 def test_a_training_on_meshes_starts_from_no_other(config, finished, tmp_path):
-    with pytest.raises(ConfigError, match="init_from starts trainings on structures only"):
+    with pytest.raises(ConfigError, match="init_from cannot start a training"):
         run.run(config(tmp_path / "run", f"init_from={finished[0] / 'model'}"))
 
 

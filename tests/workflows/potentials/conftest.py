@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from matattn.datasets import stillinger_weber
-from matattn.potentials.dataset import Labeller
 from matattn.workflows.potentials.energy_model import Exact
 from matattn.workflows.run import run
 
@@ -38,4 +37,4 @@ def trained(compose, tmp_path_factory):
 @pytest.fixture
 def exact():
     """The Stillinger-Weber model."""
-    return Exact(Labeller("Stillinger-Weber", stillinger_weber.energy, stillinger_weber.CUTOFF))
+    return Exact(stillinger_weber.LABELLER)

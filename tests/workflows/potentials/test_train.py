@@ -122,10 +122,7 @@ def test_what_it_cannot_know_is_refused(potential, trained):
     assert config["kind"] == "potentials" and config["elements"] == [14]
 
 
-def test_another_start_and_strange_bundles_are_refused(compose, small, trained, tmp_path):
-    start = f"init_from={trained[0] / 'model'}"
-    with pytest.raises(ConfigError, match="init_from starts trainings on structures only"):
-        run(compose(*small, f"paths.output_dir={tmp_path}", start))
+def test_strange_bundles_are_refused(trained, tmp_path):
     strange = tmp_path / "model"
     shutil.copytree(trained[0] / "model", strange)
     config = json.loads((strange / "config.json").read_text())

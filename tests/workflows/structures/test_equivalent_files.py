@@ -77,7 +77,8 @@ def crystals():
 def models(predictor):
     everything = CoulGAT(dim=16, num_heads=2, num_blocks=2, elements=list(range(1, 99)))
     coulgat = predictor(everything, "crystals")
-    return {name: matattn.load(name) for name in pretrained.names()} | {"coulgat": coulgat}
+    shipped = {name: matattn.load(name) for name in pretrained.names("structures")}
+    return shipped | {"coulgat": coulgat}
 
 
 @pytest.mark.slow

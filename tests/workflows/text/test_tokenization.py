@@ -98,7 +98,7 @@ def test_mistakes_are_named(on_sentences, tmp_path, override, message):
 
 def test_a_training_on_text_starts_from_no_other(on_sentences, tokenized, tmp_path):
     start = f"init_from={tokenized[0] / 'model'}"
-    with pytest.raises(ConfigError, match="init_from starts trainings on structures only"):
+    with pytest.raises(ConfigError, match="init_from cannot start a training"):
         run.run(on_sentences("matter", tmp_path / "run", start))
 
 
