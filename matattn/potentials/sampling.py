@@ -81,6 +81,11 @@ def _frames(arrays: Arrays) -> list[Frame]:
     ]  # fmt: skip
 
 
+def masses(z: np.ndarray) -> np.ndarray:
+    """Return the masses [N, 1] of atoms, u."""
+    return np.array([[float(Element.from_Z(int(number)).atomic_mass)] for number in z])
+
+
 def strained(atoms: Atoms, size: float, generator: np.random.Generator) -> Atoms:
     """Return a crystal with a random strain of components up to ``size``."""
     strain = generator.uniform(-size, size, (3, 3))
@@ -146,8 +151,7 @@ def dynamics(
     """
     sizes = [len(atoms.z) for atoms in structures]
     pos = np.concatenate([atoms.pos for atoms in structures])
-    numbers = np.concatenate([atoms.z for atoms in structures])
-    mass = np.array([[float(Element.from_Z(int(z)).atomic_mass)] for z in numbers])  # u
+    mass = masses(np.concatenate([atoms.z for atoms in structures]))
     kt = BOLTZMANN * np.repeat(temperatures, sizes)[:, None]
     step = STEP / UNIT_OF_TIME
     kept = np.exp(-FRICTION * STEP)

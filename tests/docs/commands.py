@@ -51,6 +51,7 @@ NOT_EXECUTED = {
         "*benchmark=matbench*",
         "matattn leaderboard *",
         "*experiment=crystalformer_mp_*",
+        "*experiment=mlearn_*",
         "*experiment=pretrain_mp*",
         "cp -r outputs/pretrain_mp_formation_energy/model *",
         "*experiment=matter_materials_text*",

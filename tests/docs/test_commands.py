@@ -87,9 +87,6 @@ AFTER = {  # its commands, and before its programs
         "cd outputs/flare-plate_with_hole && ln -s seed0-* 'seed0-...'",
         "cp outputs/flare-plate_with_hole/seed0-.../fields/*.vtu plate.vtu",
     ],
-    "docs/potentials.md": [
-        "cd outputs/potential-stillinger_weber && ln -s seed0-* 'seed0-...'",
-    ],
     "docs/text.md": ["cd outputs/matter-narratives && ln -s seed0-* 'seed0-...'"],
 }
 STRUCTURES = (

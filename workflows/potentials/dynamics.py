@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from pymatgen.core import Element
 
 from matattn.errors import StructureError
 from matattn.potentials.dataset import Frame
+from matattn.potentials.sampling import BOLTZMANN, UNIT_OF_TIME, masses
 from matattn.structures.derivatives import energy_forces_stress
 from matattn.workflows.potentials.energy_model import EnergyModel
 
-BOLTZMANN = 8.617333262e-5  # eV/K
-UNIT_OF_TIME = 10.1805057  # fs, where Å, eV and u are units
 TIME_STEP, TEMPERATURE = 1.0, 600.0  # fs; K at the start, of which half is left
 SETTLING = 0.2  # of the steps, before the drift is measured
 POINTS, STEP = 300, 1e-3  # of the scan: Å
@@ -58,7 +56,7 @@ def constant_energy(model: EnergyModel, frame: Frame, steps: int, seed: int = 0)
     Raises StructureError where forces become no numbers.
     """
     model, generator = model.double(), np.random.default_rng(seed)
-    mass = np.array([[float(Element.from_Z(int(z)).atomic_mass)] for z in frame.z])  # u
+    mass = masses(frame.z)
     velocity = generator.normal(size=frame.pos.shape) * np.sqrt(BOLTZMANN * TEMPERATURE / mass)
     velocity -= (mass * velocity).sum(0) / mass.sum()
     pos, step = frame.pos.copy(), TIME_STEP / UNIT_OF_TIME
