@@ -36,7 +36,7 @@ from matattn.workflows import run
 
 # MATATTN_EXAMPLES=5000 pytest tests/cli/test_fuzz.py: a long run, other examples each time.
 examples = settings(
-    max_examples=int(os.environ.get("MATATTN_EXAMPLES", "200")),
+    max_examples=int(os.environ.get("MATATTN_EXAMPLES", "100")),
     derandomize="MATATTN_EXAMPLES" not in os.environ,
     deadline=None,
 )
