@@ -81,7 +81,7 @@ def rows_of(model: str, ordinary: Sequence[Item], far: dict[str, list[Item]]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=pretrained.names())
+    parser.add_argument("models", nargs="*", default=pretrained.names("structures"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args()
     tune_malloc()
