@@ -76,10 +76,7 @@ def load(name: str, sizes: Sequence[int], seed: int = 0, note: str = "") -> Pote
 
 def crystal(cells: int = 2, lattice: float = LATTICE) -> tuple[np.ndarray, np.ndarray]:
     """Return positions [8 cells^3, 3] and cell [3, 3] of diamond, Å."""
-    corners = np.array([[0, 0, 0], [0, 2, 2], [2, 0, 2], [2, 2, 0]]) / 4
-    basis = np.concatenate([corners, corners + 0.25])
-    grid = np.indices((cells,) * 3).reshape(3, -1).T
-    return (lattice * (basis + grid[:, None]).reshape(-1, 3)), lattice * cells * np.eye(3)
+    return sampling.two_lattices(cells, lattice, 0.25)
 
 
 def silicon(pos: np.ndarray, cell: np.ndarray) -> Atoms:

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from matattn.errors import StructureError
 from matattn.potentials import sampling
 from matattn.potentials.dataset import Frame, Labeller, PotentialDataset
 from matattn.potentials.sampling import Atoms, rattled, strained
@@ -48,20 +49,24 @@ CUTOFF, SWITCH = 10.0, 8.0  # Å
 ALPHA = 0.44  # 1/Å: erfc(ALPHA CUTOFF) is 5e-10
 LARGEST_K = 2 * ALPHA * math.sqrt(math.log(1e10))  # 1/Å
 LATTICE = 5.6  # Å
-# Temperatures (K), lattice constant (Å), steps before the first frame, in which the melt melts.
-DYNAMICS = {"solid": ((300, 600, 900), LATTICE, 150), "melt": ((1500, 1800, 2100), 6.27, 600)}
-KEY = "tosi_fumi 1"  # with the version of what is made
+DYNAMICS = {"solid": ((300, 600, 900), LATTICE), "melt": ((1500, 1800, 2100), 6.27)}  # K, Å
+BEFORE = 250  # steps before the first frame
+MELTING, MELTED = 6000.0, 500  # K, steps: what makes a melt of a crystal before that
+KEY = "tosi_fumi 2"  # with the version of what is made
 _SHARES = {"solid": 0.35, "melt": 0.4}  # the rest: strained crystals
 
 
 def energy(batch: CrystalBatch) -> Tensor:
-    """Return the energy of every crystal of as many Na as Cl [B], eV."""
+    """Return the energy of every crystal of as many Na as Cl [B], eV; others: StructureError."""
     source, target = batch.edge_index
     length = edge_vector(batch).norm(dim=1)
     near = (length > 1e-3) & (length < CUTOFF)
     length, source, target = length[near], source[near], target[near]
     is_anion = batch.z == CHLORINE
     charge = torch.where(is_anion, -1.0, 1.0).to(length)
+    total = charge.new_zeros(batch.num_graphs).index_add(0, batch.batch, charge)
+    if total.any() or not (is_anion | (batch.z == SODIUM)).all():
+        raise StructureError("the Tosi-Fumi model is of as many Na as Cl")
     pair = is_anion[source].long() + is_anion[target].long()
     size = length.new_tensor(SIZE)[is_anion.long()]
     factor, c, d = (length.new_tensor(values)[pair] for values in (FACTOR, C, D))
@@ -115,24 +120,28 @@ def load(name: str, sizes: Sequence[int], seed: int = 0, note: str = "") -> Pote
 
 def crystal(cells: int = 2, lattice: float = LATTICE) -> Atoms:
     """Return rock salt of 8 cells^3 ions, Å."""
-    corners = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2
-    basis = np.concatenate([corners, corners + 0.5])
-    grid = np.indices((cells,) * 3).reshape(3, -1).T
-    pos = lattice * (basis + grid[:, None]).reshape(-1, 3)
     z = np.tile(np.repeat([SODIUM, CHLORINE], 4), cells**3)
-    return Atoms(z, pos, lattice * cells * np.eye(3))
+    return Atoms(z, *sampling.two_lattices(cells, lattice, 0.5))
+
+
+def melted(crystals: Sequence[Atoms], generator: np.random.Generator) -> list[Atoms]:
+    """Return crystals after a picosecond at 6000 K, in which their order is lost."""
+    hot = [MELTING] * len(crystals)
+    return sampling.dynamics(LABELLER, crystals, hot, 1, MELTED - sampling.BETWEEN, generator)
 
 
 def _frames(size: int, generator: np.random.Generator, split: str) -> list[Frame]:
     """Return ``size`` frames of all groups."""
     counts = {group: round(share * size) for group, share in _SHARES.items()}
     frames: list[Frame] = []
-    for group, (temperatures, lattice, before) in DYNAMICS.items():
+    for group, (temperatures, lattice) in DYNAMICS.items():
         if count := counts[group]:
             used = temperatures[:count]
             begin = [strained(crystal(lattice=lattice), 0.02, generator) for _ in used]
+            if group == "melt":
+                begin = melted(begin, generator)
             each = -(-count // len(used))
-            along = sampling.dynamics(LABELLER, begin, used, each, before, generator)
+            along = sampling.dynamics(LABELLER, begin, used, each, BEFORE, generator)
             frames += sampling.labelled(LABELLER, along[:count], group, split)
     bent = [strained(crystal(), 0.06, generator) for _ in range(size - sum(counts.values()))]
     moved = [rattled(atoms, 0.1, generator) for atoms in bent]

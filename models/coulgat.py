@@ -199,8 +199,10 @@ class CoulGAT(StructureNetwork):
 
     def check(self, z: Tensor, pos: Tensor, cell: Tensor, where: str = "structure") -> None:
         """Raise StructureError, beginning with ``where``, for elements without constants."""
-        unknown = sorted(set(z[self.species_of[z] < 0].tolist()))
-        if unknown:
+        self._check_elements(z, where)
+
+    def _check_elements(self, z: Tensor, where: str) -> None:
+        if unknown := sorted(set(z[self.species_of[z] < 0].tolist())):
             raise StructureError(
                 f"{where}: the network has no constants for atomic numbers {unknown}: use one that "
                 "was trained on these elements"
@@ -216,8 +218,8 @@ class CoulGAT(StructureNetwork):
         if batch.pos is None:
             raise StructureError("the graph has no positions: set pos [N, 3], in Å")
         species = self.species_of[batch.z]
-        if not torch.compiler.is_compiling() and (species < 0).any():
-            self.check(batch.z, batch.pos, batch.cell, "batch")
+        if not torch.compiler.is_compiling():
+            self._check_elements(batch.z, "batch")
         multiplicity = getattr(batch, "multiplicity", None)
         bias = None if multiplicity is None else multiplicity.log()
         return Geometry(batch.edge_index, edge_length(batch), species, bias)

@@ -81,6 +81,18 @@ def _frames(arrays: Arrays) -> list[Frame]:
     ]  # fmt: skip
 
 
+def two_lattices(cells: int, lattice: float, apart: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions [8 cells^3, 3] and cell [3, 3] of two face-centred cubic lattices, Å.
+
+    They are ``apart`` along the diagonal: 1/4 is diamond or zincblende, 1/2 rock salt. Each cubic
+    cell has the four atoms of the first and then those of the second.
+    """
+    corners = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2
+    basis = np.concatenate([corners, corners + apart])
+    grid = np.indices((cells,) * 3).reshape(3, -1).T
+    return lattice * (basis + grid[:, None]).reshape(-1, 3), lattice * cells * np.eye(3)
+
+
 def masses(z: np.ndarray) -> np.ndarray:
     """Return the masses [N, 1] of atoms, u."""
     return np.array([[float(Element.from_Z(int(number)).atomic_mass)] for number in z])

@@ -56,10 +56,11 @@ def test_diamond_has_the_published_energy_and_elastic_constants():
     assert slope[1, 1] == pytest.approx(76.4, rel=0.01)
 
 
-def test_frames_are_of_all_kinds_and_repeatable():
+def test_frames_are_of_all_kinds_and_repeatable(monkeypatch, tmp_path):
     data = model.load("sw", [20, 4, 6], seed=3)
     assert [len(data.rows(split)) for split in ("train", "val", "test")] == [20, 4, 6]
     assert {frame.group for frame in data.frames} == {"MD", "vacancy", "surface", "strained"}
+    monkeypatch.setenv("MATATTN_CACHE", str(tmp_path))  # not what the first call has kept
     assert data.fingerprint() == model.load("sw", [20, 4, 6], seed=3).fingerprint()
     assert data.fingerprint() != model.load("sw", [20, 4, 6], seed=4).fingerprint()
     warm = [frame for frame in data.frames if frame.group == "MD"]

@@ -6,7 +6,9 @@ from pymatgen.analysis.ewald import EwaldSummation
 from pymatgen.core import Structure
 
 from matattn.datasets import tosi_fumi as model
-from matattn.potentials.sampling import batch, rattled, strained
+from matattn.errors import StructureError
+from matattn.potentials import sampling
+from matattn.potentials.sampling import Atoms, batch, rattled, strained
 from matattn.structures.derivatives import energy_forces_stress
 
 
@@ -79,6 +81,13 @@ def test_energies_of_several_crystals_are_those_of_each():
     )
 
 
+def test_other_elements_and_charged_cells_are_refused():
+    salt = model.crystal(1)
+    for z in (np.where(salt.z == 17, 35, 11), np.full(8, 11)):
+        with pytest.raises(StructureError, match="as many Na as Cl"):
+            evaluate(salt._replace(z=z))
+
+
 def test_rock_salt_has_the_measured_size_and_energy():
     """Measured: 5.60 Å at 0 K, 7.9 eV a pair of ions (Kittel)."""
     lattices = np.linspace(5.5, 5.75, 11)
@@ -89,12 +98,30 @@ def test_rock_salt_has_the_measured_size_and_energy():
     assert fit(rest) == pytest.approx(-7.9, rel=0.03)
 
 
-def test_frames_are_of_all_kinds_and_repeatable(monkeypatch):
-    short = {group: (*rest, 20) for group, (*rest, _) in model.DYNAMICS.items()}
-    monkeypatch.setattr(model, "DYNAMICS", short)
+def test_frames_are_of_all_kinds_and_repeatable(monkeypatch, tmp_path):
+    monkeypatch.setattr(model, "BEFORE", 20)
+    monkeypatch.setattr(model, "MELTED", sampling.BETWEEN)
     monkeypatch.setattr(model, "KEY", "tosi_fumi, short")
     data = model.load("salt", [6, 2, 2], seed=3)
     assert [len(data.rows(split)) for split in ("train", "val", "test")] == [6, 2, 2]
     assert {frame.group for frame in data.frames} == {"solid", "melt", "strained"}
     assert data.elements() == [11, 17] and not data.doubts
+    monkeypatch.setenv("MATATTN_CACHE", str(tmp_path))  # not what the first call has kept
     assert data.fingerprint() == model.load("salt", [6, 2, 2], seed=3).fingerprint()
+
+
+def order(atoms: Atoms) -> float:
+    """|S(200)| of an ion, the largest of three directions: 1 in a crystal at rest."""
+    phases = 2j * np.pi * 4 * atoms.pos @ np.linalg.inv(atoms.cell)  # two cells along each axis
+    return float(np.abs(np.exp(phases).mean(0)).max())
+
+
+@pytest.mark.slow
+def test_melts_have_melted():
+    generator = np.random.default_rng(4)
+    (temperatures, lattice), count = model.DYNAMICS["melt"], 3
+    hot = model.melted([model.crystal(lattice=lattice)] * count, generator)
+    cold = sampling.dynamics(model.LABELLER, hot, temperatures, 4, model.BEFORE, generator)
+    assert order(model.crystal(lattice=lattice)) == pytest.approx(1)
+    for place in range(count):
+        assert np.mean([order(atoms) for atoms in cold[place::count]]) < 0.35

@@ -63,3 +63,10 @@ def test_a_run_says_where_it_began(compose, start, tmp_path):
 def test_a_network_of_properties_is_refused(compose, tmp_path):
     with pytest.raises(ConfigError, match="mp-band-gap is a network of structures"):
         run(compose("model=potential", "init_from=mp-band-gap", f"paths.output_dir={tmp_path}"))
+
+
+def test_elements_that_the_potential_does_not_know_are_refused(compose, trained):
+    task = prepared(compose)
+    frames = [replace(frame, z=np.full_like(frame.z, 32)) for frame in task.dataset.frames[:3]]
+    with pytest.raises(ConfigError, match="knows Si, and the training structures have Ge"):
+        start_from(task.network, trained[0] / "model", frames)
