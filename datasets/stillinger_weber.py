@@ -23,7 +23,7 @@ from torch import Tensor
 
 from matattn.potentials import sampling
 from matattn.potentials.dataset import Frame, Labeller, PotentialDataset
-from matattn.potentials.sampling import Atoms, rattled, strained
+from matattn.potentials.sampling import Atoms, strained
 from matattn.structures.batch import CrystalBatch, edge_vector
 
 SILICON = 14
@@ -97,13 +97,11 @@ def _frames(size: int, generator: np.random.Generator, split: str) -> list[Frame
     for group, count in counts.items():
         temperatures = [t for t in TEMPERATURES if group == "MD" or t <= 1200][:count]
         if temperatures:
-            each = -(-count // len(temperatures))
             begin = [starts[group]() for _ in temperatures]
-            along = sampling.dynamics(LABELLER, begin, temperatures, each, BEFORE, generator)
-            frames += sampling.labelled(LABELLER, along[:count], group, split)
-    bent = [strained(whole, 0.06, generator) for _ in range(size - sum(counts.values()))]
-    moved = [rattled(atoms, 0.06, generator) for atoms in bent]
-    return frames + sampling.labelled(LABELLER, moved, "strained", split)
+            along = sampling.in_motion(LABELLER, begin, temperatures, count, BEFORE, generator)
+            frames += sampling.labelled(LABELLER, along, group, split)
+    rest = sampling.deformed(whole, size - sum(counts.values()), 0.06, 0.06, generator)
+    return frames + sampling.labelled(LABELLER, rest, "strained", split)
 
 
 def _slab() -> Atoms:

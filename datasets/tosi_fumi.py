@@ -34,7 +34,7 @@ from torch import Tensor
 from matattn.errors import StructureError
 from matattn.potentials import sampling
 from matattn.potentials.dataset import Frame, Labeller, PotentialDataset
-from matattn.potentials.sampling import Atoms, rattled, strained
+from matattn.potentials.sampling import Atoms, strained
 from matattn.structures.batch import CrystalBatch, edge_vector
 
 SODIUM, CHLORINE = 11, 17
@@ -140,9 +140,7 @@ def _frames(size: int, generator: np.random.Generator, split: str) -> list[Frame
             begin = [strained(crystal(lattice=lattice), 0.02, generator) for _ in used]
             if group == "melt":
                 begin = melted(begin, generator)
-            each = -(-count // len(used))
-            along = sampling.dynamics(LABELLER, begin, used, each, BEFORE, generator)
-            frames += sampling.labelled(LABELLER, along[:count], group, split)
-    bent = [strained(crystal(), 0.06, generator) for _ in range(size - sum(counts.values()))]
-    moved = [rattled(atoms, 0.1, generator) for atoms in bent]
-    return frames + sampling.labelled(LABELLER, moved, "strained", split)
+            along = sampling.in_motion(LABELLER, begin, used, count, BEFORE, generator)
+            frames += sampling.labelled(LABELLER, along, group, split)
+    rest = sampling.deformed(crystal(), size - sum(counts.values()), 0.06, 0.1, generator)
+    return frames + sampling.labelled(LABELLER, rest, "strained", split)

@@ -18,7 +18,12 @@ from matattn import __version__, bundle
 from matattn.config import RunConfig
 from matattn.files import write_json, write_text
 from matattn.tables import write_table
-from matattn.workflows.reporting import render, save_figure, without_pictures
+from matattn.workflows.reporting import (
+    render,
+    save_figure,
+    without_folders,
+    without_pictures,
+)
 from matattn.workflows.run_folder import FAILED, FINISHED, RECORD
 from matattn.workflows.task import TASKS
 
@@ -93,7 +98,8 @@ def write(folder: Path, config: RunConfig, outputs: Outputs) -> None:
         "licence": config.source.licence,
         "metrics": outputs.metrics,
     }
-    _save_bundle(folder / "model", outputs, description, without_pictures(text))
+    card = without_folders(without_pictures(text))
+    _save_bundle(folder / "model", outputs, description, card)
     report = text.replace(_MODEL_PATH, os.path.relpath(folder / "model"))
     write_text(folder / "report.md", report)
     write_json(folder / FINISHED, outputs.metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,8 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+
+_FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s/:|]+/)+")  # at the beginning of an absolute path
 
 
 def render(template: str, **values: Any) -> str:
@@ -43,6 +46,11 @@ def save_figure(figure: Figure, path: Path) -> None:
 def without_pictures(report: str) -> str:
     """Return a report as a model card: the pictures stay in the run folder."""
     return "\n".join(line for line in report.splitlines() if not line.startswith("![")) + "\n"
+
+
+def without_folders(report: str) -> str:
+    """Return a text whose absolute paths are names only: a model travels, its folders do not."""
+    return _FOLDERS.sub("", report)
 
 
 def loss_plot(

@@ -148,6 +148,27 @@ def labelled(
     return frames
 
 
+def in_motion(
+    labeller: Labeller,
+    begin: Sequence[Atoms],
+    temperatures: Sequence[float],
+    count: int,
+    before: int,
+    generator: np.random.Generator,
+) -> list[Atoms]:
+    """Return ``count`` frames of ``dynamics``, as many of each trajectory as it can be."""
+    each = -(-count // len(begin))
+    return dynamics(labeller, begin, temperatures, each, before, generator)[:count]
+
+
+def deformed(
+    crystal: Atoms, count: int, strain: float, rattle: float, generator: np.random.Generator
+) -> list[Atoms]:
+    """Return ``count`` crystals with random strains and displacements (Å) up to these."""
+    bent = [strained(crystal, strain, generator) for _ in range(count)]
+    return [rattled(atoms, rattle, generator) for atoms in bent]
+
+
 def dynamics(
     labeller: Labeller,
     structures: Sequence[Atoms],

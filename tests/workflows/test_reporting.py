@@ -41,6 +41,14 @@ def test_a_model_card_has_no_pictures():
     assert reporting.without_pictures("# a\n\n![b](b.png)\nc\n") == "# a\n\nc\n"
 
 
+def test_a_model_card_has_no_folders():
+    text = (
+        "- /home/me/my.data/x.jsonl:3 (a): bad\n| eV/atom / Å | https://a.org/b/c | runs/a/model |"
+    )
+    found = reporting.without_folders(text)
+    assert found == text.replace("/home/me/my.data/", "")
+
+
 def test_losses_of_several_runs_are_drawn_once_a_label():
     rows = [{"epoch": 1, "train/loss": 2.0}, {"epoch": 2, "train/loss": 1.0}]
     figure = reporting.loss_plot([rows, rows], {"train/loss": "training", "val/loss": "validation"})

@@ -13,6 +13,7 @@ from matattn.datasets import crystals
 from matattn.structures.files import read
 from matattn.units import PROPERTIES
 from matattn.workflows.potentials.properties import at_rest, elastic_constants
+from matattn.workflows.reporting import without_folders
 from matattn.workflows.structures.predict import encode
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,13 @@ def test_golden_predictions(name):
         found = [row[target], row[f"{target}_lower"], row[f"{target}_upper"]]
         assert found == pytest.approx(expected, abs=3e-4), row["formula"]
         assert row["status"] == "ok" and row["ood_flag"] is False
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_cards_name_no_folder_of_a_machine(name):
+    for file in ("card.md", "config.json"):
+        text = (pretrained.find(name) / file).read_text()
+        assert without_folders(text) == text
 
 
 @pytest.mark.parametrize("name", OF_PROPERTIES)
