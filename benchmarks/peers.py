@@ -1,18 +1,21 @@
 """Crystalformer side by side with CGCNN and SchNet: the same rows, split and CPU time.
 
-    MATATTN_DATA=... python benchmarks/peers.py [--seconds 300] [--seeds 0 1 2]
-        [--output benchmarks/results] [--again]
+    MATATTN_DATA=... python benchmarks/peers.py [--seconds 300 | --epochs 30] [--seeds 0 1 2]
+        [--networks ...] [--data mp2018 | log_gvrh] [--output benchmarks/results] [--again]
 
 Formation energy of the crystals of ``mp2018_subset`` with at most 12 sites, official training and
-validation rows. Every network gets ``--seconds`` of CPU time on one thread for joining ready lists
+validation rows; or shear moduli of Matbench, training rows of fold 0, a fifth of them kept apart.
+Every network gets ``--seconds`` of CPU time on one thread for joining ready lists
 to batches, forward, L1 loss, backward and AdamW; the number of steps is planned from the cost of
 50 steps of a network that is thrown away, and the learning rate does one cycle over them. The last
 weights count: validation rows choose nothing. Making the lists is counted apart. Crystalformer
-trains on orbits and is asked, as in ``matattn predict``, on all atoms.
+trains on orbits and is asked, as in ``matattn predict``, on all atoms. "scalar" and "angular" have
+moments of attention for l = 0 and l = 0 to 3, and SiLU.
 
-Every run is a process of its own and one row of ``peers.csv``; runs that stand there are not
-repeated, unless with ``--again``. Predictions in batches are compared with those of one crystal
-at a time, from the lists of the training, before a row is written. Ends with a table in Markdown.
+Every run is a process of its own and one row of ``peers.csv`` (``peers_log_gvrh.csv``); runs that
+stand there are not repeated, unless with ``--again``. Predictions in batches are compared with
+those of one crystal at a time, from the lists of the training, before a row is written. Ends with
+a table in Markdown.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from peer_networks import CGCNN, PeriodicSchNet, nearest_graph, published_elemen
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
+from matattn.datasets import matbench
 from matattn.datasets.crystals import load
 from matattn.files import write_text
 from matattn.models.crystalformer import Crystalformer
@@ -53,8 +57,9 @@ from matattn.training.schedules import OneCycle
 BATCH = 64
 TRIAL = 50  # steps
 SITES, SPEED_SITES, SPEED_CRYSTALS = 12, 20, 500
-DISAGREEMENT = 1e-3  # eV/atom, mean of predictions in batches and alone
-COLUMNS = ["network", "seed", "budget_s", "parameters", "lists_s", "train_s", "steps", "epochs",
+DISAGREEMENT = 1e-3  # of the unit, mean of predictions in batches and alone
+UNITS = {"mp2018": "eV/atom", "log_gvrh": "log10(GPa)"}
+COLUMNS = ["network", "seed", "budget", "parameters", "lists_s", "train_s", "steps", "epochs",
            "val_mae", "network_per_s", "with_lists_per_s", "peak_MB"]  # fmt: skip
 Row = dict[str, Any]
 Graphs = Sequence[Any]
@@ -72,9 +77,11 @@ class Contender:
     betas: tuple[float, float]
 
 
-def crystalformer() -> Contender:
-    network = partial(Crystalformer, element_features="properties")
-    training, asking = Crystalformer().image_rule(3e-4, 1e-3), Crystalformer().image_rule(1e-6)
+def crystalformer(moments: str = "none", lr: float = 2e-3, activation: str = "relu") -> Contender:
+    network = partial(
+        Crystalformer, element_features="properties", moments=moments, activation=activation
+    )
+    training, asking = network().image_rule(3e-4, 1e-3), network().image_rule(1e-6)
 
     def graph(images: ImageRule, item: Data) -> Any:
         return to_graph(item, images(*geometry(item)))
@@ -92,18 +99,26 @@ def peer(
 
 CONTENDERS: dict[str, Callable[[], Contender]] = {
     "Crystalformer": crystalformer,
+    "Crystalformer, scalar": lambda: crystalformer("scalar", 1e-3, "silu"),
+    "Crystalformer, angular": lambda: crystalformer("angular", 1e-3, "silu"),
     "CGCNN": lambda: peer(lambda: CGCNN(published_elements()), 8.0, 12, 1e-3),
     "SchNet": lambda: peer(lambda: PeriodicSchNet(5.0), 5.0, None, 2e-3),
 }
 
 
-def read() -> PropertyDataset:
-    path = Path(os.environ["MATATTN_DATA"]) / "crystals" / "mp2018.jsonl.gz"
+def read(data: str) -> PropertyDataset:
+    folder = Path(os.environ["MATATTN_DATA"])
+    if data == "log_gvrh":
+        path = folder / "matbench" / "matbench_log_gvrh.jsonl.gz"
+        return matbench.load("log_gvrh", str(path), "log_gvrh", fold=0, inner=True)
+    path = folder / "crystals" / "mp2018.jsonl.gz"
     return load("mp2018_subset", str(path), ["formation_energy_per_atom"], max_sites=SPEED_SITES)
 
 
-def small(dataset: PropertyDataset) -> PropertyDataset:
-    """The crystals of at most 12 sites."""
+def trained_on(dataset: PropertyDataset, data: str) -> PropertyDataset:
+    """All rows of ``log_gvrh``; the crystals of ``mp2018`` of at most 12 sites."""
+    if data == "log_gvrh":
+        return dataset
     kept = [row for row, item in enumerate(dataset.items) if len(item.z) <= SITES]
     return replace(dataset, items=[dataset.items[row] for row in kept], split=dataset.split[kept])
 
@@ -177,11 +192,11 @@ def peak_memory() -> float:
     return float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
-def run(name: str, seed: int, seconds: float) -> Row:
+def run(name: str, seed: int, arguments: argparse.Namespace) -> Row:
     """Train and measure one network (in its own process)."""
     torch.set_num_threads(1)
-    everything, contender = read(), CONTENDERS[name]()
-    dataset = small(everything)
+    everything, contender = read(arguments.data), CONTENDERS[name]()
+    dataset = trained_on(everything, arguments.data)
     train_rows, val_rows = dataset.rows("train"), dataset.rows("val")
     values = dataset.labels()
     mean, std = values[train_rows].mean(), values[train_rows].std()
@@ -190,7 +205,10 @@ def run(name: str, seed: int, seconds: float) -> Row:
     graphs, lists_s = cpu_seconds(
         lambda: [contender.training_graph(dataset.items[row]) for row in train_rows]
     )
-    steps = planned_steps(contender, graphs, labels, seconds, seed)
+    if arguments.epochs:
+        steps = arguments.epochs * (len(graphs) // BATCH)
+    else:
+        steps = planned_steps(contender, graphs, labels, arguments.seconds, seed)
     torch.manual_seed(seed)
     network = contender.network()
     train_s = train(contender, network, graphs, labels, steps, seed)
@@ -201,14 +219,14 @@ def run(name: str, seed: int, seconds: float) -> Row:
     alone = outputs(contender, network, [contender.training_graph(item) for item in val], 1)
     difference = float((alone * std + mean - found).abs().mean())
     if not difference < DISAGREEMENT:
-        sys.exit(f"predictions alone and in batches differ by {difference:.1e} eV/atom: no row")
+        sys.exit(f"predictions alone and in batches differ by {difference:.1e} on average: no row")
 
     all_val = [everything.items[row] for row in everything.rows("val")]
     network_per_s, with_lists_per_s = speeds(contender, network, all_val[:SPEED_CRYSTALS])
     return {
         "network": name,
         "seed": seed,
-        "budget_s": f"{seconds:g}",
+        "budget": budget(arguments),
         "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "lists_s": f"{lists_s:.1f}",
         "train_s": f"{train_s:.1f}",
@@ -221,22 +239,27 @@ def run(name: str, seed: int, seconds: float) -> Row:
     }
 
 
-def floors(seconds: float) -> list[Row]:
+def budget(arguments: argparse.Namespace) -> str:
+    return f"{arguments.epochs} epochs" if arguments.epochs else f"{arguments.seconds:g} s"
+
+
+def floors(arguments: argparse.Namespace) -> list[Row]:
     """Errors of the baselines that see no structure, on the same rows."""
-    dataset = small(read())
+    dataset = trained_on(read(arguments.data), arguments.data)
     rows, values = dataset.rows("val"), dataset.labels()
     return [
-        {"network": name, "budget_s": f"{seconds:g}",
+        {"network": name, "budget": budget(arguments),
          "val_mae": f"{mean_absolute_error(values[rows], predicted[rows]):.4f}"}
         for name, predicted in baselines(dataset).items()
     ]  # fmt: skip
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], data: str) -> str:
     """Means over the seeds of every network, best first; errors with their standard deviation."""
     titles = {
         "network": "network", "parameters": "parameters", "lists_s": "lists, CPU s",
-        "train_s": "training, CPU s", "epochs": "epochs", "val_mae": "validation MAE, eV/atom",
+        "train_s": "training, CPU s", "epochs": "epochs",
+        "val_mae": f"validation MAE, {UNITS[data]}",
         "network_per_s": "crystals per CPU s", "with_lists_per_s": "lists included",
         "peak_MB": "peak MB",
     }  # fmt: skip
@@ -261,17 +284,21 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=300, help="CPU time of every training")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, default=300, help="CPU time of every training")
+    length.add_argument("--epochs", type=int, help="epochs of every training, instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--networks", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--data", default="mp2018", choices=UNITS)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--again", action="store_true", help="start the table anew")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    seconds, path = arguments.seconds, arguments.output / "peers.csv"
+    path = arguments.output / ("peers.csv" if arguments.data == "mp2018" else "peers_log_gvrh.csv")
     tune_malloc()
     if arguments.run:
         name, seed = arguments.run
-        print(json.dumps(run(name, int(seed), seconds)))
+        print(json.dumps(run(name, int(seed), arguments)))
         return
 
     rows: list[Row] = []
@@ -287,19 +314,21 @@ def main() -> None:
         writer.writerows(rows)
         write_text(path, text.getvalue())
 
-    done = {(row["network"], row["seed"], row["budget_s"]) for row in rows}
-    if ("mean", "", f"{seconds:g}") not in done:
-        add(floors(seconds))
-    for seed, name in product(arguments.seeds, CONTENDERS):
-        if (name, str(seed), f"{seconds:g}") in done:
+    done = {(row["network"], row["seed"], row["budget"]) for row in rows}
+    if ("mean", "", budget(arguments)) not in done:
+        add(floors(arguments))
+    for seed, name in product(arguments.seeds, arguments.networks):
+        if (name, str(seed), budget(arguments)) in done:
             continue
-        command = [sys.executable, __file__, "--run", name, str(seed), "--seconds", str(seconds)]
+        command = [sys.executable, __file__, "--run", name, str(seed), "--data", arguments.data]
+        command += ["--epochs", str(arguments.epochs)] if arguments.epochs else [
+            "--seconds", str(arguments.seconds)]  # fmt: skip
         finished = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if finished.returncode:
             sys.exit(f"{name}, seed {seed} failed")
         add([json.loads(finished.stdout.splitlines()[-1])])
         print(finished.stdout, end="", file=sys.stderr)
-    print(markdown([row for row in rows if row["budget_s"] == f"{seconds:g}"]))
+    print(markdown([row for row in rows if row["budget"] == budget(arguments)], arguments.data))
 
 
 if __name__ == "__main__":

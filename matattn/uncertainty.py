@@ -134,10 +134,25 @@ class Uncertainty:
 
     def half_widths(self, network: object, features: Tensor, level: float = LEVEL) -> Tensor:
         """Return half widths of the intervals [m, T], physical units, from features [m, F]."""
-        spread = SPREADS[self.method](network, features, self.distance) + self.floor
         columns = [column[~column.isnan()] for column in self.scores.T]
         quantiles = [conformal_quantile(column, level) for column in columns]
-        return spread * torch.tensor(quantiles, dtype=torch.float32)
+        return self.spread(network, features) * torch.tensor(quantiles, dtype=torch.float32)
+
+    def spread(self, network: object, features: Tensor) -> Tensor:
+        """Return the unit of the scores [m, T], in physical units, from features [m, F]."""
+        return SPREADS[self.method](network, features, self.distance) + self.floor
+
+    def below(self, scores: Tensor, column: int) -> Tensor:
+        """Return the probability [m] that errors of a target are below ``scores`` [m].
+
+        ``scores`` have a sign and are in units of ``spread``. Errors of both signs are taken to be
+        equally likely, and a share of 1 / (n + 1) to be larger than all that were seen. So the ends
+        of an interval of level L have (1 - L) / 2 outside.
+        """
+        seen = self.scores[:, column]
+        seen = seen[~seen.isnan()].sort().values
+        inside = torch.searchsorted(seen, scores.abs().to(seen), right=True) / (len(seen) + 1)
+        return 0.5 + 0.5 * scores.sign() * inside
 
     def novelty(self, features: Tensor) -> Tensor:
         """Return the latent distances [m] in units of ``far``: above 1 is flagged."""

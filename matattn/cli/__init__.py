@@ -15,6 +15,7 @@ from matattn.cli.models import models
 from matattn.cli.predict import predict
 from matattn.cli.properties import properties
 from matattn.cli.relax import relax
+from matattn.cli.screen import screen
 from matattn.cli.sweep import sweep
 from matattn.cli.terminal import terminal
 from matattn.cli.tokenize import tokenize
@@ -33,6 +34,7 @@ app.command(
 )(train)
 for command in (
     predict,
+    screen,
     relax,
     properties,
     embed,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,14 +85,22 @@ def outcome(work: Callable[[], str], rows: Sequence[Row]) -> tuple[str, int]:
     """
     from matattn.errors import MatattnError
 
-    earlier = signal.signal(signal.SIGTERM, _stop)
     try:
-        return work(), int(all(row["status"] != "ok" for row in rows))
+        with until_terminated():
+            return work(), int(all(row["status"] != "ok" for row in rows))
     except KeyboardInterrupt as stopped:
         (number,) = stopped.args or (signal.SIGINT,)
         return f"interrupted; {len(rows)} finished rows are written", 128 + number
     except MatattnError as error:
         return f"error: {error}", 2
+
+
+@contextmanager
+def until_terminated() -> Iterator[None]:
+    """Run the block with SIGTERM as Ctrl-C: both raise KeyboardInterrupt, with the number."""
+    earlier = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, earlier)
 

@@ -27,7 +27,7 @@ def crystals(number: int) -> list:
     return items
 
 
-@pytest.mark.parametrize("name", ["Crystalformer", "CGCNN", "SchNet"])
+@pytest.mark.parametrize("name", ["Crystalformer", "Crystalformer, angular", "CGCNN", "SchNet"])
 def test_networks_train_and_predict_alike_alone_and_in_batches(peers, name):
     if name == "CGCNN" and find_spec("jarvis") is None:
         pytest.skip("its element features come with jarvis-tools")
@@ -52,6 +52,6 @@ def test_the_table_ranks_networks_by_their_mean_error(peers):
         {"network": "b", "seed": "0", "val_mae": "0.1", "parameters": "2000"},
         {"network": "b", "seed": "1", "val_mae": "0.3", "parameters": "2000"},
     ]
-    lines = peers.markdown(rows).splitlines()
+    lines = peers.markdown(rows, "mp2018").splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| b", "| a"]
     assert "| b | 2,000 |" in lines[2] and "0.2000 ± 0.1414" in lines[2]

@@ -5,6 +5,7 @@ Imports neither Lightning nor PyTorch Geometric, so that a first prediction take
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,6 +163,27 @@ class Predictor:
             half = self.uncertainty.half_widths(self.network, features, level).double().numpy()
         return np.maximum(values - half, self._minimum), values + half
 
+    def probability(
+        self, features: torch.Tensor, column: int, low: float, high: float
+    ) -> np.ndarray:
+        """Return the probability [n] that a target is from ``low`` to ``high``, by its interval.
+
+        Raises ValueError when the model was not calibrated.
+        """
+        if self.uncertainty is None:
+            raise ValueError("this model has no intervals")
+        values = torch.from_numpy(self.values(features)[:, column])
+        with torch.no_grad():
+            spread = self.uncertainty.spread(self.network, features).double()
+        spread = spread.expand(-1, len(self.targets))[:, column]
+        ends = (-math.inf if low <= self._minimum[column] else low, high)
+        below = [self.uncertainty.below((end - values) / spread, column) for end in ends]
+        below = [  # all of the probability is between infinite ends
+            torch.full_like(values, float(end > 0)) if math.isinf(end) else part.double()
+            for end, part in zip(ends, below, strict=True)
+        ]
+        return (below[1] - below[0]).clamp(min=0).numpy()
+
     @property
     def _minimum(self) -> np.ndarray:
         """Return the least physical value [T] of each target."""
@@ -211,6 +233,18 @@ class Predictor:
         structures done after each batch.
         """
         return [row for _, row in self._predicted(structures, places, advance)]
+
+    def predict_with(
+        self,
+        structures: Sequence[Any],
+        places: Sequence[str],
+        more: Callable[[torch.Tensor], Mapping[str, np.ndarray]],
+    ) -> list[dict[str, Any]]:
+        """Return ``predict`` with more columns, which ``more`` makes of the features [n, F].
+
+        A row without values lacks them. For models of whole structures.
+        """
+        return [row for _, row in self._predicted(structures, places, more=more)]
 
     def predict_frame(self, structures: Any) -> pandas.DataFrame:
         """Return ``predict`` as a table of pandas, a row per structure, for further work.
@@ -268,11 +302,12 @@ class Predictor:
         structures: Any,
         places: Sequence[str] | None = None,
         advance: Callable[[int], Any] = lambda structures: None,
+        more: Callable[[torch.Tensor], Mapping[str, np.ndarray]] = lambda features: {},
     ) -> list[tuple[str, dict[str, Any]]]:
         """Return what messages call each structure, and its row."""
         with on_cpu():
             readings, items = self._readings(structures, places, advance)
-            results = iter(self._results(items, advance))
+            results = iter(self._results(items, advance, more))
             return [
                 (where, self._row(one, next(results) if one.item else None))
                 for where, one in readings
@@ -339,7 +374,10 @@ class Predictor:
         return _Reading(formula, natoms, readable.item, "ok", readable.remarks, readable.doubts)
 
     def _results(
-        self, items: Sequence[Mapping[str, Any]], advance: Callable[[int], Any]
+        self,
+        items: Sequence[Mapping[str, Any]],
+        advance: Callable[[int], Any],
+        more: Callable[[torch.Tensor], Mapping[str, np.ndarray]],
     ) -> list[dict[str, Any] | None]:
         """Return what the network says of each item, by column; None where it gives no number."""
         features = encode(self.network, items, self.device, advance=advance)
@@ -347,7 +385,8 @@ class Predictor:
         usable = [bool(len(part)) and bool(part.isfinite().all()) for part in parts]
         columns: dict[str, np.ndarray] = {}
         if any(usable):
-            columns = self._columns(torch.cat(list(compress(parts, usable))))
+            known = torch.cat(list(compress(parts, usable)))
+            columns = {**self._columns(known), **more(known)}
         results: list[dict[str, Any] | None] = [None] * len(items)
         end = 0
         for index in np.flatnonzero(usable):
@@ -394,6 +433,7 @@ class Predictor:
         row |= {"ood_score": result.get("ood_score"), "ood_flag": flag}
         if self.network.level == "pair":
             row["pairs"] = item and (item["pair_index"].T + 1).tolist()
+        row |= {key: value for key, value in result.items() if key not in row}
         return row | {"status": status, "message": "; ".join(remarks)}
 
     def _warnings(self, z: torch.Tensor, ood_score: float | None) -> list[str]:

@@ -67,9 +67,9 @@ def parse_lines(path: Path) -> Iterator[Record]:
     return parse_rows(read_lines(path), str(path))
 
 
-def parse_rows(lines: Iterable[str], where: str) -> Iterator[Record]:
-    """Yield the structures of JSON lines."""
-    for number, line in enumerate(lines, start=1):
+def parse_rows(lines: Iterable[str], where: str, start: int = 1) -> Iterator[Record]:
+    """Yield the structures of JSON lines, the first of which has the number ``start``."""
+    for number, line in enumerate(lines, start):
         if not line.strip():
             continue
         place = f"{where}:{number}"
