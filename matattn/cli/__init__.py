@@ -16,6 +16,8 @@ from matattn.cli.predict import predict
 from matattn.cli.properties import properties
 from matattn.cli.relax import relax
 from matattn.cli.screen import screen
+from matattn.cli.similar import similar
+from matattn.cli.suggest import suggest
 from matattn.cli.sweep import sweep
 from matattn.cli.terminal import terminal
 from matattn.cli.tokenize import tokenize
@@ -38,6 +40,8 @@ for command in (
     relax,
     properties,
     embed,
+    similar,
+    suggest,
     evaluate,
     leaderboard,
     explain,

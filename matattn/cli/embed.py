@@ -48,9 +48,10 @@ def embed(
     message, status = outcome(work, rows)
     try:
         if rows:
+            from matattn import bundle
             from matattn.workflows.structures.embed import write
 
-            write(output, rows)
+            write(output, rows, bundle.fingerprint(pretrained.find(model)))
     except MatattnError as error:
         message, status = f"error: {error}", 2
     print(message, file=sys.stderr)

@@ -23,15 +23,17 @@ def check(path: Path) -> None:
     check_output(path)
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
+def write(path: Path, rows: Sequence[Row], fingerprint: str) -> None:
     """Write rows of ``Predictor.embed`` with id and path; raises WriteError.
+
+    ``fingerprint`` is that of the model (``bundle.fingerprint``), which a file .npz keeps.
 
     A table has the columns f0, f1, ... Of atoms or pairs it has a row for each, named in ``atom``
     or ``pair`` (from 1). A file .npz has the array ``features`` [rows, F], NaN where there are
-    none, and an array for every other column.
+    none, an array for every other column, and the model's fingerprint in ``model``.
     """
     if path.suffix.lower() == ".npz":
-        write_bytes(path, _arrays(rows))
+        write_bytes(path, _arrays(rows, fingerprint))
     else:
         write_table(path, table(rows))
 
@@ -64,13 +66,13 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[Row, np.ndarray | None]]:
             yield described | ({key: row[key][number]} if key else {}), values
 
 
-def _arrays(rows: Sequence[Row]) -> bytes:
+def _arrays(rows: Sequence[Row], fingerprint: str) -> bytes:
     parts = list(_parts(rows))
     features = np.full((len(parts), _size(rows)), np.nan, dtype=np.float32)
     for number, (_, values) in enumerate(parts):
         if values is not None:
             features[number] = values
-    arrays = {"features": features}
+    arrays = {"features": features, "model": np.array(fingerprint)}
     for key in parts[0][0]:
         column = [described[key] for described, _ in parts]
         if key == "natoms":
