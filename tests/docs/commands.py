@@ -66,7 +66,7 @@ NOT_EXECUTED = {
         "python train.py model=flare_published *",
         "*hydra/launcher=local_cluster*",
     ],
-    _CLUSTER: ["*hydra/launcher=slurm*", "#SBATCH *", "*SLURM_CPUS_PER_TASK", "exec python *"],
+    _CLUSTER: ["matattn screen mp-band-gap pool.jsonl *", "*hydra/launcher=slurm*", "#SBATCH *", "*SLURM_CPUS_PER_TASK", "exec python *"],
     _NODES: ["torchrun *", "srun *"],
     PACKAGE: ["pip install ./matattn-schnet", "*schnet*", "*data=pair_potential*"],
     _WHEEL: ["python -m pip wheel *", "python -m auditwheel *"],

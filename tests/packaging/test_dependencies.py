@@ -10,6 +10,7 @@ import pytest
 PRODUCT = ("conf", "datasets", "kernels", "matattn", "models", "workflows")
 
 DISTRIBUTIONS = {  # of imports with another name
+    "dask_jobqueue": "dask-jobqueue",
     "hydra": "hydra-core",
     "mp_api": "mp-api",
     "skfem": "scikit-fem",

@@ -41,8 +41,10 @@ def predictors(models: Sequence[str], device: str = "cpu") -> Mapping[str, Predi
     """Load the models, once in a process.
 
     Raises BundleError for one without a value per structure, and ConfigError when two predict the
-    same target.
+    same target, or one is given twice.
     """
+    if twice := {model for model in models if models.count(model) > 1}:
+        raise ConfigError(f"{twice.pop()}: is given twice")
     loaded = {model: Predictor.load(model, device) for model in models}
     targets: dict[str, str] = {}
     for model, predictor in loaded.items():
