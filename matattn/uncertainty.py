@@ -8,13 +8,19 @@ Split-conformal intervals (Lei et al., "Distribution-Free Predictive Inference f
 
 over n calibration rows on which no weight was trained. New rows that are exchangeable with those
 lie inside with a probability of at least L.
+
+Structures of a new kind are not exchangeable with them. Their intervals use the scores of rows
+whose kind was left out of the training of other networks (leave-one-cluster-out: Meredig et al.,
+Mol. Syst. Des. Eng. 3, 819 (2018)), in units of s(x) over its median. Whether structures are of new
+kinds is asked of all of them together: by the chance that one of them is farther from the training
+rows than a calibration row (Mann and Whitney, Ann. Math. Stat. 18, 50 (1947)).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +30,12 @@ LEVEL = 0.9  # L
 FEWEST_ROWS = 20  # calibration rows; with fewer, an interval means little
 FAR = 0.99  # share of the calibration rows that are not far from the training rows
 COMPONENTS = 32  # of the features, in which distances are measured
+SHIFTED = 0.6  # chance of being farther than a calibration row that makes structures a new kind
+_CERTAIN = 3.1  # standard errors of that chance above one half: one in a thousand by accident
+MOST_SCORES = 5000  # of rows of left-out kinds
+
+
+_NEWER = ("distances", "usual", "kind_scores")  # that bundles of earlier versions lack
 
 
 class HasMembers(Protocol):
@@ -103,6 +115,9 @@ class Uncertainty:
 
     ``floor`` [T] is added to the spread; ``scores`` [n, T] are the errors of the calibration rows
     in units of that sum (NaN = no label); ``far`` is the latent distance from which rows are far.
+    ``distances`` [n] are those of the calibration rows and ``usual`` [1 or T] is their median
+    spread. ``kind_scores`` [m, T] are the errors, in physical units, of rows whose kind was left
+    out, over their spread in units of the usual one; None where that was not tried.
     """
 
     method: str
@@ -110,6 +125,9 @@ class Uncertainty:
     floor: Tensor
     scores: Tensor
     far: float
+    distances: Tensor | None = None
+    usual: Tensor | None = None
+    kind_scores: Tensor | None = None
 
     @classmethod
     def fit(
@@ -130,26 +148,71 @@ class Uncertainty:
         floor = torch.maximum((ratio * large - small) / (1 - ratio), large).clamp(min=1e-6)
         distances = distance(calibration[0])
         far = min(conformal_quantile(distances, FAR), float(distances.max()))
-        return cls(method, distance, floor, errors / (spread + floor), far)
+        usual = (spread + floor).median(0).values
+        scores = errors / (spread + floor)
+        return cls(method, distance, floor, scores, far, distances, usual)
 
-    def half_widths(self, network: object, features: Tensor, level: float = LEVEL) -> Tensor:
-        """Return half widths of the intervals [m, T], physical units, from features [m, F]."""
-        columns = [column[~column.isnan()] for column in self.scores.T]
+    def with_kinds(self, scores: Tensor) -> Uncertainty:
+        """Return intervals for new kinds, too, from scores [m, T] of ``kind_errors``."""
+        scores = scores[:: -(-len(scores) // MOST_SCORES)]
+        return replace(self, kind_scores=scores.float())
+
+    def kind_errors(self, network: object, features: Tensor, errors: Tensor) -> Tensor:
+        """Return scores [m, T] of rows of a kind that this network was not trained on."""
+        if self.usual is None:
+            raise ValueError("this model does not know its usual spread")
+        return errors * self.usual / self._unit(network, features)
+
+    def is_shifted(self, distances: Tensor) -> bool:
+        """Return whether structures with these latent distances [m] are of new kinds, together.
+
+        A few structures must be far to be found: one alone never is.
+        """
+        if self.distances is None or not len(distances):
+            return False
+        seen = self.distances.sort().values
+        below = torch.searchsorted(seen, distances) + torch.searchsorted(
+            seen, distances, right=True
+        )
+        chance = float((below / (2 * len(seen))).mean())
+        m, n = len(distances), len(seen)
+        error = math.sqrt((m + n + 1) / (12 * m * n))
+        return chance >= SHIFTED and chance - 0.5 > _CERTAIN * error
+
+    def half_widths(
+        self, network: object, features: Tensor, level: float = LEVEL, new: bool = False
+    ) -> Tensor:
+        """Return half widths of the intervals [m, T], physical units, from features [m, F].
+
+        ``new`` asks for those of new kinds; ValueError where they were not calibrated.
+        """
+        columns = [column[~column.isnan()] for column in self._scores(new).T]
         quantiles = [conformal_quantile(column, level) for column in columns]
-        return self.spread(network, features) * torch.tensor(quantiles, dtype=torch.float32)
+        return self.spread(network, features, new) * torch.tensor(quantiles, dtype=torch.float32)
 
-    def spread(self, network: object, features: Tensor) -> Tensor:
-        """Return the unit of the scores [m, T], in physical units, from features [m, F]."""
+    def spread(self, network: object, features: Tensor, new: bool = False) -> Tensor:
+        """Return the unit of the scores [m, T], from features [m, F]."""
+        spread = self._unit(network, features)
+        return spread / self.usual if new and self.usual is not None else spread
+
+    def _unit(self, network: object, features: Tensor) -> Tensor:
         return SPREADS[self.method](network, features, self.distance) + self.floor
 
-    def below(self, scores: Tensor, column: int) -> Tensor:
+    def _scores(self, new: bool) -> Tensor:
+        if not new:
+            return self.scores
+        if self.kind_scores is None or self.usual is None:
+            raise ValueError("this model has no intervals for new kinds")
+        return self.kind_scores
+
+    def below(self, scores: Tensor, column: int, new: bool = False) -> Tensor:
         """Return the probability [m] that errors of a target are below ``scores`` [m].
 
         ``scores`` have a sign and are in units of ``spread``. Errors of both signs are taken to be
         equally likely, and a share of 1 / (n + 1) to be larger than all that were seen. So the ends
         of an interval of level L have (1 - L) / 2 outside.
         """
-        seen = self.scores[:, column]
+        seen = self._scores(new)[:, column]
         seen = seen[~seen.isnan()].sort().values
         inside = torch.searchsorted(seen, scores.abs().to(seen), right=True) / (len(seen) + 1)
         return 0.5 + 0.5 * scores.sign() * inside
@@ -166,7 +229,7 @@ class Uncertainty:
             "references": self.distance.references,
             "floor": self.floor,
             "scores": self.scores,
-        }
+        } | {key: value for key in _NEWER if (value := getattr(self, key)) is not None}
 
     def config(self) -> dict[str, Any]:
         """Return what a bundle keeps as plain values."""
@@ -178,4 +241,6 @@ class Uncertainty:
         if config["method"] not in SPREADS:
             raise KeyError(config["method"])
         distance = LatentDistance(*(tensors[key] for key in ("center", "axes", "references")))
-        return cls(config["method"], distance, tensors["floor"], tensors["scores"], config["far"])
+        newer = {key: tensors[key] for key in _NEWER if key in tensors}
+        return cls(config["method"], distance, tensors["floor"], tensors["scores"], config["far"],
+                   **newer)  # fmt: skip

@@ -39,6 +39,12 @@ def predict(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    kinds: Annotated[
+        str,
+        typer.Option(
+            help="Intervals for known kinds of structures, or new ones: auto, known, new."
+        ),
+    ] = "auto",
 ) -> None:
     """Predict properties of crystals.
 
@@ -67,6 +73,10 @@ def predict(
             raise MatattnError("give structures or meshes after the model: files or folders")
         if kind.name == "meshes":  # fields go into a folder, with the table beside them
             output = output and output / "predictions.csv"
+        if kinds != "auto":
+            if kind.name != "structures":
+                raise MatattnError(f"--kinds {kinds}: a model of {kind.name} has one kind only")
+            return screened(folder, inputs, device, rows, kinds=kinds)
         return _PREDICT[kind.name](folder, inputs, fields, device, rows)
 
     try:
@@ -158,8 +168,9 @@ def _screen(
 
 
 def screened(
-    folder: Path, inputs: list[str], device: str, rows: list[Row], embed: bool = False
-) -> str:
+    folder: Path, inputs: list[str], device: str, rows: list[Row], embed: bool = False,
+    kinds: str = "auto",
+) -> str:  # fmt: skip
     """Fill ``rows`` with predictions or features of structures; return a summary.
 
     What may fail comes first, and the slow imports after it.
@@ -182,6 +193,8 @@ def screened(
         from matattn.workflows.structures.screen import Screening
 
         predictor = pretrained.kind(folder).load(folder, device)
+        if kinds != "auto":
+            predictor = predictor.for_kinds(kinds)
         screening = Screening(predictor, stream, rows, embed)
         console = Console(stderr=True)
         try:

@@ -1,5 +1,6 @@
 """Intervals keep their promise; novelty grows with the distance from the training rows."""
 
+import dataclasses
 import math
 
 import pytest
@@ -163,3 +164,74 @@ def test_unknown_method_is_refused(tmp_path):
     fitted = Uncertainty.fit("latent_distance", network(1), *parts)
     with pytest.raises(KeyError, match="os.system"):
         Uncertainty.from_parts(fitted.config() | {"method": "os.system"}, fitted.tensors())
+
+
+@pytest.fixture
+def calibrated():
+    """Intervals of a network whose errors on left-out kinds are five times as large."""
+    train, held, left_out = (torch.randn(n, 16) for n in (300, 200, 400))
+    found = Uncertainty.fit("latent_distance", None, (train, torch.rand(300, 1) / 10),
+                            (held, torch.rand(200, 1)))  # fmt: skip
+    return found.with_kinds(found.kind_errors(None, left_out, 5 * torch.rand(400, 1))), left_out
+
+
+def test_intervals_of_new_kinds_hold_their_errors(calibrated):
+    found, _ = calibrated
+    fresh = torch.randn(2000, 16)
+    errors = 5 * torch.rand(2000, 1)
+    half = found.half_widths(None, fresh, new=True)
+    assert 0.85 < float((errors <= half).double().mean()) < 0.95
+    assert float((errors <= found.half_widths(None, fresh)).double().mean()) < 0.4
+
+
+def test_kinds_survive_a_bundle(calibrated):
+    found, features = calibrated
+    again = Uncertainty.from_parts(found.config(), found.tensors())
+    torch.testing.assert_close(
+        again.half_widths(None, features, new=True), found.half_widths(None, features, new=True)
+    )
+
+
+def test_without_scores_of_kinds_there_are_no_such_intervals(calibrated):
+    found, features = calibrated
+    bare = dataclasses.replace(found, kind_scores=None)
+    with pytest.raises(ValueError, match="no intervals for new kinds"):
+        bare.half_widths(None, features, new=True)
+
+
+def test_many_scores_are_thinned(calibrated):
+    found, _ = calibrated
+    assert len(found.with_kinds(torch.rand(12_000, 1)).kind_scores) == 4000
+
+
+def test_a_shift_is_seen_in_many_structures_and_not_in_one(calibrated):
+    found, _ = calibrated
+    seen = found.distances
+    assert not found.is_shifted(seen)
+    assert not found.is_shifted(seen[:0])
+    assert not found.is_shifted(seen.max()[None] * 10)
+    assert found.is_shifted(seen.max().repeat(8) * 2)
+    assert not found.is_shifted(seen * 0.5)
+    draws = torch.stack([seen[torch.randint(len(seen), (30,))] for _ in range(300)])
+    assert sum(found.is_shifted(row) for row in draws) <= 2
+
+
+def test_a_shift_that_is_small_is_none(calibrated):
+    """With very many structures any difference is certain; a small one does not matter."""
+    found, _ = calibrated
+    many = found.distances.repeat(50) * 1.02
+    assert not found.is_shifted(many)
+
+
+def test_copies_at_no_distance_count_half(calibrated):
+    found, _ = calibrated
+    zero = dataclasses.replace(found, distances=torch.zeros(50))
+    assert not zero.is_shifted(torch.zeros(1000))
+
+
+def test_probabilities_of_new_kinds_use_their_scores(calibrated):
+    found, _ = calibrated
+    half = found.half_widths(None, found.distance.center[None], new=True)
+    unit = found.spread(None, found.distance.center[None], new=True)
+    inside = [found.below(sign * half[:, 0] / unit[:, 0], 0, new=True) for sign in (1, -1)]
+    assert float(inside[0] - inside[1]) == pytest.approx(0.9, abs=0.01)

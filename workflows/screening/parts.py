@@ -97,7 +97,7 @@ def schema(plan: Plan) -> pyarrow.Schema:
             name = target["name"]
             fields += [(name, number), (f"{name}_lower", number), (f"{name}_upper", number)]
             fields += [(f"{name}_unit", text)]
-    fields += [("ood_score", number), ("ood_flag", pyarrow.bool_())]
+    fields += [("interval_for", text), ("ood_score", number), ("ood_flag", pyarrow.bool_())]
     fields += [(column_of(criterion), number) for criterion in plan.criteria]
     if plan.where:
         fields += [("probability", number)]

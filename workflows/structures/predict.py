@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -18,7 +18,7 @@ import torch
 from pymatgen.core import Element, Molecule, Structure
 
 from matattn import bundle, pretrained
-from matattn.errors import BundleError, PredictionError, StructureError
+from matattn.errors import BundleError, ConfigError, PredictionError, StructureError
 from matattn.runtime import find_device, on_cpu
 from matattn.structures import vacuum
 from matattn.structures.batch import CrystalBatch, by_atom_budget, collate, geometry
@@ -35,6 +35,7 @@ from matattn.units import PROPERTIES
 if TYPE_CHECKING:
     import pandas
 
+KINDS = ("auto", "known", "new")  # of structures
 TOLERANCE = 1e-6  # smallest weight of an image that is still summed
 CPU = torch.device("cpu")
 
@@ -111,6 +112,7 @@ class Predictor:
     config: dict[str, Any]
     uncertainty: Uncertainty | None = None
     device: torch.device = CPU  # where features are made; the rest is quick
+    kinds: str = "auto"  # of structures, which intervals are for: one of KINDS
 
     @classmethod
     def load(cls, model: str | Path, device: str = "cpu") -> Predictor:
@@ -126,6 +128,18 @@ class Predictor:
         members = cast(list[StructureNetwork], networks)
         network = Ensemble(members) if "members" in config else members[0]
         return cls(network, config, uncertainty, find_device(device))
+
+    def for_kinds(self, kinds: str) -> Predictor:
+        """Return this with intervals for "known" or "new" kinds of structures, or "auto".
+
+        By itself ("auto") it asks the structures of a call together whether they are of new kinds.
+        Raises ConfigError when it has no such intervals.
+        """
+        if kinds not in KINDS:
+            raise ConfigError(f"kinds={kinds!r}: expected one of {', '.join(KINDS)}")
+        if kinds == "new" and (self.uncertainty is None or self.uncertainty.kind_scores is None):
+            raise ConfigError("this model has no intervals for new kinds; train with task.kinds=4")
+        return replace(self, kinds=kinds)
 
     @property
     def targets(self) -> list[dict[str, str]]:
@@ -152,15 +166,35 @@ class Predictor:
         """Return whether its values are probabilities; older bundles name no loss."""
         return LOSSES[self.config.get("loss", "l1")].classifies
 
+    def are_new(self, features: torch.Tensor) -> torch.Tensor:
+        """Return which structures [n], of features [n, F], get the intervals of new kinds.
+
+        By itself a model gives them to all, where together they are farther from the training rows
+        than those of calibration, else to those that are flagged.
+        """
+        if self.uncertainty is None or self.uncertainty.kind_scores is None:
+            return torch.zeros(len(features), dtype=torch.bool)
+        if self.kinds != "auto":
+            return torch.full((len(features),), self.kinds == "new")
+        distances = self.uncertainty.distance(features)
+        return (distances > self.uncertainty.far) | self.uncertainty.is_shifted(distances)
+
     def intervals(
-        self, features: torch.Tensor, level: float = LEVEL
+        self, features: torch.Tensor, level: float = LEVEL, new: torch.Tensor | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return lower and upper ends [n, T] of the intervals; NaN if not calibrated."""
+        """Return lower and upper ends [n, T] of the intervals; NaN if not calibrated.
+
+        Those of structures that are ``new`` [n] are for new kinds, and no narrower than others.
+        """
         values = self.values(features)
         if self.uncertainty is None:
             return np.full_like(values, np.nan), np.full_like(values, np.nan)
         with torch.no_grad():
-            half = self.uncertainty.half_widths(self.network, features, level).double().numpy()
+            widths = self.uncertainty.half_widths(self.network, features, level)
+            if new is not None and new.any():
+                wide = self.uncertainty.half_widths(self.network, features, level, new=True)
+                widths = torch.where(new[:, None], torch.maximum(widths, wide), widths)
+        half = widths.double().numpy()
         return np.maximum(values - half, self._minimum), values + half
 
     def probability(
@@ -172,17 +206,35 @@ class Predictor:
         """
         if self.uncertainty is None:
             raise ValueError("this model has no intervals")
-        values = torch.from_numpy(self.values(features)[:, column])
-        with torch.no_grad():
-            spread = self.uncertainty.spread(self.network, features).double()
-        spread = spread.expand(-1, len(self.targets))[:, column]
+        values, new = torch.from_numpy(self.values(features)[:, column]), self.are_new(features)
         ends = (-math.inf if low <= self._minimum[column] else low, high)
-        below = [self.uncertainty.below((end - values) / spread, column) for end in ends]
-        below = [  # all of the probability is between infinite ends
-            torch.full_like(values, float(end > 0)) if math.isinf(end) else part.double()
-            for end, part in zip(ends, below, strict=True)
-        ]
-        return (below[1] - below[0]).clamp(min=0).numpy()
+        inside = self._inside(features, values, column, ends, new=False)
+        if new.any():
+            inside = torch.where(
+                new, self._inside(features, values, column, ends, new=True), inside
+            )
+        return inside.numpy()
+
+    def _inside(
+        self,
+        features: torch.Tensor,
+        values: torch.Tensor,
+        column: int,
+        ends: tuple[float, float],
+        new: bool,
+    ) -> torch.Tensor:
+        """Return the probability [n] that a target is between two ends, which may be infinite."""
+        assert self.uncertainty is not None
+        with torch.no_grad():
+            spread = self.uncertainty.spread(self.network, features, new).double()
+        spread = spread.expand(-1, len(self.targets))[:, column]
+        below, above = (
+            torch.full_like(values, float(end > 0))
+            if math.isinf(end)
+            else self.uncertainty.below((end - values) / spread, column, new).double()
+            for end in ends
+        )
+        return (above - below).clamp(min=0)
 
     @property
     def _minimum(self) -> np.ndarray:
@@ -219,8 +271,11 @@ class Predictor:
         Each target has an interval and a unit: ``<target>_lower`` and ``_upper`` hold 90 % of the
         true values of crystals like those the model was calibrated on. ``ood_score`` is the
         distance from the training crystals in units of one that 1 % of the calibration crystals
-        exceed. ``ood_flag`` is true above 1, for elements that the model never saw, for more
-        empty space than its training crystals have, and where the structure itself is in doubt.
+        exceed. ``interval_for`` says which structures the interval is for: "known kinds" or, if the
+        structure is flagged, or all together are farther from the training rows than those of
+        calibration, "new kinds". ``ood_flag`` is true above 1, for elements that the model never
+        saw, for more empty space than its training crystals have, and where the structure itself is
+        in doubt.
 
         ``status`` is "ok" or the name of the error, and ``message`` says what is wrong, was assumed
         or is worth knowing. What is no structure (None, a StructureError) gives a row without
@@ -397,9 +452,9 @@ class Predictor:
 
     def _columns(self, features: torch.Tensor) -> dict[str, np.ndarray]:
         """Return values, ends of intervals and novelty [n] of features [n, F]."""
-        tables = {"": self.values(features)}
+        tables, new = {"": self.values(features)}, self.are_new(features)
         if self.uncertainty is not None:
-            tables["_lower"], tables["_upper"] = self.intervals(features)
+            tables["_lower"], tables["_upper"] = self.intervals(features, new=new)
         columns = {
             target["name"] + suffix: table[:, column]
             for column, target in enumerate(self.targets)
@@ -407,19 +462,21 @@ class Predictor:
         }
         if self.uncertainty is not None:
             columns["ood_score"] = self.uncertainty.novelty(features).numpy()
+            columns["interval_for"] = np.where(new.numpy(), "new kinds", "known kinds")
         return columns
 
     def _result(self, lists: dict[str, list[float]]) -> dict[str, Any]:
         """Return one value of each column, or lists of those of the atoms or pairs."""
         if self.network.level == "structure":
             return {name: value for name, (value,) in lists.items()}
-        return {name: max(v) if name == "ood_score" else v for name, v in lists.items()}
+        of_all = ("ood_score", "interval_for")  # "new kinds" comes after "known kinds"
+        return {name: max(v) if name in of_all else v for name, v in lists.items()}
 
     def _row(self, reading: _Reading, result: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the row of a structure from all that is known of it."""
         item, status, remarks, flag = reading.item, reading.status, reading.remarks, None
         if item is not None and result is not None:
-            warnings = reading.doubts + self._warnings(item["z"], result.get("ood_score"))
+            warnings = reading.doubts + self._warnings(item["z"], result)
             remarks, flag = remarks + warnings, bool(warnings)
         elif item is not None:
             status = PredictionError.__name__
@@ -430,19 +487,23 @@ class Predictor:
             name = target["name"]
             row |= {key: result.get(key) for key in (name, f"{name}_lower", f"{name}_upper")}
             row[f"{name}_unit"] = target["unit"]
+        row |= {"interval_for": result.get("interval_for")}
         row |= {"ood_score": result.get("ood_score"), "ood_flag": flag}
         if self.network.level == "pair":
             row["pairs"] = item and (item["pair_index"].T + 1).tolist()
         row |= {key: value for key, value in result.items() if key not in row}
         return row | {"status": status, "message": "; ".join(remarks)}
 
-    def _warnings(self, z: torch.Tensor, ood_score: float | None) -> list[str]:
+    def _warnings(self, z: torch.Tensor, result: Mapping[str, Any]) -> list[str]:
         """Return why a value is not to be trusted: elements or distance from the training rows."""
         warnings = []
         if unseen := _symbols(set(z.tolist()) - set(self.config["elements"])):
             warnings.append(f"no training crystal contains {unseen}: do not trust this value")
-        if ood_score is not None and ood_score > 1:
-            warnings.append("far from all training crystals: the interval may be too narrow")
+        if result.get("ood_score", 0) > 1:
+            narrow = result["interval_for"] != "new kinds"
+            warnings.append(
+                "far from all training crystals" + ": the interval may be too narrow" * narrow
+            )
         return warnings
 
 

@@ -47,6 +47,7 @@ from matattn.workflows.outputs import Outputs
 from matattn.workflows.structures import report
 from matattn.workflows.structures.batches import Batches
 from matattn.workflows.structures.fine_tune import start_from
+from matattn.workflows.structures.kinds import kind_scores
 from matattn.workflows.structures.predict import Predictor, encode
 
 MOST_REFERENCES = 20_000  # training rows that novelty is measured from
@@ -76,12 +77,16 @@ class PropertySettings(Section):
         1, f"1 to {bundle.MOST_MEMBERS}", lambda n: 1 <= n <= bundle.MOST_MEMBERS
     )
     train_rows: int | None = setting(None, "at least 1, or null", lambda n: n is None or n >= 1)
+    kinds: int = setting(0, "0 (none), or 2 to 20", lambda n: n == 0 or 2 <= n <= 20)
+    kind_epochs: int | None = setting(None, "at least 1, or null", lambda n: n is None or n >= 1)
 
     def __post_init__(self) -> None:
         """Check what depends on several values, too."""
         super().__post_init__()
         if self.spread == "ensemble" and self.members < 2:
             raise ConfigError("task.spread=ensemble needs task.members of at least 2")
+        if self.kinds and self.spread == "ensemble":
+            raise ConfigError("task.kinds needs a task.spread of one network, not ensemble")
 
 
 class PropertyPrediction(L.LightningModule):
@@ -225,6 +230,16 @@ class PropertyTask:
         whole = Ensemble(self.networks) if len(self.networks) > 1 else self.networks[0]
         return Trained(whole, logs, device)
 
+    def on(self, dataset: PropertyDataset, network: StructureNetwork) -> Self:
+        """Return the training of another network on another split of the data."""
+        normaliser = normalise(network, dataset)
+        return replace(self, dataset=dataset, networks=[network], normaliser=normaliser)
+
+    def train_without(self, folder: Path, epochs: int | None) -> None:
+        """Train the only network on what is left of the data, for ``epochs``, or as many as all."""
+        loaders = self._batches().loaders(self.config.seed)
+        self._train_one(0, folder, loaders, epochs)
+
     def module(self, folder: Path, member: int = 0) -> PropertyPrediction:
         """Return the training of a member; batches that cannot be used are told in ``folder``."""
         return PropertyPrediction(
@@ -249,7 +264,7 @@ class PropertyTask:
         return Batches.of(self.dataset, task.batch_size, images)
 
     def _train_one(
-        self, member: int, folder: Path, loaders: dict[str, DataLoader]
+        self, member: int, folder: Path, loaders: dict[str, DataLoader], epochs: int | None = None
     ) -> tuple[RunLog, torch.device]:
         averaging_epochs, module = self.config.task.averaging_epochs, self.module(folder, member)
         shown = {"train/loss": "loss {:.4f}"}
@@ -258,7 +273,7 @@ class PropertyTask:
             shown[f"val/{key}/{target.name}"] = f"val {{:.4f}} {unit}"
         log = RunLog(folder / "metrics.csv", shown)
         averaging = [LastEpochsAveraging(averaging_epochs)] if averaging_epochs else []
-        return log, fit(self.config, folder, module, loaders, log, averaging)
+        return log, fit(self.config, folder, module, loaders, log, averaging, epochs)
 
     def evaluate(self, folder: Path, trained: Trained) -> Outputs:
         """Return predictions with intervals, errors beside baselines, figures and the model."""
@@ -277,7 +292,7 @@ class PropertyTask:
             description["vacuum"] = vacuum.normal_space([structures[row] for row in some])
         features = encode(network, dataset.items, trained.device)
         predictor = Predictor(network, description)
-        predictor = replace(predictor, uncertainty=self._uncertainty(predictor, features))
+        predictor = replace(predictor, uncertainty=self._uncertainty(predictor, features, folder))
         predicted, intervals = predictor.values(features), predictor.intervals(features)
         metrics = evaluate(dataset, predicted, intervals)
         metrics["parameters"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -305,7 +320,9 @@ class PropertyTask:
             uncertainty=predictor.uncertainty,
         )
 
-    def _uncertainty(self, predictor: Predictor, features: Tensor) -> Uncertainty | None:
+    def _uncertainty(
+        self, predictor: Predictor, features: Tensor, folder: Path
+    ) -> Uncertainty | None:
         """Return intervals fitted to the calibration rows; None if none were held out."""
         dataset = self.dataset
         if not len(dataset.rows(CALIBRATION)):
@@ -314,7 +331,8 @@ class PropertyTask:
         train, held_out = map(dataset.label_rows, ("train", CALIBRATION))
         train = train[:: -(-len(train) // MOST_REFERENCES)]
         parts = ((features[rows], errors[rows]) for rows in (train, held_out))
-        return Uncertainty.fit(self.config.task.spread, predictor.network, *parts)
+        found = Uncertainty.fit(self.config.task.spread, predictor.network, *parts)
+        return found.with_kinds(kind_scores(self, folder)) if self.config.task.kinds else found
 
 
 def _read_data(config: RunConfig[PropertySettings, GradientDescent]) -> PropertyDataset:
