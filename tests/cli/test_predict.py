@@ -86,7 +86,7 @@ def test_folder_with_a_bad_file(model, files):
         "formation_energy_per_atom", "formation_energy_per_atom_lower",
         "formation_energy_per_atom_upper", "formation_energy_per_atom_unit",
         "band_gap", "band_gap_lower", "band_gap_upper", "band_gap_unit",
-        "ood_score", "ood_flag", "status", "message",
+        "interval_for", "ood_score", "ood_flag", "status", "message",
     ]  # fmt: skip
     salt, broken = by_id["salt"], by_id["broken"]
     assert salt["formula"] == "NaCl" and salt["natoms"] == "2" and salt["status"] == "ok"
