@@ -86,7 +86,7 @@ def crystalformer(moments: str = "none", lr: float = 2e-3, activation: str = "re
     def graph(images: ImageRule, item: Data) -> Any:
         return to_graph(item, images(*geometry(item)))
 
-    return Contender(network, partial(graph, training), partial(graph, asking), join, 2e-3,
+    return Contender(network, partial(graph, training), partial(graph, asking), join, lr,
                      (0.9, 0.98))  # fmt: skip
 
 
