@@ -60,6 +60,7 @@ class LatentDistance:
 
     def __init__(self, center: Tensor, axes: Tensor, references: Tensor) -> None:
         self.center, self.axes, self.references = center, axes, references
+        self._last: tuple[Tensor, Tensor] | None = None  # features, and their distances
 
     @classmethod
     def fit(cls, features: Tensor) -> LatentDistance:
@@ -74,8 +75,11 @@ class LatentDistance:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return the distances [m] of features [m, F], in standard deviations."""
-        points, references = self.points(features), self.references.float()
-        return torch.cat([torch.cdist(part, references).amin(1) for part in points.split(256)])
+        if self._last is None or self._last[0] is not features:  # width and novelty both ask
+            points, references = self.points(features), self.references.float()
+            nearest = [torch.cdist(part, references).amin(1) for part in points.split(256)]
+            self._last = features, torch.cat(nearest)
+        return self._last[1]
 
     def points(self, features: Tensor) -> Tensor:
         """Return the components [m, K] of features [m, F] that distances are measured in."""

@@ -11,6 +11,7 @@ written, the scores of its own calibration rows are made again and compared with
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from matattn.config import RunConfig
 from matattn.runtime import tune_malloc
 from matattn.structures.dataset import CALIBRATION
 from matattn.structures.ensemble import Ensemble
-from matattn.uncertainty import Uncertainty
+from matattn.uncertainty import LEVEL, Uncertainty, conformal_quantile
 from matattn.workflows import run
 from matattn.workflows.structures.kinds import kind_scores
 from matattn.workflows.structures.predict import Predictor, encode
@@ -42,6 +43,18 @@ def compose(epochs: int) -> RunConfig[Any, Any]:
         overrides += ["task.tolerance=1e-3", "optimizer.weight_decay=0.01"]
         config, _ = run.read(hydra.compose("train", overrides))
     return config
+
+
+def held(task: PropertyTask, groups: Sequence[torch.Tensor]) -> None:
+    """Print which share of each group's labels the intervals from the other groups hold."""
+    for number, scores in enumerate(groups):
+        others = torch.cat([group for other, group in enumerate(groups) if other != number])
+        shares = []
+        for column, target in enumerate(task.dataset.targets):
+            known, mine = (part[:, column][~part[:, column].isnan()] for part in (others, scores))
+            inside = mine <= conformal_quantile(known, LEVEL)
+            shares.append(f"{target.name} {float(inside.double().mean()):.1%} of {len(mine)}")
+        print(f"group {number}: intervals from the others hold {', '.join(shares)}")
 
 
 def recalibrated(name: str, task: PropertyTask, scores: torch.Tensor) -> None:
@@ -90,9 +103,10 @@ def main() -> None:
     tune_malloc()
     torch.set_num_threads(1)
     task = PropertyTask.prepare(compose(arguments.epochs))
-    scores = kind_scores(task, arguments.work)
+    groups = kind_scores(task, arguments.work)
+    held(task, groups)
     for name in arguments.models:
-        recalibrated(name, task, scores)
+        recalibrated(name, task, torch.cat(groups))
 
 
 if __name__ == "__main__":

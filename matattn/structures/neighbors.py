@@ -7,6 +7,7 @@ symmetry-equivalent atoms. The atom itself (j = i, image 0, distance 0) is in th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from pymatgen.core import Lattice
@@ -64,10 +65,17 @@ def periodic_neighbors(
 
 def compact_basis(cell: np.ndarray) -> np.ndarray:
     """Return whole numbers [3, 3] by which ``cell`` becomes one that is hardly sheared."""
-    volume = abs(np.linalg.det(cell))
+    return _compact_basis(np.ascontiguousarray(cell, dtype=np.float64).tobytes())
+
+
+@lru_cache(maxsize=64)  # checks, vacuum and lists ask for the same crystal
+def _compact_basis(content: bytes) -> np.ndarray:
+    cell = np.frombuffer(content).reshape(3, 3)
+    volume, basis = abs(np.linalg.det(cell)), np.eye(3)
     if np.prod(np.linalg.norm(cell, axis=1)) > MOST_SHEARED * volume:
-        return np.rint(Lattice(cell).lll_mapping)
-    return np.eye(3)
+        basis = np.rint(Lattice(cell).lll_mapping)
+    basis.setflags(write=False)  # it is shared
+    return basis
 
 
 def _search(

@@ -70,8 +70,8 @@ def left_out(dataset: PropertyDataset, groups: int) -> list[PropertyDataset]:
     return [part for part in found if len(part.rows("train")) and len(part.rows(_LEFT_OUT))]
 
 
-def kind_scores(task: PropertyTask, folder: Path) -> Tensor:
-    """Train a network without each group, and return the scores [m, T] of what it had not seen.
+def kind_scores(task: PropertyTask, folder: Path) -> list[Tensor]:
+    """Train a network without each group; return for each the scores [m, T] of what it left out.
 
     Trainings resume from their checkpoints in ``folder``, as the others.
     """
@@ -83,7 +83,7 @@ def kind_scores(task: PropertyTask, folder: Path) -> Tensor:
         part = task.on(dataset, network)
         part.train_without(folder / f"without_kind{number}", settings.kind_epochs)
         scores.append(_scores(part, settings.spread))
-    return torch.cat(scores)
+    return scores
 
 
 def _scores(part: PropertyTask, method: str) -> Tensor:

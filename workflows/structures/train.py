@@ -332,7 +332,9 @@ class PropertyTask:
         train = train[:: -(-len(train) // MOST_REFERENCES)]
         parts = ((features[rows], errors[rows]) for rows in (train, held_out))
         found = Uncertainty.fit(self.config.task.spread, predictor.network, *parts)
-        return found.with_kinds(kind_scores(self, folder)) if self.config.task.kinds else found
+        if not self.config.task.kinds:
+            return found
+        return found.with_kinds(torch.cat(kind_scores(self, folder)))
 
 
 def _read_data(config: RunConfig[PropertySettings, GradientDescent]) -> PropertyDataset:
