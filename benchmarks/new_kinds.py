@@ -64,7 +64,10 @@ def row(model: str, name: str, found: dict[str, Any], ordinary: np.ndarray) -> d
         inside, half = found[kinds]
         table |= {f"held_{kinds}": float(inside.mean()), f"half_width_{kinds}": float(half.mean())}
     table["spearman_width_error"] = float(spearmanr(found["auto"][1], found["error"])[0])
-    table["auroc"] = float((np.searchsorted(seen, found["novelty"]) / len(seen)).mean())
+    if found["novelty"] is not ordinary:
+        table["auroc"] = float((np.searchsorted(seen, found["novelty"]) / len(seen)).mean())
+    else:
+        table["auroc"] = None
     return table | {"flagged": float((found["novelty"] > 1).mean())}
 
 

@@ -32,7 +32,8 @@ FAR = 0.99  # share of the calibration rows that are not far from the training r
 COMPONENTS = 32  # of the features, in which distances are measured
 SHIFTED = 0.6  # chance of being farther than a calibration row that makes structures a new kind
 _CERTAIN = 3.1  # standard errors of that chance above one half: one in a thousand by accident
-MOST_SCORES = 5000  # of rows of left-out kinds
+MOST_SCORES = 20_000  # of rows of left-out kinds
+MOST_REFERENCES = 20_000  # training rows that novelty is measured from
 
 
 _NEWER = ("distances", "usual", "kind_scores")  # that bundles of earlier versions lack
@@ -75,11 +76,12 @@ class LatentDistance:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return the distances [m] of features [m, F], in standard deviations."""
-        if self._last is None or self._last[0] is not features:  # width and novelty both ask
+        last = self._last  # threads may share this
+        if last is None or last[0] is not features:  # width and novelty both ask
             points, references = self.points(features), self.references.float()
             nearest = [torch.cdist(part, references).amin(1) for part in points.split(256)]
-            self._last = features, torch.cat(nearest)
-        return self._last[1]
+            last = self._last = features, torch.cat(nearest)
+        return last[1]
 
     def points(self, features: Tensor) -> Tensor:
         """Return the components [m, K] of features [m, F] that distances are measured in."""
@@ -157,9 +159,14 @@ class Uncertainty:
         return cls(method, distance, floor, scores, far, distances, usual)
 
     def with_kinds(self, scores: Tensor) -> Uncertainty:
-        """Return intervals for new kinds, too, from scores [m, T] of ``kind_errors``."""
-        scores = scores[:: -(-len(scores) // MOST_SCORES)]
-        return replace(self, kind_scores=scores.float())
+        """Return intervals for new kinds, too, from scores [m, T] of ``kind_errors``.
+
+        With fewer than ``FEWEST_ROWS`` labels of a target there are none.
+        """
+        scores = scores[~scores.isnan().all(1)]
+        if ((~scores.isnan()).sum(0) < FEWEST_ROWS).any():
+            return self
+        return replace(self, kind_scores=scores[:: -(-len(scores) // MOST_SCORES)].float())
 
     def kind_errors(self, network: object, features: Tensor, errors: Tensor) -> Tensor:
         """Return scores [m, T] of rows of a kind that this network was not trained on."""

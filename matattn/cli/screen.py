@@ -113,7 +113,7 @@ def _screen(
         str(output), models, tuple(map(str, sources.find(names))), where,
         **dict(zip(("shard", "shards"), parse_shard(shard), strict=True)),
     )  # fmt: skip
-    criteria.check(plan.criteria, parts.predictors(plan.models))
+    criteria.check(plan.criteria, parts.predictors(plan.models, plan.sums))
     workers = make_workers()
     console = Console(stderr=True)
     columns = (TextColumn("structures"), MofNCompleteColumn(), TimeElapsedColumn())

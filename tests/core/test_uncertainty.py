@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from matattn.errors import BundleError
 from matattn.models.crystalformer import Crystalformer
 from matattn.structures.ensemble import Ensemble
 from matattn.uncertainty import (
+    FEWEST_ROWS,
     LEVEL,
+    MOST_SCORES,
     SPREADS,
     LatentDistance,
     Uncertainty,
@@ -201,7 +204,25 @@ def test_without_scores_of_kinds_there_are_no_such_intervals(calibrated):
 
 def test_many_scores_are_thinned(calibrated):
     found, _ = calibrated
-    assert len(found.with_kinds(torch.rand(12_000, 1)).kind_scores) == 4000
+    assert len(found.with_kinds(torch.rand(50_000, 1)).kind_scores) <= MOST_SCORES
+
+
+def test_too_few_scores_of_kinds_are_none(calibrated):
+    found, _ = calibrated
+    bare = dataclasses.replace(found, kind_scores=None)
+    sparse = torch.full((500, 1), torch.nan)
+    sparse[:FEWEST_ROWS] = 1.0
+    assert len(bare.with_kinds(sparse).kind_scores) == FEWEST_ROWS
+    assert bare.with_kinds(sparse[1:]).kind_scores is None
+
+
+def test_threads_do_not_share_distances(calibrated):
+    found, _ = calibrated
+    inputs = [torch.randn(50, 16) for _ in range(8)]
+    expected = [found.distance(features).clone() for features in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        again = list(pool.map(found.distance, inputs * 50))
+    assert all(torch.equal(a, b) for a, b in zip(again, expected * 50, strict=True))
 
 
 def test_a_shift_is_seen_in_many_structures_and_not_in_one(calibrated):

@@ -9,6 +9,7 @@ from typing import Any
 
 import distributed
 from dask_jobqueue import SLURMCluster
+from distributed.scheduler import KilledWorker
 
 from matattn.errors import ConfigError, MatattnError
 
@@ -20,7 +21,7 @@ _SLURM = {"nodes": int, "cores": int, "processes": int, "memory": str, "walltime
 @contextmanager
 def dask(
     address: str, tell: Callable[[str], Any] = print, timeout: str = "20s"
-) -> Iterator[tuple[Executor, int]]:
+) -> Iterator[tuple[Executor, Callable[[], int]]]:
     """Open the workers of a scheduler of Dask, which must see the same files.
 
     Its links are open unless it was started with TLS: use it in a network that you trust.
@@ -35,7 +36,9 @@ def dask(
 
 
 @contextmanager
-def slurm(text: str, tell: Callable[[str], Any] = print) -> Iterator[tuple[Executor, int]]:
+def slurm(
+    text: str, tell: Callable[[str], Any] = print
+) -> Iterator[tuple[Executor, Callable[[], int]]]:
     """Open workers in jobs of Slurm, as ``nodes=8,cores=16,memory=32GB,walltime=02:00:00``."""
     nodes, settings = slurm_settings(text)
     with SLURMCluster(**settings) as cluster:
@@ -59,8 +62,16 @@ def slurm_settings(text: str) -> tuple[int, dict[str, Any]]:
     return settings.pop("nodes"), settings
 
 
-def _clients(client: Any, tell: Callable[[str], Any]) -> Iterator[tuple[Executor, int]]:
+def _clients(
+    client: Any, tell: Callable[[str], Any]
+) -> Iterator[tuple[Executor, Callable[[], int]]]:
     client.wait_for_workers(1)
     tell(f"dashboard: {client.dashboard_link}")
-    threads = sum(client.nthreads().values())
-    yield client.get_executor(retries=_RETRIES, pure=False), max(threads, 1)
+    try:
+        executor = client.get_executor(retries=_RETRIES, pure=False)
+        yield executor, lambda: max(sum(client.nthreads().values()), 1)
+    except KilledWorker as error:
+        raise MatattnError(
+            f"workers were lost {_RETRIES + 1} times at one part ({error}); is their memory short? "
+            "The same command goes on with the parts that are left"
+        ) from None

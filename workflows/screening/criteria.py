@@ -81,7 +81,12 @@ def check(criteria: Sequence[Criterion], predictors: Mapping[str, Predictor]) ->
         for predictor in predictors.values()
         for target in predictor.targets
     }
-    for criterion in criteria:
+    for number, criterion in enumerate(criteria):
+        if criterion.target in {other.target for other in criteria[:number]}:
+            raise ConfigError(
+                f"--where {criterion.text!r}: {criterion.target} has a criterion already; write "
+                f"one, as '{criterion.target} in LOW:HIGH'"
+            )
         predictor = known.get(criterion.target)
         if predictor is None:
             raise ConfigError(

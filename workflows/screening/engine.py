@@ -23,11 +23,12 @@ from matattn.workflows.screening import parts
 from matattn.workflows.screening.plan import Plan
 from matattn.workflows.screening.sources import Piece, pieces
 
+_MOST_BYTES = 2**26  # of the pieces of a part
 _AHEAD = 2  # parts that wait or run, for each worker; they bound the memory
 _TRIES = 3  # of a part whose process was killed
 
-# Opens an executor, and says how many workers it has.
-Workers = Callable[[], AbstractContextManager[tuple[Executor, int]]]
+# Opens an executor, with a function that says how many workers it has by now.
+Workers = Callable[[], AbstractContextManager[tuple[Executor, Callable[[], int]]]]
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Progress:
     earlier: int = 0
     made: int = 0
     with_values: int = 0
+    parts: int = 0  # in the sources, of all shards
     killed: dict[int, int] = field(default_factory=dict)  # tries of parts
 
 
@@ -70,13 +72,14 @@ def run(
                 raise MatattnError(
                     "the scheduler is gone; the same command goes on with the parts that are left"
                 ) from None
+    write_json(plan.finished(plan.shard), {"parts": progress.parts})  # only now they all exist
     return progress
 
 
 def _work(
     plan: Plan,
     executor: Executor,
-    workers: int,
+    workers: Callable[[], int],
     jobs: Iterator[tuple[int, list[Piece]]],
     left: dict[int, list[Piece]],
     progress: Progress,
@@ -87,7 +90,7 @@ def _work(
         executor.submit(parts.make, plan, number, job): number for number, job in left.items()
     }
     while True:
-        for number, job in islice(jobs, max(0, _AHEAD * workers - len(running))):
+        for number, job in islice(jobs, max(0, _AHEAD * workers() - len(running))):
             left[number] = job
             running[executor.submit(parts.make, plan, number, job)] = number
         if not running:
@@ -105,8 +108,9 @@ def _missing(
     plan: Plan, progress: Progress, advance: Callable[[int], Any]
 ) -> Iterator[tuple[int, list[Piece]]]:
     """Yield number and pieces of every part of the shard that is not finished."""
-    found, number = pieces(map(Path, plan.sources)), 0
-    while job := list(islice(found, plan.rows)):
+    found = pieces(map(Path, plan.sources))
+    for number, job in enumerate(_divided(found, plan.rows)):
+        progress.parts = number + 1
         if number % plan.shards == plan.shard:
             if parts.is_finished(plan, number):
                 rows, with_values = parts.count(plan.part(number))
@@ -115,18 +119,30 @@ def _missing(
                 advance(rows)
             else:
                 yield number, job
-        number += 1
-    write_json(plan.finished(plan.shard), {"parts": number})
+
+
+def _divided(found: Iterator[Piece], rows: int) -> Iterator[list[Piece]]:
+    """Yield lists of ``rows`` pieces, or of fewer that are long."""
+    job: list[Piece] = []
+    size = 0
+    for piece in found:
+        job.append(piece)
+        size += piece.size
+        if len(job) == rows or size > _MOST_BYTES:
+            yield job
+            job, size = [], 0
+    if job:
+        yield job
 
 
 @contextmanager
-def local(processes: int | None = None) -> Iterator[tuple[Executor, int]]:
+def local(processes: int | None = None) -> Iterator[tuple[Executor, Callable[[], int]]]:
     """Open processes of this machine, one for each core unless ``processes`` says otherwise."""
     number = processes or cores()
     pool = process_pool(number, parts.start)
     if pool is None:
         raise MatattnError("this system cannot start processes")
     try:
-        yield pool, number
+        yield pool, lambda: number
     finally:
         pool.shutdown(cancel_futures=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,14 @@ import pyarrow
 import pyarrow.parquet
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pyarrow import compute
 
 from matattn.tables import Row
 from matattn.workflows.screening.criteria import Criterion
 from matattn.workflows.screening.plan import Plan, parts_of
 
-SAME = 1e-3  # of fingerprints, in their standard deviations, that are one crystal's
+SAME = 1e-3  # distance of fingerprints, in their standard deviations, that are one crystal's ...
+NOISE = 1e-4  # ... or in their size, where all structures are alike
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,14 @@ class Summary:
 
 
 def is_complete(plan: Plan) -> bool:
-    """Return whether every shard has finished."""
-    return all(plan.finished(shard).exists() for shard in range(plan.shards))
+    """Return whether every shard has finished, and every part is there."""
+    told = set()
+    for shard in range(plan.shards):
+        try:
+            told.add(json.loads(plan.finished(shard).read_text(encoding="utf-8"))["parts"])
+        except FileNotFoundError:
+            return False
+    return len(told) == 1 and all(plan.part(number).exists() for number in range(*told))
 
 
 def summarize(plan: Plan) -> Summary:
@@ -69,11 +78,10 @@ def summarize(plan: Plan) -> Summary:
     probability = np.full(len(whole), np.nan)
     if plan.where:
         probability = whole["probability"].to_numpy().astype(float)
-    status = whole["status"].to_pylist()
     return Summary(
         len(whole),
-        sum(value == "ok" for value in status),
-        sum(map(bool, whole["ood_flag"].to_pylist())),
+        compute.sum(compute.equal(whole["status"], "ok")).as_py() or 0,
+        compute.sum(whole["ood_flag"]).as_py() or 0,
         same_crystals(formulas, filled),
         probability,
     )
@@ -89,17 +97,20 @@ def same_crystals(formulas: np.ndarray, fingerprints: np.ndarray) -> np.ndarray:
     known = np.flatnonzero(np.isfinite(fingerprints).all(1))
     if not len(known):
         return original
-    scale = fingerprints[known].std(0).clip(min=1e-12)
-    points = fingerprints[known] / scale
+    points = fingerprints[known].astype(np.float64)
+    near = np.maximum(SAME * points.std(0), NOISE * np.abs(points).mean(0))
     order = np.lexsort((points[:, 0], formulas[known]))
     sorted_points, sorted_formulas = points[order], formulas[known][order]
-    close = (abs(np.diff(sorted_points, axis=0)) < SAME).all(1)
-    joined = close & (sorted_formulas[1:] == sorted_formulas[:-1])
-    group = np.concatenate([[0], np.cumsum(~joined)])
+    group, first = np.zeros(len(order), dtype=np.int64), 0
+    for n in range(1, len(order)):
+        same = sorted_formulas[n] == sorted_formulas[first]
+        if not (same and (np.abs(sorted_points[n] - sorted_points[first]) < near).all()):
+            first = n
+        group[n] = first
     rows = known[order]
-    first = np.full(group[-1] + 1, len(formulas))
-    np.minimum.at(first, group, rows)
-    original[rows] = first[group]
+    earliest = np.full(len(order), len(formulas))
+    np.minimum.at(earliest, group, rows)
+    original[rows] = earliest[group]
     return original
 
 

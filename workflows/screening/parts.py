@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
+from matattn import bundle, pretrained
 from matattn.errors import BundleError, ConfigError
 from matattn.files import atomic_path, encodable
 from matattn.runtime import start_predicting
@@ -37,15 +38,21 @@ class Done(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def predictors(models: Sequence[str], device: str = "cpu") -> Mapping[str, Predictor]:
+def predictors(models: tuple[str, ...], sums: tuple[str, ...] = ()) -> Mapping[str, Predictor]:
     """Load the models, once in a process.
 
+    ``sums`` are the fingerprints that their bundles must have: a worker elsewhere may have others.
     Raises BundleError for one without a value per structure, and ConfigError when two predict the
     same target, or one is given twice.
     """
     if twice := {model for model in models if models.count(model) > 1}:
         raise ConfigError(f"{twice.pop()}: is given twice")
-    loaded = {model: Predictor.load(model, device) for model in models}
+    for model, expected in zip(models, sums, strict=False):
+        if bundle.fingerprint(pretrained.find(model)) != expected:
+            raise BundleError(
+                f"{model}: this worker has another model than the screening began with"
+            )
+    loaded = {model: Predictor.load(model) for model in models}
     targets: dict[str, str] = {}
     for model, predictor in loaded.items():
         if predictor.network.level != "structure":
@@ -92,7 +99,7 @@ def schema(plan: Plan) -> pyarrow.Schema:
     """Return the columns of a part: those of ``matattn predict``, and what a screening adds."""
     number, text = pyarrow.float64(), pyarrow.string()
     fields = [("id", text), ("path", text), ("formula", text), ("natoms", pyarrow.int64())]
-    for predictor in predictors(plan.models).values():
+    for predictor in predictors(plan.models, plan.sums).values():
         for target in predictor.targets:
             name = target["name"]
             fields += [(name, number), (f"{name}_lower", number), (f"{name}_upper", number)]
@@ -114,7 +121,7 @@ def column_of(criterion: Criterion) -> str:
 def _rows(plan: Plan, found: Sequence[Entry]) -> list[Row]:
     structures, places = [e.structure for e in found], [e.place for e in found]
     rows: list[Row] = [{"id": encodable(e.id), "path": encodable(e.path)} for e in found]
-    loaded = predictors(plan.models)
+    loaded = predictors(plan.models, plan.sums)
     criteria.check(plan.criteria, loaded)
     for number, (model, predictor) in enumerate(loaded.items()):
         more = _More(predictor, plan.criteria, first=number == 0)
@@ -136,6 +143,8 @@ def _join(row: Row, answer: Row, label: str) -> None:
         scores = [score for score in (row["ood_score"], answer["ood_score"]) if score is not None]
         answer["ood_score"] = max(scores, default=None)
         answer["ood_flag"] = answer["ood_flag"] or row["ood_flag"]
+        words = [word for word in (row["interval_for"], answer["interval_for"]) if word]
+        answer["interval_for"] = max(words, default=None)  # "new kinds" after "known kinds"
         if row["status"] != "ok":
             answer["status"] = row["status"]
         said = [row["message"]]

@@ -70,6 +70,11 @@ class Plan:
         """Return a hash of the manifest, which every part carries."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """Return the fingerprints of the models' bundles."""
+        return tuple(model["sha256"] for model in self.manifest["models"])
+
     def part(self, number: int) -> Path:
         """Return the file of a part."""
         return Path(self.folder) / "parts" / f"part-{number:07d}.parquet"
@@ -86,12 +91,18 @@ class Plan:
         """
         folder = Path(self.folder)
         path = folder / "manifest.json"
-        if path.exists():
-            self._compare(path)
-        elif folder.exists() and any(folder.iterdir()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            visible = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+        except OSError as error:
+            raise MatattnError(f"{folder}: cannot be used: {error.strerror}") from None
+        if visible and path.name not in visible:
             raise ConfigError(f"{folder}: is not empty, and no screening; give another folder")
-        else:
-            write_json(path, self.manifest)
+        with FileLock(folder / ".manifest.lock"):  # shards may begin together
+            if path.exists():
+                self._compare(path)
+            else:
+                write_json(path, self.manifest)
         lock = FileLock(folder / f".shard-{self.shard + 1}.lock")
         try:
             lock.acquire(timeout=0)

@@ -27,7 +27,11 @@ _TABLES = {".parquet": parquet.read_rows, ".aselmdb": aselmdb.read_rows}
 
 
 class Piece(Protocol):
-    """A structure, or a file of few, that a process can be sent."""
+    """A structure, or a file of few, that a process can be sent; it has ``size`` bytes of text."""
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that it holds itself."""
 
     def entries(self) -> Iterator[Entry]:
         """Yield its structures, or the errors in their places."""
@@ -38,6 +42,7 @@ class File:
     """A file of one structure, or few."""
 
     path: str
+    size = 0
 
     def entries(self) -> Iterator[Entry]:
         """Yield its structures, or the errors in their places."""
@@ -52,6 +57,11 @@ class Line:
     number: int
     text: str
 
+    @property
+    def size(self) -> int:
+        """Return the length of the line."""
+        return len(self.text)
+
     def entries(self) -> Iterator[Entry]:
         """Yield its structure, or the error in its place."""
         stem = Path(without_compression(Path(self.path).name)).stem
@@ -65,6 +75,7 @@ class TableRow:
 
     path: str
     located: Located
+    size = 0
 
     def entries(self) -> Iterator[Entry]:
         """Yield its structure, or the error in its place."""
@@ -80,9 +91,21 @@ class Member:
     name: str
     content: bytes
 
+    @property
+    def size(self) -> int:
+        """Return the length of the file."""
+        return len(self.content)
+
     def entries(self) -> Iterator[Entry]:
         """Yield its structures, or the errors in their places."""
         where = f"{self.archive}:{self.name}"
+        try:
+            yield from self._entries(where)
+        except (OSError, ValueError) as error:  # a name that this system cannot write
+            stem = Path(self.name).stem[:100]
+            yield Entry(stem, where, where, StructureError(f"{where[:200]}: {error}"))
+
+    def _entries(self, where: str) -> Iterator[Entry]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(self.name).name
             path.write_bytes(self.content)
@@ -99,6 +122,7 @@ class Parsed:
     """A structure of a file that cannot be divided without parsing it, or an error."""
 
     entry: Entry
+    size = 0
 
     def entries(self) -> Iterator[Entry]:
         """Yield it."""

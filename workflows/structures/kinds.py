@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import lightning as L
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
+from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor
 
 from matattn.config import Target, build
 from matattn.models.element_features import element_features
 from matattn.structures.dataset import CALIBRATION, PropertyDataset
-from matattn.uncertainty import Uncertainty
+from matattn.uncertainty import MOST_REFERENCES, Uncertainty
 from matattn.workflows.structures.predict import Predictor, encode
 
 if TYPE_CHECKING:
@@ -32,42 +32,64 @@ CLUSTERS = 6  # in every group
 _LEFT_OUT = "kind"  # the split of the group
 
 
-def groups_of(numbers: Sequence[np.ndarray], groups: int) -> np.ndarray:
+def groups_of(
+    numbers: Sequence[np.ndarray], groups: int, others: Sequence[np.ndarray] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the group [n] of every structure, from its atomic numbers; the same in every run.
 
     Clusters are those of k-means on mean and standard deviation of the properties of its elements.
-    They are dealt out by size, so that groups are about as large as each other.
+    They are dealt out by size, so that groups are about as large as each other. ``others`` take the
+    group of the nearest cluster.
     """
-    table = element_features("properties").double().numpy()
-    descriptors = np.stack(
-        [np.concatenate([part.mean(0), part.std(0)]) for z in numbers for part in (table[z - 1],)]
+    descriptors, rest = _descriptors(numbers), _descriptors(others)
+    middle, spread = descriptors.mean(0), descriptors.std(0)
+    descriptors, rest = (
+        (part - middle)[:, spread > 0] / spread[spread > 0] for part in (descriptors, rest)
     )
-    spread = descriptors.std(0)
-    descriptors = (descriptors - descriptors.mean(0))[:, spread > 0] / spread[spread > 0]
     wanted = min(CLUSTERS * groups, len(np.unique(descriptors, axis=0)))
     if wanted == 1:
-        return np.zeros(len(numbers), dtype=np.int64)
-    _, cluster = kmeans2(descriptors, wanted, minit="++", rng=np.random.default_rng(0))
+        return np.zeros(len(numbers), dtype=np.int64), np.zeros(len(others), dtype=np.int64)
+    centres, cluster = kmeans2(descriptors, wanted, minit="++", rng=np.random.default_rng(0))
     sizes = np.bincount(cluster, minlength=wanted)
     load, group = np.zeros(groups), np.zeros(wanted, dtype=np.int64)
     for number in np.argsort(-sizes, kind="stable"):
         group[number] = load.argmin()
         load[group[number]] += sizes[number]
-    return group[cluster]
+    nearest = vq(rest, centres)[0] if len(rest) else np.zeros(0, dtype=np.int64)
+    return group[cluster], group[nearest]
+
+
+def _descriptors(numbers: Sequence[np.ndarray]) -> np.ndarray:
+    """Return mean and standard deviation of the elements' properties [n, 2 P]."""
+    table = element_features("properties").double().numpy()
+    parts = [table[np.minimum(z, len(table)) - 1] for z in numbers]
+    found = [np.concatenate([part.mean(0), part.std(0)]) for part in parts]
+    return np.stack(found) if found else np.zeros((0, 2 * table.shape[1]))
 
 
 def left_out(dataset: PropertyDataset, groups: int) -> list[PropertyDataset]:
-    """Return the data once for each group: without it in the training rows, and as a split."""
-    train = dataset.rows("train")
+    """Return the data once for each group: without it in the training rows, and as a split.
+
+    Calibration rows of its kinds are left out, too. A group without which a target has no training
+    or calibration label is not tried.
+    """
+    train, calibration = dataset.rows("train"), dataset.rows(CALIBRATION)
     numbers = dataset.numbers()
-    group = groups_of([numbers[row] for row in train], groups)
+    group, other = groups_of(
+        [numbers[row] for row in train], groups, [numbers[row] for row in calibration]
+    )
+    labels, owners = dataset.labels(), dataset.owners()
     found = []
     for number in range(groups):
         split = dataset.split.astype("<U11")
         split[split == "val"] = ""  # chooses nothing here
         split[train[group == number]] = _LEFT_OUT
-        found.append(replace(dataset, split=split))
-    return [part for part in found if len(part.rows("train")) and len(part.rows(_LEFT_OUT))]
+        split[calibration[other == number]] = ""
+        known = [np.isfinite(labels[split[owners] == name]).any(0).all()
+                 for name in ("train", CALIBRATION, _LEFT_OUT)]  # fmt: skip
+        if all(known):
+            found.append(replace(dataset, split=split))
+    return found
 
 
 def kind_scores(task: PropertyTask, folder: Path) -> list[Tensor]:
@@ -104,6 +126,7 @@ def _scores(part: PropertyTask, method: str) -> Tensor:
     predictor = Predictor(network, description)
     errors = torch.from_numpy(np.abs(predictor.values(features) - labels)).float()
     rows = {name: np.flatnonzero(split == name) for name in ("train", CALIBRATION, _LEFT_OUT)}
+    rows["train"] = rows["train"][:: -(-len(rows["train"]) // MOST_REFERENCES)]
     fitted = Uncertainty.fit(
         method,
         network,

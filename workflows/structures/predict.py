@@ -170,14 +170,25 @@ class Predictor:
         """Return which structures [n], of features [n, F], get the intervals of new kinds.
 
         By itself a model gives them to all, where together they are farther from the training rows
-        than those of calibration, else to those that are flagged.
+        than those of calibration, else to those whose novelty is above 1. Where the interval of
+        known kinds is wider, it stays.
         """
         if self.uncertainty is None or self.uncertainty.kind_scores is None:
             return torch.zeros(len(features), dtype=torch.bool)
-        if self.kinds != "auto":
-            return torch.full((len(features),), self.kinds == "new")
+        if self.kinds == "known":
+            return torch.zeros(len(features), dtype=torch.bool)
+        with torch.no_grad():
+            known, new = (
+                self.uncertainty.half_widths(self.network, features, new=kinds)
+                for kinds in (False, True)
+            )
+        wider = (new >= known).all(1)
+        if self.kinds == "new":
+            return wider
         distances = self.uncertainty.distance(features)
-        return (distances > self.uncertainty.far) | self.uncertainty.is_shifted(distances)
+        # Atoms and pairs of one structure are too alike to be counted one by one.
+        whole = self.network.level == "structure" and self.uncertainty.is_shifted(distances)
+        return wider & ((distances > self.uncertainty.far) | whole)
 
     def intervals(
         self, features: torch.Tensor, level: float = LEVEL, new: torch.Tensor | None = None
@@ -189,13 +200,24 @@ class Predictor:
         values = self.values(features)
         if self.uncertainty is None:
             return np.full_like(values, np.nan), np.full_like(values, np.nan)
+        half = self.half_widths(features, level, new)
+        return np.maximum(values - half, self._minimum), values + half
+
+    def half_widths(
+        self, features: torch.Tensor, level: float = LEVEL, new: torch.Tensor | None = None
+    ) -> np.ndarray:
+        """Return half widths [n, T] of ``intervals``, before physical bounds cut them.
+
+        Raises ValueError when the model was not calibrated.
+        """
+        if self.uncertainty is None:
+            raise ValueError("this model has no intervals")
         with torch.no_grad():
             widths = self.uncertainty.half_widths(self.network, features, level)
             if new is not None and new.any():
                 wide = self.uncertainty.half_widths(self.network, features, level, new=True)
                 widths = torch.where(new[:, None], torch.maximum(widths, wide), widths)
-        half = widths.double().numpy()
-        return np.maximum(values - half, self._minimum), values + half
+        return widths.double().numpy()
 
     def probability(
         self, features: torch.Tensor, column: int, low: float, high: float
@@ -207,6 +229,8 @@ class Predictor:
         if self.uncertainty is None:
             raise ValueError("this model has no intervals")
         values, new = torch.from_numpy(self.values(features)[:, column]), self.are_new(features)
+        if high < self._minimum[column]:
+            return np.zeros(len(values))
         ends = (-math.inf if low <= self._minimum[column] else low, high)
         inside = self._inside(features, values, column, ends, new=False)
         if new.any():

@@ -5,8 +5,9 @@ label so far (Jones, Schonlau, Welch, Journal of Global Optimization 13, 455 (19
 
 .. math:: EI = (\mu - y^*) \Phi(z) + \sigma \phi(z), \qquad z = (\mu - y^*) / \sigma
 
-with sigma from the model's interval. Without a goal the width of the interval counts: what the
-model knows least. A batch is chosen one by one; what is near a chosen structure counts less:
+with sigma from the model's interval, of new kinds where the pool is of such. Without a goal the
+width of the interval counts: what the model knows least. A batch is chosen one by one; what is near
+a chosen structure counts less:
 
 .. math:: a_i \left(1 - e^{-(d_i / l)^2}\right)
 
@@ -29,6 +30,7 @@ from matattn.workflows.structures.pool import Pool
 from matattn.workflows.structures.predict import Predictor
 
 _WIDTH = 1.6448536  # standard deviations from the middle of a Gaussian's 90 % interval to its end
+_SAMPLE = 1000  # candidates that tell how far they are from each other
 _CANDIDATES = 20  # times the wanted number: only the best of them are compared with each other
 
 
@@ -85,9 +87,8 @@ def suggest(predictor: Predictor, pool: Pool, goal: Goal, number: int) -> Sugges
         raise BundleError("this model has no intervals, so nothing says what it knows least")
     column = names.index(goal.target)
     values = predictor.values(pool.features)[:, column]
-    with torch.no_grad():
-        half = predictor.uncertainty.half_widths(predictor.network, pool.features)
-    deviations = half.double().numpy()[:, column] / _WIDTH
+    new = predictor.are_new(pool.features)
+    deviations = predictor.half_widths(pool.features, new=new)[:, column] / _WIDTH
     if goal.sign == 0:
         best, better, score = None, None, deviations
     else:
@@ -111,8 +112,9 @@ def diverse(score: np.ndarray, points: Tensor, number: int) -> np.ndarray:
     """Return indices of large scores [n], >= 0, whose points [n, K] are not near each other."""
     candidates = np.argsort(-score, kind="stable")[: _CANDIDATES * number]
     number = min(number, len(candidates))
-    near = torch.cdist(points[candidates], points[candidates])
-    length = max(0.25 * float(near.median()), 1e-9)  # copies have no distance at all
+    points = points[candidates]
+    some = points[:: -(-len(points) // _SAMPLE)]
+    length = max(0.25 * float(torch.cdist(some, some).median()), 1e-9)  # copies have no distance
     weight = torch.ones(len(candidates), dtype=torch.float64)
     worth = torch.from_numpy(score[candidates]).double()
     chosen: list[int] = []
@@ -120,5 +122,6 @@ def diverse(score: np.ndarray, points: Tensor, number: int) -> np.ndarray:
         left = worth * weight
         left[chosen] = -torch.inf
         chosen.append(int(left.argmax()))
-        weight = torch.minimum(weight, 1 - torch.exp(-((near[chosen[-1]].double() / length) ** 2)))
+        near = (points - points[chosen[-1]]).norm(dim=1).double()
+        weight = torch.minimum(weight, 1 - torch.exp(-((near / length) ** 2)))
     return candidates[chosen]

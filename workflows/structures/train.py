@@ -33,7 +33,7 @@ from matattn.training.losses import LOSSES, Loss
 from matattn.training.processes import share_of_mean
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
-from matattn.uncertainty import FEWEST_ROWS, SPREADS, Uncertainty
+from matattn.uncertainty import FEWEST_ROWS, MOST_REFERENCES, SPREADS, Uncertainty
 from matattn.units import PROBABILITY
 from matattn.workflows.fitting import (
     GradientDescent,
@@ -47,10 +47,9 @@ from matattn.workflows.outputs import Outputs
 from matattn.workflows.structures import report
 from matattn.workflows.structures.batches import Batches
 from matattn.workflows.structures.fine_tune import start_from
-from matattn.workflows.structures.kinds import kind_scores
+from matattn.workflows.structures.kinds import kind_scores, left_out
 from matattn.workflows.structures.predict import Predictor, encode
 
-MOST_REFERENCES = 20_000  # training rows that novelty is measured from
 LONGEST_RANGE = 50  # Å: of neighbours in a crystal, some 30,000 of each atom
 
 Normaliser = tuple[Tensor, Tensor]  # mean and standard deviation [T]
@@ -204,6 +203,8 @@ class PropertyTask:
                 f"({config.epochs})"
             )
         dataset = _read_data(config)
+        if task.kinds:
+            _check_kinds(config, dataset)
         schedule = build(config.optimizer.schedule, "optimizer.schedule")
         arguments = network_arguments(config.model, dataset)
         networks = []
@@ -233,7 +234,11 @@ class PropertyTask:
     def on(self, dataset: PropertyDataset, network: StructureNetwork) -> Self:
         """Return the training of another network on another split of the data."""
         normaliser = normalise(network, dataset)
-        return replace(self, dataset=dataset, networks=[network], normaliser=normaliser)
+        task = replace(self.config.task, averaging_epochs=0, select="final")
+        config = replace(self.config, task=task)
+        return replace(
+            self, config=config, dataset=dataset, networks=[network], normaliser=normaliser
+        )
 
     def train_without(self, folder: Path, epochs: int | None) -> None:
         """Train the only network on what is left of the data, for ``epochs``, or as many as all."""
@@ -354,6 +359,19 @@ def _read_data(config: RunConfig[PropertySettings, GradientDescent]) -> Property
     if task.select == "best" and not len(dataset.rows("val")):
         raise ConfigError(f"task.select=best needs validation rows, and {dataset.name} has none")
     return dataset
+
+
+def _check_kinds(
+    config: RunConfig[PropertySettings, GradientDescent], dataset: PropertyDataset
+) -> None:
+    """Raise ConfigError where no network could be trained without a kind of structures."""
+    kinds = f"task.kinds={config.task.kinds}"
+    if config.processes > 1:
+        raise ConfigError(f"{kinds} needs trainer.devices=1")
+    if not len(dataset.rows(CALIBRATION)):
+        raise ConfigError(f"{kinds} needs calibration rows: raise task.calibration")
+    if not left_out(dataset, config.task.kinds):
+        raise ConfigError(f"{kinds}: the structures are too few or too alike for groups of kinds")
 
 
 def _check_loss(dataset: PropertyDataset, name: str) -> None:

@@ -57,7 +57,7 @@ def here():
     @contextmanager
     def executor():
         with ThreadPoolExecutor(1) as pool:
-            yield pool, 1
+            yield pool, lambda: 1
 
     return executor
 

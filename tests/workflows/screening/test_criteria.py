@@ -69,6 +69,16 @@ def test_an_unknown_target_is_refused(predictor):
         criteria.check([Criterion.parse("band_gap is true")], {"m": predictor})
 
 
+def test_two_criteria_on_one_target_are_refused(predictor):
+    both = [Criterion.parse("band_gap > 1"), Criterion.parse("band_gap < 2")]
+    with pytest.raises(ConfigError, match="band_gap has a criterion already"):
+        criteria.check(both, {"m": predictor})
+
+
+def test_nothing_is_below_the_least_value(predictor, features):
+    assert (Criterion("", "band_gap", high=-1.0).probability(predictor, features) == 0).all()
+
+
 def test_an_interval_holds_its_level(predictor, features):
     lower, upper = predictor.intervals(features, level=0.8)
     for n, (low, high) in enumerate(zip(lower[:, 0], upper[:, 0], strict=True)):

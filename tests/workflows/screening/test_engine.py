@@ -85,6 +85,37 @@ def _equal(one, two):
     return all(pq.read_table(a).equals(pq.read_table(b)) for a, b in pairs)
 
 
+def test_a_shard_is_not_done_before_its_parts_are(screened, plan, tmp_path, monkeypatch):
+    def stopped(plan, number, pieces):
+        raise KeyboardInterrupt
+
+    shards = [elsewhere(plan, tmp_path, shard=shard, shards=2) for shard in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "make", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            screened(shards[1])
+    screened(shards[0])
+    assert not hits.is_complete(shards[0])
+
+
+def test_long_pieces_make_small_parts(screened, plan, monkeypatch):
+    monkeypatch.setattr(engine, "_MOST_BYTES", 150)
+    screened(plan)
+    assert len(hits.parts_of(plan)) > 3
+
+
+def test_a_worker_with_another_model_is_refused():
+    with pytest.raises(MatattnError, match="mp-band-gap: this worker has another model"):
+        parts.predictors(("mp-band-gap",), ("0" * 64,))
+
+
+def test_the_interval_for_new_kinds_is_told_of_any_model():
+    row = {"status": "ok", "ood_score": 2.0, "ood_flag": True, "message": "",
+           "interval_for": "new kinds"}  # fmt: skip
+    parts._join(row, row | {"interval_for": "known kinds", "ood_score": 0.1, "ood_flag": False}, "")
+    assert (row["interval_for"], row["ood_score"], row["ood_flag"]) == ("new kinds", 2.0, True)
+
+
 def test_a_damaged_part_is_made_again(screened, plan, tmp_path):
     screened(plan)
     whole = contents(plan)
@@ -132,6 +163,8 @@ def test_two_models_of_one_target_are_refused(screened, plan, tmp_path):
 
 class _Killed:
     """A piece that kills the process that reads it: the first time, or always without a mark."""
+
+    size = 0
 
     def __init__(self, mark, piece):
         self.mark, self.piece = mark, piece

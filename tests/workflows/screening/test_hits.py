@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from matattn.workflows.screening import hits
+from matattn.workflows.screening import engine, hits
 from matattn.workflows.screening.hits import Summary, same_crystals
 
 
@@ -42,6 +42,26 @@ def test_only_the_same_formula_and_fingerprint_are_one_crystal():
     formulas = np.array([0, 0, 1, 0, 0, 0, 0])
     found = same_crystals(formulas, points.astype(np.float32))
     assert found.tolist() == [0, 1, 2, 0, 4, 5, 6]
+
+
+def test_a_row_of_neighbours_is_no_chain():
+    """Each is near the next, and the last is far from the first."""
+    points = np.stack([np.linspace(0, 1, 5000), np.ones(5000)], 1)
+    found = same_crystals(np.zeros(5000, int), points)
+    assert len(set(found)) > 900
+
+
+def test_two_cells_are_found_alone():
+    points = np.array([[1.0, 2], [1.000001, 2.000002]])
+    assert same_crystals(np.zeros(2, int), points).tolist() == [0, 0]
+
+
+def test_a_screening_with_a_missing_part_is_not_complete(plan, here):
+    with plan.claim():
+        engine.run(plan, here)
+    assert hits.is_complete(plan)
+    plan.part(1).unlink()
+    assert not hits.is_complete(plan)
 
 
 def test_nothing_known_is_nothing_repeated():

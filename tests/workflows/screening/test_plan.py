@@ -42,6 +42,18 @@ def test_a_folder_with_other_things_is_refused(plan, tmp_path):
         plan.claim()
 
 
+def test_what_another_shard_is_writing_is_no_other_thing(plan, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".manifest.json.17.partial").write_text("")
+    plan.claim().release()
+
+
+def test_a_file_in_its_place_is_told(plan, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(MatattnError, match="out: cannot be used"):
+        plan.claim()
+
+
 def test_a_damaged_manifest_is_told(plan, tmp_path):
     plan.claim().release()
     (tmp_path / "out" / "manifest.json").write_text("{")

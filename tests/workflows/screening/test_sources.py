@@ -15,7 +15,7 @@ from ase.db import connect
 from matattn.errors import MatattnError, StructureError
 from matattn.structures.files import entries
 from matattn.workflows.screening import sources
-from matattn.workflows.screening.sources import find, pieces
+from matattn.workflows.screening.sources import Member, find, pieces
 
 
 def read(*paths):
@@ -75,6 +75,12 @@ def test_an_archive_holds_its_files(tmp_path, examples, ending):
     assert f"{path}:../../bad.cif" in str(found[-1].structure) and "/tmp" not in str(
         found[-1].structure
     ).replace(str(tmp_path), "")
+
+
+def test_a_name_that_cannot_be_written_is_one_error(tmp_path):
+    name = "x" * 300 + ".cif"
+    (entry,) = Member(str(tmp_path / "a.tar"), name, b"data_x").entries()
+    assert isinstance(entry.structure, StructureError) and len(entry.id) == 100
 
 
 def test_a_member_that_is_too_large_is_refused(tmp_path, examples, monkeypatch):
