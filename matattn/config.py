@@ -52,6 +52,8 @@ _AS_BEFORE = {  # what keys that came later say of all runs from before, which k
     "data.inner": False,
     "model.moments": "none",
     "model.moment_channels": 2,
+    "task.kinds": 0,
+    "task.kind_epochs": None,
     "model.moment_degree": 3,
     "model.activation": "relu",
 }
