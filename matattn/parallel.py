@@ -57,7 +57,7 @@ def parallel_map(
     # Without this, a SIGTERM would leave the processes behind; only the main thread may set it.
     main = threading.current_thread() is threading.main_thread()
     earlier = signal.signal(signal.SIGTERM, _leave) if main else None
-    pool = process_pool(processes, partial(_start, start))
+    pool = process_pool(processes, start)
     try:
         if pool is None:
             yield from shown(map(run, items))
@@ -70,9 +70,12 @@ def parallel_map(
             pool.shutdown(cancel_futures=True)
 
 
-def process_pool(processes: int, start: Callable[[], object]) -> ProcessPoolExecutor | None:
+def process_pool(
+    processes: int, start: Callable[[], object] | None = None
+) -> ProcessPoolExecutor | None:
     """Return a pool of processes that call ``start`` first; None where the system has none.
 
+    Ctrl-C, which reaches all processes of a terminal, is left to this process, which ends them.
     That is told once, on the standard error: as in a container whose /dev/shm is full or cannot be
     written, there are no semaphores.
 
@@ -111,13 +114,9 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _watched(start: Callable[[], object]) -> None:
+def _watched(start: Callable[[], object] | None) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    start()
-
-
-def _start(start: Callable[[], object] | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent handles it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if start is not None:
         start()

@@ -76,7 +76,7 @@ def predict(
         if kinds != "auto":
             if kind.name != "structures":
                 raise MatattnError(f"--kinds {kinds}: a model of {kind.name} has one kind only")
-            return screened(folder, inputs, device, rows, kinds=kinds)
+            return _screen(folder, inputs, fields, device, rows, kinds)
         return _PREDICT[kind.name](folder, inputs, fields, device, rows)
 
     try:
@@ -157,14 +157,15 @@ def _predict_fields(
 
 
 def _screen(
-    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[Row]
-) -> str:
+    folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[Row],
+    kinds: str = "auto",
+) -> str:  # fmt: skip
     """Fill ``rows`` from structures; return a summary."""
     from matattn.tables import check_output
 
     if output is not None:
         check_output(output)
-    return screened(folder, inputs, device, rows)
+    return screened(folder, inputs, device, rows, kinds=kinds)
 
 
 def screened(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections import deque
@@ -79,7 +78,7 @@ class StructureStream:
 
     def __enter__(self) -> StructureStream:
         if self.processes:
-            self._pool = process_pool(self.processes, _ignore_interrupts)
+            self._pool = process_pool(self.processes)
             self.processes *= self._pool is not None
         self._fill()
         return self
@@ -137,9 +136,3 @@ def _read(group: list[Source]) -> tuple[list[Entry], float]:
     begin = time.process_time()
     read = [entry for source in group for entry in entries(source)]
     return read, time.process_time() - begin
-
-
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C, which reaches all processes of a terminal, to the first, which ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -86,13 +86,14 @@ def _work(
     advance: Callable[[int], Any],
 ) -> None:
     """Make parts until none is left; ``left`` holds those that are not finished."""
+    sent = plan.without_sources()
     running: dict[Future[parts.Done], int] = {
-        executor.submit(parts.make, plan, number, job): number for number, job in left.items()
+        executor.submit(parts.make, sent, number, job): number for number, job in left.items()
     }
     while True:
         for number, job in islice(jobs, max(0, _AHEAD * workers() - len(running))):
             left[number] = job
-            running[executor.submit(parts.make, plan, number, job)] = number
+            running[executor.submit(parts.make, sent, number, job)] = number
         if not running:
             return
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -113,10 +114,10 @@ def _missing(
         progress.parts = number + 1
         if number % plan.shards == plan.shard:
             if parts.is_finished(plan, number):
-                rows, with_values = parts.count(plan.part(number))
-                progress.earlier += rows
-                progress.with_values += with_values
-                advance(rows)
+                done = parts.count(plan.part(number))
+                progress.earlier += done.rows
+                progress.with_values += done.with_values
+                advance(done.rows)
             else:
                 yield number, job
 

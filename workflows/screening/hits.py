@@ -15,6 +15,7 @@ from pyarrow import compute
 
 from matattn.tables import Row
 from matattn.workflows.screening.criteria import Criterion
+from matattn.workflows.screening.parts import with_values
 from matattn.workflows.screening.plan import Plan, parts_of
 
 SAME = 1e-3  # distance of fingerprints, in their standard deviations, that are one crystal's ...
@@ -36,20 +37,23 @@ class Summary:
     probability: np.ndarray
 
     @property
+    def new(self) -> np.ndarray:
+        """Return which structures [n] repeat no earlier one."""
+        return self.original == np.arange(len(self.original))
+
+    @property
     def repeated(self) -> int:
         """Return how many structures repeat an earlier one."""
-        return int((self.original != np.arange(len(self.original))).sum())
+        return int((~self.new).sum())
 
     @property
     def expected(self) -> float:
         """Return how many different crystals are expected to meet the criteria."""
-        new = self.original == np.arange(len(self.original))
-        return float(np.nansum(self.probability[new]))
+        return float(np.nansum(self.probability[self.new]))
 
     def best(self, number: int) -> np.ndarray:
         """Return the rows of the most probable different crystals, best first."""
-        new = self.original == np.arange(len(self.original))
-        rows = np.flatnonzero(new & ~np.isnan(self.probability))
+        rows = np.flatnonzero(self.new & ~np.isnan(self.probability))
         return rows[np.argsort(-self.probability[rows], kind="stable")[:number]]
 
 
@@ -80,7 +84,7 @@ def summarize(plan: Plan) -> Summary:
         probability = whole["probability"].to_numpy().astype(float)
     return Summary(
         len(whole),
-        compute.sum(compute.equal(whole["status"], "ok")).as_py() or 0,
+        with_values(whole),
         compute.sum(whole["ood_flag"]).as_py() or 0,
         same_crystals(formulas, filled),
         probability,

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
+from pyarrow import compute
 
 from matattn import bundle, pretrained
 from matattn.errors import BundleError, ConfigError
@@ -20,7 +21,6 @@ from matattn.files import atomic_path, encodable
 from matattn.runtime import start_predicting
 from matattn.structures.files import Entry
 from matattn.tables import Row
-from matattn.workflows.screening import criteria
 from matattn.workflows.screening.criteria import Criterion
 from matattn.workflows.screening.plan import Plan
 from matattn.workflows.screening.sources import Piece
@@ -77,13 +77,21 @@ def make(plan: Plan, number: int, pieces: Sequence[Piece]) -> Done:
     path = plan.part(number)
     with atomic_path(path) as partial:
         pyarrow.parquet.write_table(table, partial)
-    return Done(*count(path))
+    return _done(table)
 
 
-def count(path: Path) -> tuple[int, int]:
-    """Return how many rows a part has, and how many of them have values."""
-    status = pyarrow.parquet.read_table(path, columns=["status"], memory_map=False)["status"]
-    return len(status), sum(value == "ok" for value in status.to_pylist())
+def count(path: Path) -> Done:
+    """Return what is said of a part from its file."""
+    return _done(pyarrow.parquet.read_table(path, columns=["status"], memory_map=False))
+
+
+def _done(table: pyarrow.Table) -> Done:
+    return Done(len(table), with_values(table))
+
+
+def with_values(table: pyarrow.Table) -> int:
+    """Return how many rows of a part, or of several, have values."""
+    return compute.sum(compute.equal(table["status"], "ok")).as_py() or 0
 
 
 def is_finished(plan: Plan, number: int) -> bool:
@@ -122,7 +130,6 @@ def _rows(plan: Plan, found: Sequence[Entry]) -> list[Row]:
     structures, places = [e.structure for e in found], [e.place for e in found]
     rows: list[Row] = [{"id": encodable(e.id), "path": encodable(e.path)} for e in found]
     loaded = predictors(plan.models, plan.sums)
-    criteria.check(plan.criteria, loaded)
     for number, (model, predictor) in enumerate(loaded.items()):
         more = _More(predictor, plan.criteria, first=number == 0)
         answers = predictor.predict_with(structures, places, more)

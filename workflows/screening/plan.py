@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Plan:
     shard: int = 0
     shards: int = 1
 
-    @property
+    @cached_property
     def criteria(self) -> list[Criterion]:
         """Return the criteria, parsed."""
         return [Criterion.parse(text) for text in self.where]
@@ -69,6 +69,12 @@ class Plan:
     def fingerprint(self) -> str:
         """Return a hash of the manifest, which every part carries."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
+    def without_sources(self) -> Plan:
+        """Return what workers are sent with each part: the sources may be a million names."""
+        light = replace(self, sources=())
+        light.__dict__["manifest"] = self.manifest
+        return light
 
     @property
     def sums(self) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import tarfile
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 from matattn.errors import MatattnError, StructureError
 from matattn.structures.files import Entry, entries, holds_one, is_structure_file
@@ -26,23 +26,24 @@ _LARGEST_MEMBER = 2**26  # bytes of one file in an archive
 _TABLES = {".parquet": parquet.read_rows, ".aselmdb": aselmdb.read_rows}
 
 
-class Piece(Protocol):
-    """A structure, or a file of few, that a process can be sent; it has ``size`` bytes of text."""
+class Piece(ABC):
+    """A structure, or a file of few, that a process can be sent."""
 
     @property
     def size(self) -> int:
-        """Return the bytes that it holds itself."""
+        """Return about how many bytes of text it holds itself."""
+        return 0
 
+    @abstractmethod
     def entries(self) -> Iterator[Entry]:
         """Yield its structures, or the errors in their places."""
 
 
 @dataclass(frozen=True)
-class File:
+class File(Piece):
     """A file of one structure, or few."""
 
     path: str
-    size = 0
 
     def entries(self) -> Iterator[Entry]:
         """Yield its structures, or the errors in their places."""
@@ -50,7 +51,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Line:
+class Line(Piece):
     """A line of a file of JSON lines; ``number`` counts from 1."""
 
     path: str
@@ -70,12 +71,11 @@ class Line:
 
 
 @dataclass(frozen=True)
-class TableRow:
+class TableRow(Piece):
     """A row of Parquet or of ASE's LMDB."""
 
     path: str
     located: Located
-    size = 0
 
     def entries(self) -> Iterator[Entry]:
         """Yield its structure, or the error in its place."""
@@ -84,7 +84,7 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Member:
+class Member(Piece):
     """A file in an archive."""
 
     archive: str
@@ -118,11 +118,10 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Parsed:
+class Parsed(Piece):
     """A structure of a file that cannot be divided without parsing it, or an error."""
 
     entry: Entry
-    size = 0
 
     def entries(self) -> Iterator[Entry]:
         """Yield it."""

@@ -63,8 +63,8 @@ class Pool:
         Distances are those of ``ood_score``, in standard deviations of the training rows; of a
         model that was not calibrated, in those of the features of the pool.
         """
-        points = self._points(predictor)
-        wanted = self._points(predictor, query)
+        points = self.points(predictor)
+        wanted = self.points(predictor, query)
         number = min(number, len(self.names))
         distances = torch.cat(
             [torch.cdist(wanted, part, compute_mode="donot_use_mm_for_euclid_dist")
@@ -73,11 +73,8 @@ class Pool:
         found = distances.topk(number, largest=False, sorted=True)
         return found.values, found.indices
 
-    def points(self, predictor: Predictor) -> Tensor:
-        """Return the components [n, K] in which distances are measured."""
-        return self._points(predictor)
-
-    def _points(self, predictor: Predictor, features: Tensor | None = None) -> Tensor:
+    def points(self, predictor: Predictor, features: Tensor | None = None) -> Tensor:
+        """Return the components [n, K] in which distances are measured, of some or all features."""
         features = self.features if features is None else features
         if predictor.uncertainty is not None:
             return predictor.uncertainty.distance.points(features)
