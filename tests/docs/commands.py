@@ -62,6 +62,7 @@ NOT_EXECUTED = {
     _HOURS: [
         "*python benchmarks/*",
         "python tools/prototypes/build.py *",
+        "*python tools/calibrate_kinds.py*",
         "python train.py experiment=wavefunction_6x6_hour",
         "python train.py model=flare_published *",
         "*hydra/launcher=local_cluster*",
