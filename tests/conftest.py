@@ -4,6 +4,8 @@ import functools
 import os
 import signal
 import sys
+from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,19 @@ else:
     install_import_hook("matattn.models", "beartype.beartype")  # checks the shapes in signatures
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+def pytest_collection_modifyitems(items):
+    """Of the cases marked ``share(n)`` skip all but every n-th: the others have their days."""
+    if "MATATTN_ALL_CASES" in os.environ:
+        return
+    today, seen = date.today().toordinal(), Counter()
+    for item in items:
+        if mark := item.get_closest_marker("share"):
+            test = item.nodeid.partition("[")[0]
+            if (seen[test] + today) % mark.args[0]:
+                item.add_marker(pytest.mark.skip("on another day, or with MATATTN_ALL_CASES=1"))
+            seen[test] += 1
 
 
 def _poisoned(allocate):

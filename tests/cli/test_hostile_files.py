@@ -334,6 +334,7 @@ def attempt(folder, make):
     }
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", CASES)
 def test_refused_in_bounds(tmp_path, name):
     outcome = attempt(tmp_path, CASES[name])

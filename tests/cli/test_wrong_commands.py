@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,10 @@ def run_all(file, folder, timeout):
 
 
 @pytest.mark.slow
-def test_wrong_commands_are_one_line(tmp_path):
-    """Every third command, the others on the next days.
-
-    All of them: python run_wrong_commands.py wrong_commands.txt.
-    """
-    today = date.today().toordinal() % 3
-    commands = (FOLDER / "wrong_commands.txt").read_text().splitlines()[today::3]
+@pytest.mark.share(3)
+@pytest.mark.parametrize("part", range(3))
+def test_wrong_commands_are_one_line(tmp_path, part):
+    commands = (FOLDER / "wrong_commands.txt").read_text().splitlines()[part::3]
     file = tmp_path / "commands.txt"
     file.write_text("\n".join(commands))
     rows = run_all(file, tmp_path, timeout=1500)

@@ -38,7 +38,7 @@ NOT_EXECUTED = {
         "pip install -e '.[[]build-data]'",
         "pip install *.whl",
     ],
-    _CHECKS: [".venv/bin/python -m pytest *", "*python -m sphinx *"],
+    _CHECKS: ["*.venv/bin/python -m pytest *", "*python -m sphinx *"],
     _DATA: [
         "export MATATTN_DATA=*",
         "*data=qm7*",

@@ -254,7 +254,13 @@ def done():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [
+        page if page == "README.md" else pytest.param(page, marks=pytest.mark.share(2))
+        for page in PAGES
+    ],
+)
 def test_page(page, folder, done, tmp_path_factory):
     """Its commands in their order, and then its programs, as one."""
     mine = [block for block in BLOCKS if block.page == page]
