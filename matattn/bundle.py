@@ -28,7 +28,7 @@ from matattn.errors import BundleError
 from matattn.files import sha256, write_bytes, write_json, write_text
 from matattn.kinds import KINDS, kind_of
 from matattn.runtime import plain_torch
-from matattn.uncertainty import Uncertainty
+from matattn.uncertainty import Calibrated
 
 FORMAT = 1
 ROOM = 2**30  # bytes: tables that a network makes, libraries that it loads
@@ -45,7 +45,7 @@ def save(
     arguments: dict[str, Any],
     config: dict[str, Any],
     card: str,
-    uncertainty: Uncertainty | None = None,
+    uncertainty: Calibrated | None = None,
     files: Mapping[str, str] | None = None,
 ) -> None:
     """Write a bundle; ``folder`` is replaced only when everything is written.
@@ -127,7 +127,7 @@ def _together(networks: Sequence[nn.Module]) -> nn.Module:
 
 
 @plain_torch()
-def load(folder: str | Path) -> tuple[list[nn.Module], dict[str, Any], Uncertainty | None]:
+def load(folder: str | Path) -> tuple[list[nn.Module], dict[str, Any], Any]:
     """Return the networks of a bundle, in evaluation mode, its config, and its uncertainty.
 
     There are several networks only if it holds an ensemble. Raises BundleError naming the folder
@@ -156,7 +156,7 @@ def load(folder: str | Path) -> tuple[list[nn.Module], dict[str, Any], Uncertain
         whole.load_state_dict(weights)
         if "uncertainty" in config:
             tensors = load_file(folder / _UNCERTAINTY)
-            uncertainty = Uncertainty.from_parts(config["uncertainty"], tensors)
+            uncertainty = kind_of(config).calibrated(config["uncertainty"], tensors)
     except (TypeError, ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split()) + _other_version(config)
         raise BundleError(f"{folder}: config.json and weights do not fit: {reason}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class Kind:
             reads a bundle.
         bundle_keys: what config.json of a bundle must say beyond what all of them do.
         takes_input: whether a prediction is made of something that a user gives.
+        uncertainty: the class of what bundles say of intervals and novelty.
         network: the base class of its networks, where other packages may bring some.
         dataset: the class of its data sets, where other packages may bring some.
     """
@@ -30,6 +32,7 @@ class Kind:
     predictor: str
     bundle_keys: tuple[str, ...]
     takes_input: bool = True
+    uncertainty: str = "matattn.uncertainty.Uncertainty"
     network: str = ""
     dataset: str = ""
 
@@ -39,6 +42,11 @@ class Kind:
 
         module = import_extra(f"matattn.workflows.{self.name}.predict")
         return getattr(module, self.predictor).load(folder, device)
+
+    def calibrated(self, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Any:
+        """Return the intervals of a bundle, from what it says of them; raises KeyError."""
+        module, _, name = self.uncertainty.rpartition(".")
+        return getattr(import_module(module), name).from_parts(config, tensors)
 
 
 KINDS = {
@@ -55,6 +63,7 @@ KINDS = {
             "meshes",
             "FieldPredictor",
             ("targets", "normaliser", "coordinates", "inputs", "input_scaling"),
+            uncertainty="matattn.meshes.uncertainty.FieldUncertainty",
             network="matattn.meshes.network.MeshNetwork",
             dataset="matattn.meshes.fields.FieldDataset",
         ),

@@ -439,6 +439,18 @@ class MeshContract(ModelContract):
         permuted = self.output(network, [sample[order]])
         assert_close(permuted, self.output(network, [sample])[order])
 
+    def test_features_belong_to_the_meshes(self) -> None:
+        """Check that features come with the same fields, one row a mesh in any order of nodes."""
+        network, samples = self.network(), self.samples()
+        with torch.no_grad():
+            fields, features = network.with_features(self.batch(network, samples))
+            assert_close(fields, self.output(network, samples))
+            if features is None:
+                return
+            turned = self.batch(network, [sample.flip(0) for sample in samples])
+            assert features.shape[0] == len(samples)
+            assert_close(network.with_features(turned)[1], features)
+
     def test_every_node_sees_the_whole_mesh(self) -> None:
         """Check that a move of one node changes the output at all nodes."""
         network, sample = self.network(), self.samples()[2]

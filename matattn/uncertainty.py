@@ -39,6 +39,16 @@ MOST_REFERENCES = 20_000  # training rows that novelty is measured from
 _NEWER = ("distances", "usual", "kind_scores")  # that bundles of earlier versions lack
 
 
+class Calibrated(Protocol):
+    """What a bundle keeps of intervals and novelty, whatever the network predicts."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the part that is tensors."""
+
+    def config(self) -> dict[str, Any]:
+        """Return the part that is plain values; ``method`` names how they are read."""
+
+
 class HasMembers(Protocol):
     """An ensemble that gives the outputs of its members."""
 

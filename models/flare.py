@@ -311,12 +311,23 @@ class _PointwiseEnds(MeshNetwork):
         angles = (torch.pi * octaves * inputs[..., None]).flatten(-2)
         return torch.cat([inputs, angles.sin(), angles.cos()], -1)
 
-    def forward(self, batch: MeshBatch) -> Float[Tensor, "nodes targets"]:
-        """Return normalised fields at all nodes of a batch."""
+    def _hidden(self, batch: MeshBatch) -> Tensor:
+        """Return the features of all nodes after the last block."""
         x = self.in_proj(self._features(batch.inputs))
         for block in self.blocks:
             x = block(x, batch.ptr)
-        return self.out_proj(x)
+        return x
+
+    def with_features(self, batch: MeshBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the fields, and means and deviations of the last features over each mesh."""
+        x = self._hidden(batch)
+        parts = x.split(batch.ptr.diff().tolist())
+        features = [torch.cat(torch.std_mean(part, 0, correction=0)[::-1]) for part in parts]
+        return self.out_proj(x), torch.stack(features)
+
+    def forward(self, batch: MeshBatch) -> Float[Tensor, "nodes targets"]:
+        """Return normalised fields at all nodes of a batch."""
+        return self.out_proj(self._hidden(batch))
 
 
 class FLARE(_PointwiseEnds):

@@ -18,6 +18,7 @@ from matattn import __version__, bundle
 from matattn.config import RunConfig
 from matattn.files import write_json, write_text
 from matattn.tables import write_table
+from matattn.uncertainty import Calibrated
 from matattn.workflows.reporting import (
     render,
     save_figure,
@@ -68,7 +69,7 @@ class Outputs:
     figures: Mapping[str, Figure]
     tables: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
     documents: Mapping[str, Any] = field(default_factory=dict)
-    uncertainty: Any = None
+    uncertainty: Calibrated | None = None
     bundle_files: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -41,6 +41,13 @@ class MeshNetwork(nn.Module):
         """Return the layers whose attention can be looked into, from the input on."""
         return []
 
+    def with_features(self, batch: MeshBatch) -> tuple[Tensor, Tensor | None]:
+        """Return ``forward(batch)``, and features [B, F] of the meshes that tell unlike ones apart.
+
+        None for a network that has none.
+        """
+        return self(batch), None
+
     def forward(self, batch: Any) -> Tensor:
         """Return the normalised fields [nodes, T] of a batch."""
         raise NotImplementedError

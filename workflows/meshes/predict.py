@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +19,13 @@ from matattn.meshes.batch import InputScaling, TrainingRange, collate_meshes
 from matattn.meshes.fields import Field, MeshSample
 from matattn.meshes.files import mesh_files, mesh_name, read_mesh, write_vtu
 from matattn.meshes.network import MeshNetwork
+from matattn.meshes.uncertainty import SUMMARIES, FieldUncertainty
 from matattn.runtime import find_device, on_cpu, peak_memory
+from matattn.uncertainty import FEWEST_ROWS, LEVEL, conformal_quantile
 
 NODES_PER_BATCH = 20_000
 CPU = torch.device("cpu")
+_ENDS = ("", "_lower", "_upper")  # of the names of columns
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,14 @@ class FieldPredictor:
     network: MeshNetwork
     config: dict[str, Any]
     device: torch.device = CPU
+    uncertainty: FieldUncertainty | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> FieldPredictor:
         """Load the model in ``folder``; raise BundleError or ConfigError."""
-        (network,), config, _ = bundle.load(folder)
+        (network,), config, uncertainty = bundle.load(folder)
         where = find_device(device)
-        return cls(cast(MeshNetwork, network).to(where), config, where)
+        return cls(cast(MeshNetwork, network).to(where), config, where, uncertainty)
 
     def fields(self, kind: str) -> tuple[Field, ...]:
         """Return the ``coordinates``, ``inputs`` or ``targets`` of the model."""
@@ -54,14 +59,55 @@ class FieldPredictor:
 
     def predict(self, samples: Sequence[MeshSample]) -> Iterator[np.ndarray]:
         """Yield the predicted fields [N, T] of each sample in physical units; ignore ``y``."""
+        for predicted, _ in self.with_features(samples):
+            yield predicted
+
+    def with_features(
+        self, samples: Sequence[MeshSample]
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor | None]]:
+        """Yield predicted fields [N, T] and the network's features [F] of each sample, if any."""
         scaling = InputScaling(**self.config["input_scaling"])
         mean, std = (np.array(self.config["normaliser"][key]) for key in ("mean", "std"))
         self.network.eval()
         for group in _by_node_budget(samples):
             batch = collate_meshes(group, scaling).to(self.device)
             with torch.no_grad(), on_cpu():
-                output = self.network(batch).cpu().numpy() * std + mean
-            yield from np.split(output.astype(np.float32), batch.ptr[1:-1].numpy())
+                output, features = self.network.with_features(batch)
+            fields = (output.cpu().numpy() * std + mean).astype(np.float32)
+            of_each = [None] * len(batch) if features is None else list(features.cpu())
+            yield from zip(np.split(fields, batch.ptr[1:-1].numpy()), of_each, strict=True)
+
+    def functional(
+        self,
+        compute: Callable[[MeshSample, np.ndarray], float],
+        labelled: Sequence[MeshSample],
+        level: float = LEVEL,
+    ) -> Callable[[MeshSample], tuple[float, float, float]]:
+        """Return a function of a sample: value and interval of a quantity of your own.
+
+        Args:
+            compute: sample, fields [N, T] -> the quantity, a number.
+            labelled: samples with true fields ``y``, like those to come, that no training saw: at
+                least 20 of them.
+            level: the probability that the true value of a new sample like these is inside.
+
+        Raises:
+            ValueError: with fewer samples, or too few for the level.
+        """
+        errors = [
+            abs(compute(sample, predicted) - compute(sample, sample.y))
+            for sample, predicted in zip(labelled, self.predict(labelled), strict=True)
+        ]
+        half = conformal_quantile(torch.tensor(errors, dtype=torch.float64), level)
+        if len(errors) < FEWEST_ROWS or not math.isfinite(half):
+            raise ValueError(f"{len(errors)} labelled samples are too few for an interval")
+
+        def predict(sample: MeshSample) -> tuple[float, float, float]:
+            (predicted,) = self.predict([sample])
+            value = compute(sample, predicted)
+            return value, value - half, value + half
+
+        return predict
 
 
 def _by_node_budget(samples: Iterable[MeshSample]) -> Iterator[list[MeshSample]]:
@@ -103,18 +149,20 @@ def predict_files(
 ) -> str:
     """Write ``<output>/<name>.vtu`` with the predicted fields for every mesh file.
 
-    ``rows`` gets a row per file: id, path, nodes, the least and largest predicted value of each
-    field with its unit, status and message. A bad file is a row with its error and does not stop
-    the others. Returns a line that says how many meshes, how fast, and on what.
+    ``rows`` gets a row per file: id, path, nodes, of each field the least, the mean and the largest
+    predicted value with their intervals and its unit, ``ood_score`` and ``ood_flag``, status and
+    message. Intervals and scores are empty for a model without them. A bad file is a row with its
+    error and does not stop the others. Returns a line that says how many meshes, how fast, and on
+    what.
     """
     begin = time.perf_counter()
     targets = predictor.fields("targets")
     for path, name in zip(paths, _unique(list(map(mesh_name, paths))), strict=True):
         row: dict[str, Any] = {"id": name, "path": str(path), "output": "", "nodes": ""}
         for field in targets:
-            row |= {f"{field.name}_{key}": "" for key in ("min", "max")}
+            row |= {f"{field.name}_{key}{end}": "" for key in SUMMARIES for end in _ENDS}
             row[f"{field.name}_unit"] = field.unit
-        row |= {"status": "ok", "message": ""}
+        row |= {"ood_score": "", "ood_flag": "", "status": "ok", "message": ""}
         try:
             row |= _predict_file(predictor, path, output / f"{name}.vtu")
         except DataError as error:
@@ -142,15 +190,31 @@ def _predict_file(predictor: FieldPredictor, path: Path, output: Path) -> dict[s
         raise DataError(f"{path}: would be overwritten; give another folder with -o")
     coordinates, inputs, targets = map(predictor.fields, ("coordinates", "inputs", "targets"))
     sample = read_mesh(path, len(coordinates), [field.name for field in inputs])
-    (predicted,) = predictor.predict([sample])
-    remarks = predictor.remarks(sample)
-    read = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
-    fields = {field.name: predicted[:, column] for column, field in enumerate(targets)}
-    write_vtu(output, sample, read | fields)
+    ((predicted, features),) = predictor.with_features([sample])
+    remarks, known = predictor.remarks(sample), predictor.uncertainty
+    fields = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
     row: dict[str, Any] = {"output": str(output), "nodes": len(sample.pos)}
+    for column, field in enumerate(targets):
+        fields[field.name] = predicted[:, column]
+        for name, compute in SUMMARIES.items():
+            row[f"{field.name}_{name}"] = float(compute(predicted[:, column]))
+    if known is not None:
+        novelty = None if features is None else known.novelty(features[None])
+        if novelty is not None:
+            row |= {"ood_score": float(novelty), "ood_flag": float(novelty) > 1}
+            if novelty > 1:
+                remarks.append("unlike the training meshes: intervals may be too narrow")
+        node, whole = known.half_widths(predicted), known.whole_half_widths(predicted)
+        summaries = {name: known.summary_half_widths(name, predicted) for name in SUMMARIES}
+        for column, field in enumerate(targets):
+            fields[f"{field.name}_half_width"] = node[:, column].astype(np.float32)
+            fields[f"{field.name}_whole_half_width"] = whole[:, column].astype(np.float32)
+            for name, half in summaries.items():
+                value = row[f"{field.name}_{name}"]
+                row[f"{field.name}_{name}_lower"] = value - half[column]
+                row[f"{field.name}_{name}_upper"] = value + half[column]
     row["message"] = "; ".join(remarks)
-    for name, values in fields.items():
-        row |= {f"{name}_min": float(values.min()), f"{name}_max": float(values.max())}
+    write_vtu(output, sample, fields)
     return row
 
 

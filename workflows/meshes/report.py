@@ -17,6 +17,7 @@ from matattn.meshes.batch import InputScaling, collate_meshes
 from matattn.meshes.fields import Field, FieldDataset, MeshSample
 from matattn.meshes.network import MeshNetwork
 from matattn.runtime import machine
+from matattn.uncertainty import FEWEST_ROWS, LEVEL
 from matattn.workflows import reporting
 
 _BASELINES = {
@@ -25,7 +26,11 @@ _BASELINES = {
     "nearest_sample": "nearest sample",
     "kernel_ridge": "kernel ridge",
 }
-_HEADER = ("split", "field", "relative L2", "averaged weights", *_BASELINES.values(), "samples")
+_INSIDE = ("in_interval", "maximum_in_interval", "field_in_band")
+_HEADER = (
+    "split", "field", "relative L2", "averaged weights", *_BASELINES.values(), "samples",
+    "in interval: nodes, maxima, fields",
+)  # fmt: skip
 
 
 def results_table(metrics: Mapping[str, Any]) -> Table:
@@ -42,7 +47,8 @@ def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
             errors = [result["relative_l2"], result.get("relative_l2_ema")]
             errors += [result["baselines"].get(name) for name in _BASELINES]
             texts = ["" if error is None else f"{error:.4f}" for error in errors]
-            rows.append([split, field, *texts, str(result["n"])])
+            shares = [f"{100 * result[key]:.0f} %" for key in _INSIDE if key in result]
+            rows.append([split, field, *texts, str(result["n"]), ", ".join(shares)])
     return rows
 
 
@@ -175,6 +181,9 @@ def values(
         "dataset": dataset,
         "shown": shown,
         "pictures": list(figures),
+        "intervals": any("in_interval" in of for of in metrics.get("train", {}).values()),
+        "level": LEVEL,
+        "fewest": FEWEST_ROWS,
         "machine": machine(config.accelerator),
         "nodes": (min(nodes), max(nodes)),
         "fields": {

@@ -23,11 +23,13 @@ from matattn.meshes.batch import InputScaling, MeshBatch, TrainingRange, collate
 from matattn.meshes.fields import FieldDataset, MeshSample
 from matattn.meshes.files import write_vtu
 from matattn.meshes.network import MeshNetwork
+from matattn.meshes.uncertainty import FieldUncertainty, summary
 from matattn.training.averaging import ExponentialAverage
 from matattn.training.data import Loaders
 from matattn.training.processes import number_and_count, share_of_mean, summed
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
+from matattn.uncertainty import FEWEST_ROWS
 from matattn.workflows.fitting import (
     GradientDescent,
     check_batches,
@@ -308,9 +310,14 @@ class FieldTask:
         samples = {
             split: _evaluated(dataset, split) for split in SPLITS if len(dataset.rows(split))
         }
-        predicted = {split: list(predictor.predict(s)) for split, s in samples.items()}
+        found = {split: list(predictor.with_features(s)) for split, s in samples.items()}
+        predicted = {split: [fields for fields, _ in of_split] for split, of_split in found.items()}
         errors = {split: _errors(s, predicted[split]) for split, s in samples.items()}
         metrics = _metrics(dataset, samples, errors)
+        uncertainty = _uncertainty(samples, found)
+        if uncertainty is not None:
+            for split in set(samples) - {"val"}:  # whose samples made the intervals
+                _add_coverage(metrics[split], uncertainty, samples[split], predicted[split])
         if trained.average:
             averaged = FieldPredictor(copy.deepcopy(network), description, trained.device)
             averaged.network.load_state_dict(trained.average.weights, strict=False)
@@ -341,6 +348,7 @@ class FieldTask:
             report=report.values(self.config, dataset, metrics, shown, figures),
             figures=figures,
             tables={"predictions.csv": list(_error_rows(dataset, samples, errors))},
+            uncertainty=uncertainty,
         )
 
     def _description(self) -> dict[str, Any]:
@@ -400,6 +408,46 @@ def _metrics(
             for column, field in enumerate(dataset.targets)
         }
     return metrics
+
+
+def _uncertainty(
+    samples: Mapping[str, list[MeshSample]],
+    found: Mapping[str, list[tuple[np.ndarray, Tensor | None]]],
+) -> FieldUncertainty | None:
+    """Return intervals fitted to the validation samples; None if these are too few."""
+    if len(samples.get("val", ())) < FEWEST_ROWS:
+        return None
+    pairs, features = {}, {}
+    for split in ("train", "val"):
+        pairs[split] = [
+            (fields, sample.y)
+            for (fields, _), sample in zip(found[split], samples[split], strict=True)
+        ]
+        known = [of_mesh for _, of_mesh in found[split] if of_mesh is not None]
+        features[split] = torch.stack(known) if known else None
+    return FieldUncertainty.fit(pairs["train"], pairs["val"], features["train"], features["val"])
+
+
+def _add_coverage(
+    metrics: dict[str, Any],
+    uncertainty: FieldUncertainty,
+    samples: Sequence[MeshSample],
+    predicted: Sequence[np.ndarray],
+) -> None:
+    """Add to the metrics of a split what share of nodes, fields and maxima is in its interval."""
+    inside: dict[str, list[np.ndarray]] = {"in_interval": [], "field_in_band": [],
+                                           "maximum_in_interval": []}  # fmt: skip
+    for sample, fields in zip(samples, predicted, strict=True):
+        error = np.abs(fields - sample.y)
+        maximum = np.abs(summary("max", fields) - summary("max", sample.y))
+        inside["in_interval"].append((error <= uncertainty.half_widths(fields)).mean(0))
+        inside["field_in_band"].append((error <= uncertainty.whole_half_widths(fields)).all(0))
+        inside["maximum_in_interval"].append(
+            maximum <= uncertainty.summary_half_widths("max", fields)
+        )
+    for key, shares in inside.items():
+        for result, share in zip(metrics.values(), np.mean(shares, axis=0), strict=True):
+            result[key] = float(share)
 
 
 def _error_rows(

@@ -48,6 +48,83 @@ def test_predict_writes_fields(invoke, meshes, finished, tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def calibrated(config, meshes, tmp_path_factory):
+    """A finished run with twenty validation samples, which are enough for intervals."""
+    folder, data = tmp_path_factory.mktemp("calibrated"), tmp_path_factory.mktemp("more")
+    rows = ["id,split"]
+    generator = np.random.default_rng(1)
+    for number in range(44):
+        pos = generator.random((20, 2))
+        load = np.full(20, generator.uniform(1, 2))
+        pressure = load * np.sin(3 * pos[:, 0]) + pos[:, 1]
+        np.savez(data / f"m{number:02}.npz", pos=pos, load=load, pressure=pressure)
+        rows.append(f"m{number:02},{('train', 'val')[number % 2] if number < 40 else 'test'}")
+    (data / "split.csv").write_text("\n".join(rows))
+    return folder, run.run(config(folder, f"data.path={data}", "task.export=0"))
+
+
+def table(folder):
+    with open(folder / "predictions.csv") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_model_without_intervals_leaves_them_empty(invoke, meshes, tmp_path):
+    invoke(meshes / "m31.npz", "-o", tmp_path)
+    (row,) = table(tmp_path)
+    assert row["pressure_max"] and row["pressure_mean"] and row["ood_flag"] == ""
+    assert row["pressure_max_lower"] == row["pressure_min_upper"] == ""
+    assert "pressure_half_width" not in meshio.read(tmp_path / "m31.vtu").point_data
+
+
+def test_intervals_of_fields(calibrated, meshes, tmp_path):
+    folder, metrics = calibrated
+    result = metrics["test"]["pressure"]
+    assert 0.5 < result["in_interval"] <= 1 and 0 < result["maximum_in_interval"] <= 1
+    assert "in_interval" not in metrics["val"]["pressure"]
+    report = (folder / "report.md").read_text()
+    assert "Intervals promise 90 %" in report and "in interval: nodes" in report
+    with np.load(meshes / "m31.npz") as content:
+        np.savez(tmp_path / "far.npz", **dict(content) | {"load": content["load"] + 30})
+    arguments = [folder / "model", meshes / "m31.npz", tmp_path / "far.npz", "-o", tmp_path / "out"]
+    done = CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    near, far = table(tmp_path / "out")
+    for name in ("min", "mean", "max"):
+        value, lower, upper = (
+            float(near[f"pressure_{name}{end}"]) for end in ("", "_lower", "_upper")
+        )
+        assert lower < value < upper and upper - value == pytest.approx(value - lower)
+    assert float(near["ood_score"]) < float(far["ood_score"])
+    assert far["ood_flag"] == "True" and "unlike the training meshes" in far["message"]
+    fields = meshio.read(tmp_path / "out" / "m31.vtu").point_data
+    node, whole = fields["pressure_half_width"], fields["pressure_whole_half_width"]
+    assert (0 < node).all() and (node < whole).all()
+
+
+def test_quantities_of_ones_own(calibrated, meshes):
+    """Intervals of any function of a field, from samples that the user has labels of."""
+    model = FieldPredictor.load(calibrated[0] / "model")
+    samples = [
+        read_mesh(meshes / f"m{number:02}.npz", 2, ["load"], ["pressure"]) for number in range(36)
+    ]
+
+    def range_of(sample, fields):
+        return float(np.ptp(fields[:, 0]))
+
+    predict = model.functional(range_of, samples[:34])
+    value, lower, upper = predict(samples[35])
+    (fields,) = model.predict(samples[35:])
+    assert value == pytest.approx(np.ptp(fields[:, 0])) and lower < value < upper
+    errors = sorted(
+        abs(range_of(s, p) - range_of(s, s.y))
+        for s, p in zip(samples[:34], model.predict(samples[:34]), strict=True)
+    )
+    assert upper - value == pytest.approx(errors[31], rel=1e-4)  # the 32nd of 34
+    with pytest.raises(ValueError, match="4 labelled samples are too few"):
+        model.functional(range_of, samples[:4])
+
+
 def test_other_units_and_a_series(invoke, meshes, finished, tmp_path):
     with np.load(meshes / "m30.npz") as content:
         pos, load = content["pos"], content["load"]
