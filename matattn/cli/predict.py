@@ -45,6 +45,14 @@ def predict(
             help="Intervals for known kinds of structures, or new ones: auto, known, new."
         ),
     ] = "auto",
+    orderings: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Ordered crystals that stand for one with partial occupancies: the value is "
+            "their mean. 0: it is refused.",
+        ),
+    ] = 0,
 ) -> None:
     """Predict properties of crystals.
 
@@ -73,10 +81,11 @@ def predict(
             raise MatattnError("give structures or meshes after the model: files or folders")
         if kind.name == "meshes":  # fields go into a folder, with the table beside them
             output = output and output / "predictions.csv"
-        if kinds != "auto":
+        if kinds != "auto" or orderings:
             if kind.name != "structures":
-                raise MatattnError(f"--kinds {kinds}: a model of {kind.name} has one kind only")
-            return _screen(folder, inputs, fields, device, rows, kinds)
+                asked = f"--kinds {kinds}" if kinds != "auto" else f"--orderings {orderings}"
+                raise MatattnError(f"{asked}: only for models of structures, not of {kind.name}")
+            return _screen(folder, inputs, fields, device, rows, kinds, orderings)
         return _PREDICT[kind.name](folder, inputs, fields, device, rows)
 
     try:
@@ -158,19 +167,19 @@ def _predict_fields(
 
 def _screen(
     folder: Path, inputs: list[str], output: Path | None, device: str, rows: list[Row],
-    kinds: str = "auto",
+    kinds: str = "auto", orderings: int = 0,
 ) -> str:  # fmt: skip
     """Fill ``rows`` from structures; return a summary."""
     from matattn.tables import check_output
 
     if output is not None:
         check_output(output)
-    return screened(folder, inputs, device, rows, kinds=kinds)
+    return screened(folder, inputs, device, rows, kinds=kinds, orderings=orderings)
 
 
 def screened(
     folder: Path, inputs: list[str], device: str, rows: list[Row], embed: bool = False,
-    kinds: str = "auto",
+    kinds: str = "auto", orderings: int = 0,
 ) -> str:  # fmt: skip
     """Fill ``rows`` with predictions or features of structures; return a summary.
 
@@ -196,7 +205,9 @@ def screened(
         predictor = pretrained.kind(folder).load(folder, device)
         if kinds != "auto":
             predictor = predictor.for_kinds(kinds)
-        screening = Screening(predictor, stream, rows, embed)
+        if orderings and predictor.network.level != "structure":
+            raise MatattnError(f"--orderings {orderings}: only for properties of whole structures")
+        screening = Screening(predictor, stream, rows, embed, orderings)
         console = Console(stderr=True)
         try:
             with Progress(console=console, disable=not console.is_terminal) as progress:

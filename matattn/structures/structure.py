@@ -29,6 +29,10 @@ _LONGEST = 1e4  # Å: a lattice vector, or the distance of an atom of a molecule
 _FARTHEST = 1e6  # cells: beyond, the position in the cell has lost its digits
 _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
 _THINNEST = 0.01  # Å, and share of a lattice vector, that it rises above the plane of the others
+ORDER_IT = (  # what to do about a partial occupancy
+    "order it first, for example with pymatgen's OrderDisorderedStructureTransformation, or give "
+    "matattn predict --orderings 20"
+)
 
 
 def validate(structure: Structure | Molecule, where: str = "structure") -> list[str]:
@@ -41,10 +45,7 @@ def validate(structure: Structure | Molecule, where: str = "structure") -> list[
     for index, site in enumerate(structure):
         name = f"site {index + 1} ({site.species_string})"
         if not site.is_ordered:
-            raise StructureError(
-                f"{where}: {name} has partial occupancy; order it first, for example with "
-                "pymatgen's OrderDisorderedStructureTransformation"
-            )
+            raise StructureError(f"{where}: {name} has partial occupancy; {ORDER_IT}")
         if isinstance(site.specie, DummySpecies):
             raise StructureError(f"{where}: {name} is not a chemical element")
     z = [site.specie.Z for site in structure]

@@ -23,6 +23,7 @@ from matattn.models.crystalformer import Crystalformer
 from matattn.models.text_encoder import CrystalText
 from matattn.structures import stream
 from matattn.structures.batch import collate
+from matattn.structures.disorder import orderings
 from matattn.structures.structure import to_tensors
 from matattn.workflows.structures import screen
 from matattn.workflows.structures.predict import TOLERANCE, Predictor
@@ -134,6 +135,34 @@ def test_structures_that_are_read_but_not_physical(model, tmp_path):
     assert "half.cif: K0 and Na1 share a place: partial occupancy" in messages["half"]
     assert "es.cif: site 1 has atomic number 99" in messages["es"]
     assert "no training crystal contains U" in messages["ucl"]
+
+
+def test_partial_occupancies_are_means_over_orderings(model, tmp_path):
+    """Files that pymatgen reads and structures in JSON; whole ones have their ordinary rows."""
+    half = Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}, "Cl"], [[0] * 3, [0.5] * 3])
+    half.to(filename=str(tmp_path / "half.cif"))
+    (tmp_path / "json.json").write_text(json.dumps(half.as_dict()))
+    crystal("Na", "Cl").to(filename=str(tmp_path / "whole.cif"))
+    dilute = Structure(Lattice.cubic(4), [{"Na": 0.999, "K": 0.001}], [[0] * 3])
+    dilute.to(filename=str(tmp_path / "dilute.cif"))
+    (tmp_path / "wrong.cif").write_text("data_x\n")
+    result, table = predict(model, tmp_path, "--orderings", "6")
+    rows = {row["id"]: row for row in table}
+    assert result.exit_code == 0
+    _, (refused, plain) = predict(model, tmp_path / "half.cif", tmp_path / "whole.cif")
+    assert "give matattn predict --orderings 20" in refused["message"]
+    assert plain.items() <= {**rows["whole"], "path": plain["path"]}.items()
+    assert rows["whole"]["orderings"] == rows["wrong"]["orderings"] == ""
+    assert "holds all its elements" in rows["dilute"]["message"]
+    assert rows["wrong"]["status"] == "StructureError" and rows["half"]["formula"] == "K0.5Na0.5Cl1"
+    made = orderings(half, 6)
+    values = [row["band_gap"] for row in matattn.load(model).predict(made.structures)]
+    for name in ("half", "json"):
+        row = rows[name]
+        assert row["orderings"] == "6" and row["status"] == "ok"
+        assert "mean of 6 orderings of a " in row["message"]
+        assert float(row["band_gap"]) == pytest.approx(np.mean(values), abs=1e-4)
+        assert float(row["band_gap_orderings_std"]) == pytest.approx(np.std(values, ddof=1), 1e-3)
 
 
 def test_json_lines_from_the_standard_input(model):

@@ -512,6 +512,7 @@ def cases():
         yield pytest.param(function, marks=marks, id=name)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("fault", [*cases()])
 def test_nothing_is_lost(tmp_path, fault):
     tried, lost = fault(tmp_path)

@@ -20,6 +20,7 @@ from matattn.workflows.structures.screen import Screening
 
 _NAMES = ("id", "path", "formula")
 _AT_ONCE = 20_000  # rows whose distances are made together
+_IN_CACHE = 2_000  # rows whose components are
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Pool:
         """Return the components [n, K] in which distances are measured, of some or all features."""
         features = self.features if features is None else features
         if predictor.uncertainty is not None:
-            return predictor.uncertainty.distance.points(features)
+            components = predictor.uncertainty.distance.points
+            return torch.cat([components(part) for part in features.split(_IN_CACHE)])
         return features / self.features.std(0, correction=0).clamp(min=1e-9)
 
 

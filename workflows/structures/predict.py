@@ -159,7 +159,7 @@ class Predictor:
             output = self.network.readout(features).double() * std + mean
         if self.classifies:
             return output.sigmoid().numpy()
-        return np.maximum(output.numpy(), self._minimum)
+        return np.maximum(output.numpy(), self.minimum)
 
     @property
     def classifies(self) -> bool:
@@ -201,7 +201,7 @@ class Predictor:
         if self.uncertainty is None:
             return np.full_like(values, np.nan), np.full_like(values, np.nan)
         half = self.half_widths(features, level, new)
-        return np.maximum(values - half, self._minimum), values + half
+        return np.maximum(values - half, self.minimum), values + half
 
     def half_widths(
         self, features: torch.Tensor, level: float = LEVEL, new: torch.Tensor | None = None
@@ -229,9 +229,9 @@ class Predictor:
         if self.uncertainty is None:
             raise ValueError("this model has no intervals")
         values, new = torch.from_numpy(self.values(features)[:, column]), self.are_new(features)
-        if high < self._minimum[column]:
+        if high < self.minimum[column]:
             return np.zeros(len(values))
-        ends = (-math.inf if low <= self._minimum[column] else low, high)
+        ends = (-math.inf if low <= self.minimum[column] else low, high)
         inside = self._inside(features, values, column, ends, new=False)
         if new.any():
             inside = torch.where(
@@ -261,7 +261,7 @@ class Predictor:
         return (above - below).clamp(min=0)
 
     @property
-    def _minimum(self) -> np.ndarray:
+    def minimum(self) -> np.ndarray:
         """Return the least physical value [T] of each target."""
         names = (target["name"] for target in self.targets)
         return np.array([PROPERTIES[n].minimum if n in PROPERTIES else -np.inf for n in names])

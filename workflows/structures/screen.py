@@ -14,7 +14,9 @@ import torch
 from matattn.kernels.dispatch import choose
 from matattn.runtime import peak_memory
 from matattn.structures.ensemble import first_member
+from matattn.structures.files import Entry
 from matattn.structures.stream import StructureStream
+from matattn.workflows.structures.disordered import disordered, predict_disordered
 from matattn.workflows.structures.predict import Predictor
 
 CHUNK = 500  # structures in memory at a time; enough to fill batches with crystals of one size
@@ -24,13 +26,15 @@ CHUNK = 500  # structures in memory at a time; enough to fill batches with cryst
 class Screening:
     """A row for every entry of a stream; when interrupted, ``rows`` hold what is finished.
 
-    ``embed`` asks for features (``Predictor.embed``) in place of predictions.
+    ``embed`` asks for features (``Predictor.embed``) in place of predictions. With ``orderings``,
+    crystals with partial occupancies are means over so many ordered ones.
     """
 
     predictor: Predictor
     stream: StructureStream
     rows: list[dict[str, Any]] = field(default_factory=list)
     embed: bool = False
+    orderings: int = 0
     seconds: float = 0.0  # of the whole run
     network_seconds: float = 0.0  # of them, those of predictions
 
@@ -47,10 +51,26 @@ class Screening:
             answers = answer(
                 [entry.structure for entry in chunk], [entry.place for entry in chunk], advance
             )
+            if self.orderings:
+                answers = [
+                    self._with_orderings(entry, row)
+                    for entry, row in zip(chunk, answers, strict=True)
+                ]
             self.network_seconds += time.perf_counter() - before
             for entry, row in zip(chunk, answers, strict=True):
                 self.rows.append({"id": entry.id, "path": entry.path} | row)
             self.seconds = time.perf_counter() - begin
+
+    def _with_orderings(self, entry: Entry, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the row of an entry, of one with partial occupancies from its orderings."""
+        ordered = {f"{target['name']}_orderings_std": None for target in self.predictor.targets}
+        place = {"orderings": None} | ordered
+        if row["status"] == "ok":
+            return row | place
+        if (structure := disordered(entry.structure, entry.path)) is None:
+            return row | place
+        made = predict_disordered(self.predictor, structure, entry.place, self.orderings)
+        return made if made["status"] == "ok" else made | place
 
     def summary(self) -> str:
         """Return one line: how many structures, how fast, and on what."""

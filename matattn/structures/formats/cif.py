@@ -47,7 +47,7 @@ from matattn.structures.formats.space_groups import (
     settings,
 )
 from matattn.structures.neighbors import heights, periodic_neighbors
-from matattn.structures.structure import CLOSE
+from matattn.structures.structure import CLOSE, ORDER_IT
 from matattn.text_files import read_text
 
 _ONE_ATOM = 0.5  # Å: images of one atom so near are that atom, on a special position
@@ -374,8 +374,7 @@ def _without_doubles(
     for index, total in occupancy.items():
         if abs(total - 1) > 1e-3:
             raise StructureError(
-                f"{sites[index].label} has partial occupancy ({total:g}); order it first, for "
-                "example with pymatgen's OrderDisorderedStructureTransformation"
+                f"{sites[index].label} has partial occupancy ({total:g}); {ORDER_IT}"
             )
     return list(occupancy)
 
@@ -394,8 +393,7 @@ def _check_pair(
     """Raise StructureError for two sites that are near, unless they are one site given twice."""
     if one.element != other.element and min(one.occupancy, other.occupancy) < 1:
         raise StructureError(
-            f"{one.label} and {other.label} share a place: partial occupancy; order it first, for "
-            "example with pymatgen's OrderDisorderedStructureTransformation"
+            f"{one.label} and {other.label} share a place: partial occupancy; {ORDER_IT}"
         )
     if distance > _SAME_PLACE or len(orbit) != len(other_orbit) or one.element != other.element:
         pair = f"{one.label} and {other.label} are" if one is not other else f"two {one.label} are"

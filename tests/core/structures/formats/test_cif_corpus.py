@@ -340,6 +340,7 @@ def test_contradictions_are_refused(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.share(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_other_crystal_in_silence_in_any_setting(kind):
     results = check(kind, range(1, 531))
