@@ -37,6 +37,7 @@ REQUIRED = ("format", "network", "arguments")
 _FILES = ("model.safetensors", "config.json", "card.md")
 _UNCERTAINTY = "uncertainty.safetensors"  # optional
 _TOKENIZER = "tokenizer.json"  # of models of text
+_TRAINING_ROWS = "training_rows.csv"  # optional: what novelty is measured from
 
 
 def save(
@@ -266,7 +267,9 @@ def _verify(folder: Path) -> None:
     for name in expected:
         if Path(name).name != name:
             raise BundleError(f"{sums}: {name!r} is no file name; the file is damaged")
-    optional = [name for name in (_UNCERTAINTY, _TOKENIZER) if (folder / name).exists()]
+    optional = [
+        name for name in (_UNCERTAINTY, _TOKENIZER, _TRAINING_ROWS) if (folder / name).exists()
+    ]
     for name in dict.fromkeys([*_FILES, *expected, *optional]):
         if name not in expected or not (folder / name).is_file():
             raise BundleError(

@@ -11,7 +11,7 @@ written, the scores of its own calibration rows are made again and compared with
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from matattn.workflows import run
 from matattn.workflows.structures.kinds import kind_scores
 from matattn.workflows.structures.predict import Predictor, encode
 from matattn.workflows.structures.train import PropertyTask
+from matattn.workflows.structures.training_rows import FILE, references, text_of
 
 MODELS = ("mp-formation-energy", "mp-band-gap", "mp-bulk-modulus", "mp-shear-modulus")
 
@@ -76,20 +77,27 @@ def recalibrated(name: str, task: PropertyTask, scores: torch.Tensor) -> None:
     known = scores[:, column : column + 1]
     known = known[~known.isnan()[:, 0]]
     new = replace(old, distances=distances, usual=usual).with_kinds(known)
-    _write(folder, predictor, new)
+    train = [row for row in task.dataset.rows("train").tolist() if np.isfinite(labels[row])]
+    train = references(np.array(train)).tolist()
+    made = old.distance.points(encode(predictor.network, [task.dataset.items[train[-1]]]))
+    torch.testing.assert_close(made[0], old.distance.references[-1].float(), rtol=1e-2, atol=1e-2)
+    files = {FILE: text_of(task.dataset, train, [target])}
+    _write(folder, predictor, new, files)
     halves = (new.half_widths(predictor.network, features, new=n).median() for n in (True, False))
     wide, narrow = map(float, halves)
     print(f"{name}: {len(known)} scores; new kinds +- {wide:.3g}, known kinds +- {narrow:.3g}")
 
 
-def _write(folder: Path, predictor: Predictor, uncertainty: Uncertainty) -> None:
+def _write(
+    folder: Path, predictor: Predictor, uncertainty: Uncertainty, files: Mapping[str, str]
+) -> None:
     config = bundle.describe(folder)
     left_out = ("format", "network", "arguments", "members", "uncertainty")
     described = {key: value for key, value in config.items() if key not in left_out}
     network = predictor.network
     bundle.save(
         folder, list(network) if isinstance(network, Ensemble) else network, config["arguments"],
-        described, (folder / "card.md").read_text(encoding="utf-8"), uncertainty,
+        described, (folder / "card.md").read_text(encoding="utf-8"), uncertainty, files,
     )  # fmt: skip
 
 

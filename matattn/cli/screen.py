@@ -59,7 +59,7 @@ def screen(
     from matattn.errors import MatattnError
 
     try:
-        _screen(
+        have_values = _screen(
             (model, *(also or [])), sources, output, tuple(where or ()), keep, shard,
             partial(_workers, processes, scheduler, slurm),
         )  # fmt: skip
@@ -71,6 +71,8 @@ def screen(
     except MatattnError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    if not have_values:
+        raise typer.Exit(1)
 
 
 def _workers(processes: int | None, scheduler: str | None, slurm: str | None) -> Workers:
@@ -94,7 +96,8 @@ def _workers(processes: int | None, scheduler: str | None, slurm: str | None) ->
 def _screen(
     models: tuple[str, ...], names: list[str], output: Path, where: tuple[str, ...], keep: int,
     shard: str, make_workers: partial[Workers],
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
+    """Make what is missing of a screening; return whether any structure has values."""
     import time
 
     from matattn.cli.predict import until_terminated
@@ -106,7 +109,7 @@ def _screen(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from matattn.workflows.screening import criteria, engine, sources
+    from matattn.workflows.screening import criteria, engine, hits, sources
     from matattn.workflows.screening.plan import Plan, parse_shard
 
     plan = Plan(
@@ -133,7 +136,11 @@ def _screen(
             f"{peak_memory() / 2**30:.2f} GB",
             file=sys.stderr,
         )
-        _finish(plan, keep)
+        if progress.with_values:
+            _finish(plan, keep)
+        elif message := hits.first_message(plan):
+            print(f"the first: {message}", file=sys.stderr)
+    return progress.with_values > 0
 
 
 def _finish(plan: Plan, keep: int) -> None:

@@ -26,13 +26,21 @@ PoolFiles = Annotated[
 def similar(
     model: Model,
     query: Annotated[str, typer.Argument(help="A file of one structure or several.")],
-    pool: PoolFiles,
+    pool: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Structures, or features.npz of `matattn embed`; default: the rows "
+            "that the model was trained on, with their labels."
+        ),
+    ] = None,
     number: Annotated[int, typer.Option("-n", help="Structures to find for each.", min=1)] = 10,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help=".csv, .json, .jsonl or .parquet")
     ] = None,
 ) -> None:
     """Find similar structures: matattn similar mp-formation-energy x.cif pool.jsonl.
+
+    Without a pool, what the prediction rests on: the nearest training rows, with their labels.
 
     Near is what the network cannot tell apart well: the same distance as in ood_score, 0 for other
     cells of one crystal. The search is exact. For a large pool, make its features once: matattn
@@ -41,7 +49,7 @@ def similar(
     from matattn.errors import MatattnError
 
     try:
-        rows = _similar(model, query, pool, number, output)
+        rows = _similar(model, query, pool or [], number, output)
     except MatattnError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -82,7 +90,10 @@ def _similar(
 
 
 def read_pool(model: str, inputs: list[str]) -> tuple[Predictor, Pool]:
-    """Load a model of structures, and the pool that files hold; raises MatattnError."""
+    """Load a model of structures, and the pool that files hold, or its training rows.
+
+    Raises MatattnError.
+    """
     from matattn import bundle, pretrained
     from matattn.errors import BundleError
     from matattn.runtime import start_predicting
@@ -100,6 +111,8 @@ def read_pool(model: str, inputs: list[str]) -> tuple[Predictor, Pool]:
     predictor = Predictor.load(folder)
     if predictor.network.level != "structure":
         raise BundleError(f"{folder}: has features per {predictor.network.level}, not structure")
+    if not inputs:
+        return predictor, Pool.of_training(predictor, folder)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("structures", total=None)

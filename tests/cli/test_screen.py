@@ -47,6 +47,14 @@ def test_without_criteria_there_are_rows_only(tmp_path):
     assert pq.read_table(part)["formula"].to_pylist() == ["Si"]
 
 
+def test_where_nothing_has_a_value_the_reason_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "x", "Z": [120], "frac": [[0, 0, 0]]}\n')
+    result = run(MODEL, tmp_path / "a.jsonl", "-o", tmp_path / "out", "--processes", 1)
+    assert result.exit_code == 1
+    assert "0 of 1 structures have values" in result.stderr and "the first: " in result.stderr
+    assert "a.jsonl" in result.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

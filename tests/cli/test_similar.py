@@ -2,11 +2,14 @@
 
 import csv
 import io
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import matattn
+from matattn import pretrained
 from matattn.cli import app
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -25,6 +28,31 @@ def test_the_same_crystal_is_the_nearest(tmp_path):
         first, second = csv.DictReader(io.StringIO(result.stdout))
         assert first["id"] == "NaCl" and float(first["distance"]) < 1e-3 and first["rank"] == "1"
         assert float(second["distance"]) > 0.1
+
+
+def test_the_training_rows_that_a_prediction_rests_on(tmp_path):
+    """Named, with their labels; the nearest distance is that of the prediction's ood_score."""
+    result = run("similar", "mp-band-gap", EXAMPLES / "NaCl.cif", "-n", 3)
+    assert result.exit_code == 0, result.stderr
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    assert rows[0]["id"].startswith("mp-") and rows[0]["formula"] == "NaCl"
+    assert 4 < float(rows[0]["label_band_gap"]) < 6
+    model = matattn.load("mp-band-gap")
+    assert model.uncertainty is not None
+    (predicted,) = model.predict(str(EXAMPLES / "NaCl.cif"))
+    nearest = predicted["ood_score"] * model.uncertainty.far
+    assert float(rows[0]["distance"]) == pytest.approx(nearest, rel=0.02, abs=1e-3)
+    copied = tmp_path / "model"
+    shutil.copytree(pretrained.find("mp-band-gap"), copied)
+    sums = copied / "SHA256SUMS"
+    lines = [line for line in sums.read_text().splitlines() if "training_rows" not in line]
+    sums.write_text("\n".join(lines) + "\n")
+    result = run("similar", copied, EXAMPLES / "NaCl.cif")
+    assert result.exit_code == 2 and "training_rows.csv: missing here or in" in result.stderr
+    (copied / "training_rows.csv").unlink()
+    result = run("similar", copied, EXAMPLES / "NaCl.cif")
+    assert result.exit_code == 2 and "does not know its training rows" in result.stderr
 
 
 def test_suggestions_are_written(tmp_path):

@@ -91,6 +91,15 @@ def summarize(plan: Plan) -> Summary:
     )
 
 
+def first_message(plan: Plan) -> str:
+    """Return what the first structure's row says of it, or nothing."""
+    for path in parts_of(plan):
+        for message in pyarrow.parquet.read_table(path, columns=["message"])["message"].to_pylist():
+            if message:
+                return str(message)
+    return ""
+
+
 def same_crystals(formulas: np.ndarray, fingerprints: np.ndarray) -> np.ndarray:
     """Return for each structure [n] the first with its formula and fingerprint [n, K].
 

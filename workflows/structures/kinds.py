@@ -22,8 +22,9 @@ from torch import Tensor
 from matattn.config import Target, build
 from matattn.models.element_features import element_features
 from matattn.structures.dataset import CALIBRATION, PropertyDataset
-from matattn.uncertainty import MOST_REFERENCES, Uncertainty
+from matattn.uncertainty import Uncertainty
 from matattn.workflows.structures.predict import Predictor, encode
+from matattn.workflows.structures.training_rows import references
 
 if TYPE_CHECKING:
     from matattn.workflows.structures.train import PropertyTask
@@ -126,7 +127,7 @@ def _scores(part: PropertyTask, method: str) -> Tensor:
     predictor = Predictor(network, description)
     errors = torch.from_numpy(np.abs(predictor.values(features) - labels)).float()
     rows = {name: np.flatnonzero(split == name) for name in ("train", CALIBRATION, _LEFT_OUT)}
-    rows["train"] = rows["train"][:: -(-len(rows["train"]) // MOST_REFERENCES)]
+    rows["train"] = references(rows["train"])
     fitted = Uncertainty.fit(
         method,
         network,

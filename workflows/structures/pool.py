@@ -15,6 +15,7 @@ from torch import Tensor
 from matattn.errors import DataError, MatattnError
 from matattn.structures.stream import StructureStream, find_sources
 from matattn.tables import Row
+from matattn.workflows.structures import training_rows
 from matattn.workflows.structures.predict import Predictor
 from matattn.workflows.structures.screen import Screening
 
@@ -25,11 +26,15 @@ _IN_CACHE = 2_000  # rows whose components are
 
 @dataclass(frozen=True)
 class Pool:
-    """Names (id, path, formula) and features [n, F] of structures; ``left_out`` had none."""
+    """Names (id, path, formula) and features [n, F] of structures; ``left_out`` had none.
+
+    Of training rows only ``components`` [n, K] are known, in which distances are measured.
+    """
 
     names: Sequence[Row]
     features: Tensor
     left_out: int
+    components: Tensor | None = None
 
     @classmethod
     def read(
@@ -58,6 +63,21 @@ class Pool:
             raise MatattnError(f"{', '.join(inputs)}: holds no structure that the model can read")
         return pool
 
+    @classmethod
+    def of_training(cls, predictor: Predictor, folder: Path) -> Pool:
+        """Return the training rows of a model that novelty is measured from, with their labels.
+
+        Raises MatattnError when the model in ``folder`` does not know them.
+        """
+        names = training_rows.read(folder)
+        if names is None or predictor.uncertainty is None:
+            raise MatattnError(
+                f"{folder}: does not know its training rows (no calibration, or an earlier "
+                "version); give structures to search in"
+            )
+        known = predictor.uncertainty.distance.references.float()
+        return cls(names, known[:, :0], 0, known)
+
     def nearest(self, predictor: Predictor, query: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Return distances [q, k] and indices [q, k] of the nearest structures, exactly.
 
@@ -76,6 +96,8 @@ class Pool:
 
     def points(self, predictor: Predictor, features: Tensor | None = None) -> Tensor:
         """Return the components [n, K] in which distances are measured, of some or all features."""
+        if features is None and self.components is not None:
+            return self.components
         features = self.features if features is None else features
         if predictor.uncertainty is not None:
             components = predictor.uncertainty.distance.points

@@ -33,7 +33,7 @@ from matattn.training.losses import LOSSES, Loss
 from matattn.training.processes import share_of_mean
 from matattn.training.run_log import RunLog
 from matattn.training.schedules import Schedule
-from matattn.uncertainty import FEWEST_ROWS, MOST_REFERENCES, SPREADS, Uncertainty
+from matattn.uncertainty import FEWEST_ROWS, SPREADS, Uncertainty
 from matattn.units import PROBABILITY
 from matattn.workflows.fitting import (
     GradientDescent,
@@ -49,6 +49,7 @@ from matattn.workflows.structures.batches import Batches
 from matattn.workflows.structures.fine_tune import start_from
 from matattn.workflows.structures.kinds import kind_scores, left_out
 from matattn.workflows.structures.predict import Predictor, encode
+from matattn.workflows.structures.training_rows import FILE, references, text_of
 
 LONGEST_RANGE = 50  # Å: of neighbours in a crystal, some 30,000 of each atom
 
@@ -323,7 +324,16 @@ class PropertyTask:
             figures=figures,
             tables={"predictions.csv": list(prediction_rows(dataset, predicted, intervals))},
             uncertainty=predictor.uncertainty,
+            bundle_files=self._training_rows() if predictor.uncertainty is not None else {},
         )
+
+    def _training_rows(self) -> dict[str, str]:
+        """Return the table of the rows that novelty is measured from, of whole structures."""
+        if self.dataset.level != "structure":
+            return {}
+        names = [target.name for target in self.dataset.targets]
+        rows = references(self.dataset.label_rows("train"))
+        return {FILE: text_of(self.dataset, rows.tolist(), names)}
 
     def _uncertainty(
         self, predictor: Predictor, features: Tensor, folder: Path
@@ -334,8 +344,7 @@ class PropertyTask:
             return None
         errors = torch.from_numpy(np.abs(predictor.values(features) - dataset.labels())).float()
         train, held_out = map(dataset.label_rows, ("train", CALIBRATION))
-        train = train[:: -(-len(train) // MOST_REFERENCES)]
-        parts = ((features[rows], errors[rows]) for rows in (train, held_out))
+        parts = ((features[rows], errors[rows]) for rows in (references(train), held_out))
         found = Uncertainty.fit(self.config.task.spread, predictor.network, *parts)
         if not self.config.task.kinds:
             return found

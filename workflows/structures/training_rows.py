@@ -1,0 +1,51 @@
+"""The training rows that novelty is measured from, by name: what a prediction rests on."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pymatgen.core import Composition, Element
+
+from matattn.structures.dataset import PropertyDataset
+from matattn.tables import Row
+from matattn.uncertainty import MOST_REFERENCES
+
+FILE = "training_rows.csv"  # of a bundle, in the order of its references
+
+
+def references(rows: np.ndarray) -> np.ndarray:
+    """Return the training rows that are kept as references: all, or every so many-th."""
+    return rows[:: -(-len(rows) // MOST_REFERENCES)]
+
+
+def text_of(dataset: PropertyDataset, rows: Sequence[int], names: Sequence[str]) -> str:
+    """Return id, formula and labels of rows, as a table."""
+    labels, ids = dataset.labels(), dataset.ids()
+    columns = [[target.name for target in dataset.targets].index(name) for name in names]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["id", "formula", *names])
+    for row in rows:
+        symbols = [Element.from_Z(z).symbol for z in dataset.items[row].z.tolist()]
+        formula = Composition(Counter(symbols)).reduced_formula
+        values = (labels[row, column] for column in columns)
+        numbers = ("" if np.isnan(value) else f"{value:.6g}" for value in values)
+        writer.writerow([ids[row], formula, *numbers])
+    return file.getvalue()
+
+
+def read(folder: Path) -> list[Row] | None:
+    """Return the rows of a bundle, with its labels as ``label_<target>``; None if it has none."""
+    if not (folder / FILE).is_file():
+        return None
+    with open(folder / FILE, newline="", encoding="utf-8") as lines:
+        return [
+            {key if key in ("id", "formula") else f"label_{key}": value or None
+             for key, value in row.items()}
+            for row in csv.DictReader(lines)
+        ]  # fmt: skip
