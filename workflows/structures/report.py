@@ -16,7 +16,7 @@ from matattn.runtime import machine
 from matattn.structures.classification import auroc, reliability, roc_curve
 from matattn.structures.dataset import EVALUATED, PropertyDataset
 from matattn.training.losses import Loss
-from matattn.uncertainty import LEVEL
+from matattn.uncertainty import FEWEST_ROWS, LEVEL
 from matattn.workflows import reporting
 from matattn.workflows.structures.predict import Predictor
 
@@ -166,8 +166,8 @@ def loss_plot(
 def calibration_plot(dataset: PropertyDataset, predictor: Predictor, features: Tensor) -> Figure:
     """Draw the share of true values inside their interval against the level that it promises."""
     labels, levels = dataset.labels(), np.linspace(0.05, 0.95, 19)
-    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(9.2, 4.6), layout="constrained")
+    axes, far = figure.subplots(1, 2)
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
     for split, style in (("val", "-"), ("test", "--")):
         if not len(rows := dataset.label_rows(split)):
@@ -183,11 +183,77 @@ def calibration_plot(dataset: PropertyDataset, predictor: Predictor, features: T
     axes.set(xlabel="level of the interval", ylabel="share of true values inside")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
+    far.axhline(LEVEL, color="black", linewidth=0.8)
+    quarters = by_distance(dataset, predictor, features)
+    for column, target in enumerate(dataset.targets):
+        mine = [row for row in quarters if row["target"] == target.name]
+        far.plot([row["median"] for row in mine], [row["inside"] for row in mine], "o-",
+                 color=f"C{column}", label=target.name)  # fmt: skip
+    far.set(xlabel="ood_score, medians of quarters of the rows", ylim=(0, 1.02),
+            ylabel=f"share of true values in their {LEVEL:.0%} interval")  # fmt: skip
     return figure
 
 
+def by_distance(
+    dataset: PropertyDataset, predictor: Predictor, features: Tensor
+) -> list[dict[str, Any]]:
+    """Return errors and coverage of the test rows, else the validation rows, by quarters.
+
+    The quarters are of their novelty (``ood_score``), the nearest rows first; there are none for
+    less than 20 labels.
+    """
+    assert predictor.uncertainty is not None
+    split = "test" if len(dataset.label_rows("test")) else "val"
+    labels, rows = dataset.labels(), dataset.label_rows(split)
+    found: list[dict[str, Any]] = []
+    if not len(rows):
+        return found
+    novelty = predictor.uncertainty.novelty(features[rows]).numpy()
+    predicted = predictor.values(features[rows])
+    lower, upper = predictor.intervals(features[rows])
+    for column, target in enumerate(dataset.targets):
+        true = labels[rows, column]
+        known = np.flatnonzero(~np.isnan(true))
+        if len(known) < FEWEST_ROWS:
+            continue
+        for quarter in np.array_split(known[np.argsort(novelty[known], kind="stable")], 4):
+            inside = (lower[quarter, column] <= true[quarter]) & (
+                true[quarter] <= upper[quarter, column]
+            )
+            found.append({
+                "split": split, "target": target.name, "unit": target.unit,
+                "most": float(novelty[quarter].max()), "median": float(np.median(novelty[quarter])),
+                "rows": len(quarter), "inside": float(inside.mean()),
+                "mae": float(np.abs(predicted[quarter, column] - true[quarter]).mean()),
+                "half_width": float((upper - lower)[quarter, column].mean() / 2),
+            })  # fmt: skip
+    return found
+
+
+_DISTANCE_HEADER = (
+    "target",
+    "ood_score up to",
+    "MAE",
+    "mean half width",
+    "unit",
+    "rows",
+    "in interval",
+)
+
+
+def _distance_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [
+        [row["target"], f"{row['most']:.2f}", f"{row['mae']:.4f}", f"{row['half_width']:.4f}",
+         row["unit"], str(row["rows"]), f"{row['inside']:.1%}"]
+        for row in rows
+    ]  # fmt: skip
+
+
 def values(
-    config: RunConfig, dataset: PropertyDataset, metrics: Mapping[str, Any]
+    config: RunConfig,
+    dataset: PropertyDataset,
+    metrics: Mapping[str, Any],
+    distances: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return what the report says: errors beside baselines, comparability, data, settings."""
     return {
@@ -198,6 +264,9 @@ def values(
         "rows": _result_rows(metrics),
         "dataset": dataset,
         "level": LEVEL,
+        "distance_split": distances[0]["split"] if distances else "",
+        "distance_header": _DISTANCE_HEADER,
+        "distance_rows": _distance_rows(distances),
         "classifies": _classifies(metrics),
         "machine": machine(config.accelerator),
         "elements": [Element.from_Z(z).symbol for z in dataset.elements()],

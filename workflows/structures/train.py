@@ -310,8 +310,10 @@ class PropertyTask:
             figures["probabilities.png"] = report.probability_plot(dataset, predicted)
         else:
             figures["parity.png"] = report.parity_plot(dataset, predicted, metrics)
+        distances: list[dict[str, Any]] = []
         if predictor.uncertainty is not None:
             figures["calibration.png"] = report.calibration_plot(dataset, predictor, features)
+            distances = report.by_distance(dataset, predictor, features)
         return Outputs(
             metrics=metrics,
             network=list(network) if isinstance(network, Ensemble) else network,
@@ -320,7 +322,7 @@ class PropertyTask:
             data={"name": dataset.name, "fingerprint": self.fingerprint, "note": dataset.note},
             epochs=max(log.epochs for log in trained.logs),
             template="structures/report.md",
-            report=report.values(self.config, dataset, metrics),
+            report=report.values(self.config, dataset, metrics, distances),
             figures=figures,
             tables={"predictions.csv": list(prediction_rows(dataset, predicted, intervals))},
             uncertainty=predictor.uncertainty,

@@ -13,7 +13,7 @@ import matattn
 from matattn import bundle, parallel
 from matattn.errors import ConfigError
 from matattn.workflows import run
-from matattn.workflows.structures import batches
+from matattn.workflows.structures import batches, report
 
 
 def test_run_folder_is_complete(finished, assert_cleared):
@@ -135,6 +135,23 @@ def test_intervals_hold_the_promised_share_of_calibration_rows(calibrated):
     assert np.mean(inside) == pytest.approx(np.mean(found))
     assert (folder / "calibration.png").stat().st_size > 1000
     assert "kept apart" in (folder / "model" / "card.md").read_text()
+
+
+def test_intervals_are_reported_by_distance(train_polymorphs, tmp_path, monkeypatch):
+    """In quarters of the test rows, the nearest first."""
+    monkeypatch.setattr(report, "FEWEST_ROWS", 4)
+    metrics = train_polymorphs(tmp_path, *SMALL, "task.calibration=0.3", "trainer.max_epochs=1")
+    text = (tmp_path / "report.md").read_text()
+    lines = text.split("By quarters of the test rows")[1].split("\n\n")[1].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    name = next(iter(metrics["test"]))
+    mine = [row for row in rows if row[0] == name]
+    assert len(mine) == 4 and sum(int(row[5]) for row in mine) == metrics["test"][name]["n"]
+    assert [float(row[1]) for row in mine] == sorted(float(row[1]) for row in mine)
+    shares = [int(row[5]) * float(row[6].rstrip("%")) / 100 for row in mine]
+    whole = metrics["test"][name]["interval"]["coverage"]
+    assert sum(shares) / metrics["test"][name]["n"] == pytest.approx(whole, abs=0.01)
+    assert "not tested on structures of other kinds" in text
 
 
 def test_too_few_rows_are_not_kept_apart(train_polymorphs, tmp_path):
