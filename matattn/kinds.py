@@ -74,7 +74,13 @@ KINDS = {
             dataset="matattn.potentials.dataset.PotentialDataset",
         ),
         Kind("spins", "WaveFunction", ("system", "observables"), takes_input=False),
-        Kind("text", "TextModel", ("labels", "vocabulary"), dataset="matattn.text.TextDataset"),
+        Kind(
+            "text",
+            "TextModel",
+            ("labels", "vocabulary"),
+            uncertainty="matattn.text_uncertainty.LabelSets",
+            dataset="matattn.text.TextDataset",
+        ),
     )
 }
 

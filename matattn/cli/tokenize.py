@@ -108,10 +108,12 @@ def _json(number: int, tagged: Any) -> str:
     import json
 
     pieces = [{"piece": piece, "start": a, "end": b} for piece, a, b in tagged.pieces]
-    spans = [
+    spans: list[dict[str, Any]] = [
         {"text": tagged.text[a:b], "start": a, "end": b, "type": kind, "probability": round(p, 4)}
         for a, b, kind, p in tagged.spans
     ]
+    for span, types in zip(spans, tagged.sets, strict=False):
+        span["types"] = list(types)
     content = {"line": number, "text": tagged.text, "pieces": pieces, "spans": spans}
     return json.dumps(content, ensure_ascii=False)
 
@@ -129,6 +131,9 @@ def _show(tagged: Any) -> None:
         shown.append(piece.removeprefix("##"), style="bold green" if kinds else "")
     console = Console()
     console.print(shown, soft_wrap=True)
-    for start, end, kind, probability in tagged.spans:
+    sets = tagged.sets or [()] * len(tagged.spans)
+    for (start, end, kind, probability), types in zip(tagged.spans, sets, strict=True):
         line = f"  {tagged.text[start:end]}  {kind}  {probability:.2f}"
+        if len(types) > 1:
+            line += f"  (or {', '.join(types[1:])})"
         console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -203,6 +203,7 @@ def scalars(observed: Mapping[str, Any]) -> list[tuple[str, tuple[float, float |
         ("energy per site (Pauli units)", (PAULI * found["mean"], PAULI * found["error"])),
         ("variance of the energy per site", (found["variance"], None)),
         ("V-score", (found["v_score"], None)),
+        ("an exact energy per site is within (Weinstein)", (found["variance"] ** 0.5, None)),
         ("autocorrelation time / samples", (found["tau"], None)),
         ("R-hat", (found["r_hat"], None)),
         *((name, (value, error)) for name, (value, error) in observed["scalars"].items()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -45,8 +45,10 @@ from matattn.workflows.text.fitting import train as fit_texts
 from matattn.workflows.text.predict import (
     WINDOW,
     TextModel,
+    coverage,
     encode_pieces,
     find_spans,
+    label_sets,
     load_tokenizer,
 )
 
@@ -242,11 +244,14 @@ class LanguageTask:
             },
         }
         model = TextModel(network.cpu().eval(), description, self.tokenizer)
+        model = replace(model, uncertainty=label_sets(model, splits["val"]))
         metrics: dict[str, Any] = {
             split: _scores(model, splits["train"], splits[split], self.types)
             for split in ("test", "val")
             if splits[split]
         }
+        if found := coverage(model, splits["test"]):
+            metrics["sets"] = found
         metrics["pretraining"] = trained.pretraining
         metrics["vocabulary"] = task.vocabulary
         metrics["parameters"] = sum(p.numel() for p in network.parameters())
@@ -262,6 +267,7 @@ class LanguageTask:
             template="text/language_model.md",
             report=report.labelling_values(self.config, dataset, metrics),
             figures={"loss.png": report.loss_plot(trained.log.rows)},
+            uncertainty=model.uncertainty,
             bundle_files={"tokenizer.json": self.tokenizer.to_str()},
         )
 

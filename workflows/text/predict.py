@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +22,8 @@ from matattn.models.matter_tokenizer import word_probability
 from matattn.models.text_encoder import TokenClassifier
 from matattn.runtime import on_cpu
 from matattn.text import Sentence, Span, check_unicode, spans_of, split_words
+from matattn.text_uncertainty import LabelSets
+from matattn.uncertainty import FEWEST_ROWS
 
 WINDOW = 128  # words that a network sees at once
 MARGIN = 16  # words at the inner ends of a window, which the next window sees better
@@ -32,12 +34,15 @@ _BATCH = 64  # windows at once
 class Tagged:
     """A text with its pieces (piece, start, end) and spans (start, end, type, probability).
 
-    Starts and ends count characters of the text.
+    Starts and ends count characters of the text. ``sets`` are types for each span, most probable
+    first, that hold the true one in 90 % of the spans, "O" being none; empty for a model without
+    calibration.
     """
 
     text: str
     pieces: list[tuple[str, int, int]]
     spans: list[tuple[int, int, str, float]]
+    sets: list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class TextModel:
     network: nn.Module
     config: dict[str, Any]
     tokenizer: Any  # tokenizers.Tokenizer
+    uncertainty: LabelSets | None = None
 
     @classmethod
     def load(cls, model: str | Path, device: str = "cpu") -> TextModel:
@@ -57,8 +63,8 @@ class TextModel:
         folder = pretrained.find(model)
         if (kind := pretrained.kind(folder).name) != "text":
             raise BundleError(f"{folder}: this model reads {kind}, not text")
-        (network,), config, _ = bundle.load(folder)
-        return cls(network, config, load_tokenizer(folder))
+        (network,), config, uncertainty = bundle.load(folder)
+        return cls(network, config, load_tokenizer(folder), uncertainty)
 
     def tokenize(self, texts: str | Iterable[str]) -> list[Tagged]:
         """Return pieces and spans of every text, of any length; raise DataError for no Unicode."""
@@ -69,17 +75,42 @@ class TextModel:
         words_of = [split_words(text) for text in texts]
         tagged = tag(self, [[word for word, _, _ in words] for words in words_of])
         result = []
-        for text, encoding, words, (labels, chances) in zip(
+        for text, encoding, words, (labels, chances, classes) in zip(
             texts, encoded, words_of, tagged, strict=True
         ):
             pieces = [(piece, *ends) for piece, ends in
                       zip(encoding.tokens, encoding.offsets, strict=True)]  # fmt: skip
+            found = spans_of(labels)
             spans = [
                 (words[a][1], words[b - 1][2], kind, float(np.mean(chances[a:b])))
-                for a, b, kind in spans_of(labels)
+                for a, b, kind in found
             ]
-            result.append(Tagged(text, pieces, spans))
+            result.append(Tagged(text, pieces, spans, self.sets(found, classes)))
         return result
+
+    @property
+    def types(self) -> list[str]:
+        """Return the types of spans, and "O" for none of them."""
+        return [*dict.fromkeys(label[2:] for label in self.config["labels"][1:]), "O"]
+
+    def type_chances(self, span: Span, classes: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Return the probabilities [K] of the types of a span, means over its words."""
+        labels, types = self.config["labels"], self.types
+        owner = [types.index("O" if label == "O" else label[2:]) for label in labels]
+        mean = np.mean([classes[word] for word in range(span[0], span[1])], axis=0)
+        return np.bincount(owner, weights=mean, minlength=len(types))
+
+    def sets(
+        self, spans: Sequence[Span], classes: Mapping[int, np.ndarray]
+    ) -> list[tuple[str, ...]]:
+        """Return the types that may be the true one of each span; none without calibration."""
+        if self.uncertainty is None or not spans:
+            return []
+        chances = np.stack([self.type_chances(span, classes) for span in spans])
+        return [
+            tuple(self.types[n] for n in np.argsort(-row, kind="stable") if is_in[n])
+            for row, is_in in zip(chances, self.uncertainty.inside(chances), strict=True)
+        ]
 
 
 def load_tokenizer(folder: Path, name: str = "tokenizer.json") -> Any:
@@ -99,15 +130,52 @@ def load_tokenizer(folder: Path, name: str = "tokenizer.json") -> Any:
 def find_spans(model: TextModel, sentences: Iterable[Sentence]) -> list[list[Span]]:
     """Return the spans that a model finds in every sentence."""
     tagged = tag(model, [sentence.words for sentence in sentences])
-    return [spans_of(labels) for labels, _ in tagged]
+    return [spans_of(labels) for labels, _, _ in tagged]
 
 
-def tag(model: TextModel, texts: Sequence[Sequence[str]]) -> list[tuple[list[str], list[float]]]:
-    """Return label and probability of every word of every text (a list of words)."""
+def label_sets(model: TextModel, sentences: Sequence[Sentence]) -> LabelSets | None:
+    """Return sets fitted to spans found in sentences that were not trained on, or None.
+
+    There is none where the model finds too few spans in them.
+    """
+    chances, true = _typed(model, sentences)
+    return LabelSets.fit(np.stack(chances), true) if len(true) >= FEWEST_ROWS else None
+
+
+def coverage(model: TextModel, sentences: Sequence[Sentence]) -> dict[str, float]:
+    """Return how many found spans have their true type in their set, and the sets' mean size."""
+    chances, true = _typed(model, sentences)
+    if model.uncertainty is None or not true:
+        return {}
+    inside = model.uncertainty.inside(np.stack(chances))
+    held = inside[np.arange(len(true)), true]
+    return {"in_set": float(held.mean()), "size": float(inside.sum(1).mean()), "n": len(true)}
+
+
+def _typed(model: TextModel, sentences: Sequence[Sentence]) -> tuple[list[np.ndarray], list[int]]:
+    """Return the probabilities [K] of the types of every span found, and its true type."""
+    chances, true = [], []
+    tagged = tag(model, [sentence.words for sentence in sentences])
+    for sentence, (labels, _, classes) in zip(sentences, tagged, strict=True):
+        wanted = {(start, end): kind for start, end, kind in sentence.spans}
+        for span in spans_of(labels):
+            chances.append(model.type_chances(span, classes))
+            true.append(model.types.index(wanted.get(span[:2], "O")))
+    return chances, true
+
+
+def tag(
+    model: TextModel, texts: Sequence[Sequence[str]]
+) -> list[tuple[list[str], list[float], dict[int, np.ndarray]]]:
+    """Return label and probability of every word of every text (a list of words).
+
+    Beside them stand the probabilities of all labels [C] of the words inside spans, by number.
+    """
     labels: list[str] = model.config["labels"]
     rule = model.config.get("word_probability", "paper")
     windows = [(row, *window) for row, cuts in enumerate(_windows(model, texts)) for window in cuts]
-    tagged = [([""] * len(text), [0.0] * len(text)) for text in texts]
+    tagged: list[tuple[list[str], list[float], dict[int, np.ndarray]]]
+    tagged = [([""] * len(text), [0.0] * len(text), {}) for text in texts]
     order = sorted(windows, key=lambda window: window[2] - window[1])  # so less is padding
     for first in range(0, len(order), _BATCH):
         batch = order[first : first + _BATCH]
@@ -117,6 +185,8 @@ def tag(model: TextModel, texts: Sequence[Sequence[str]]) -> list[tuple[list[str
                 label, chance = word_probability(words[word - start], rule)
                 tagged[row][0][word] = labels[label]
                 tagged[row][1][word] = chance
+                if labels[label] != "O":
+                    tagged[row][2][word] = words[word - start].mean(0)
     return tagged
 
 

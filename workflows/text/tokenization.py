@@ -6,7 +6,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -53,7 +53,7 @@ from matattn.workflows.outputs import Outputs
 from matattn.workflows.text import report
 from matattn.workflows.text.fitting import Batch, TextTraining, make_batches, opening
 from matattn.workflows.text.fitting import train as fit_texts
-from matattn.workflows.text.predict import TextModel, find_spans, tag
+from matattn.workflows.text.predict import TextModel, coverage, find_spans, label_sets, tag
 
 LONGEST_TRAINED = 64  # words; longer sentences are trained on in parts
 GENERAL_WORDS = 20_000  # the most frequent of them are what a vocabulary is charged for
@@ -174,6 +174,7 @@ class TokenizationTask:
         }
         described = {"labels": list(LABELS), "word_probability": task.word_probability}
         model = TextModel(self.network.cpu().eval(), described, None)
+        model = replace(model, uncertainty=label_sets(model, self.sentences["val"]))
         counts = count_words(model, dataset.corpus)
         if not counts.material:
             print(
@@ -208,6 +209,7 @@ class TokenizationTask:
                 "loss.png": report.loss_plot(trained.rows),
             },
             tables={"frequencies.csv": list(_frequencies(counts, task.strength))},
+            uncertainty=model.uncertainty,
             bundle_files={
                 "tokenizer.json": tokenizers["matter"].to_str(),
                 "wordpiece.json": tokenizers["wordpiece"].to_str(),
@@ -232,6 +234,8 @@ class TokenizationTask:
             "material_words": sum(counts.material.values()),
             "types": len(counts.general.keys() | counts.material.keys()),
         }
+        if found := coverage(model, self.sentences["test"]):
+            metrics["sets"] = found
         metrics["parameters"] = sum(p.numel() for p in self.network.parameters())
         metrics["train_time_s"] = round(log.seconds, 1)
         metrics["rows"] = {split: len(of_split) for split, of_split in self.sentences.items()}
@@ -308,7 +312,7 @@ def count_words(model: TextModel, lines: Sequence[str]) -> WordCounts:
     spelled: dict[str, list[str]] = {}
     counts = WordCounts()
     texts = [[word for word, _, _ in split_words(line)] for line in lines]
-    for text, (labels, chances) in zip(texts, tag(model, texts), strict=True):
+    for text, (labels, chances, _) in zip(texts, tag(model, texts), strict=True):
         for word, label, chance in zip(text, labels, chances, strict=True):
             if word not in spelled:
                 normal = normalizer.normalize_str(word)

@@ -1,14 +1,21 @@
 """Models of text: pieces and spans of any line, and bundles that are damaged."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import matattn
+from matattn import bundle
+from matattn.cli import app
+from matattn.datasets.text_formats import read_conll
 from matattn.errors import BundleError, DataError
 from matattn.workflows.text import predict
 from matattn.workflows.text.predict import MARGIN, WINDOW, TextModel, cut
+from matattn.workflows.text.tokenization import as_materials
 
 
 def test_model_finds_pieces_and_spans(tokenized):
@@ -22,6 +29,36 @@ def test_model_finds_pieces_and_spans(tokenized):
     ((start, end, kind, probability),) = tagged.spans
     assert (text[start:end], kind) == ("GaAs", "formula") and 0.4 < probability <= 1
     assert empty.pieces == [] and empty.spans == []
+
+
+@pytest.mark.parametrize("kind", ["tokenized", "labelled"])
+def test_spans_have_sets_of_types(kind, request, sentences, tmp_path):
+    """Made of spans that the model finds; kept in a bundle; empty without them."""
+    folder, metrics = request.getfixturevalue(kind)
+    model = matattn.load(folder / "model")
+    given = read_conll(sentences / "labelled.txt", "val")
+    if kind == "tokenized":
+        given = [as_materials(sentence, ["MAT"]) for sentence in given]
+    known = replace(model, uncertainty=predict.label_sets(model, given))
+    assert known.uncertainty is not None
+    shares = predict.coverage(known, given)
+    assert shares["in_set"] >= 0.9 and 1 <= shares["size"] < len(model.types)
+    text = "films of GaAs were grown"
+    (tagged,) = known.tokenize(text)
+    ((_, _, found, _),) = tagged.spans
+    assert tagged.sets[0][0] == found and set(tagged.sets[0]) <= {*model.types}
+    assert replace(model, uncertainty=None).tokenize(text)[0].sets == []
+    assert predict.label_sets(model, given[:3]) is None
+    (network,), config, _ = bundle.load(folder / "model")
+    left = {key: value for key, value in config.items()
+            if key not in ("format", "network", "arguments", "uncertainty")}  # fmt: skip
+    tokenizer = (folder / "model" / "tokenizer.json").read_text()
+    bundle.save(tmp_path / "model", network, config["arguments"], left, "", known.uncertainty,
+                {"tokenizer.json": tokenizer})  # fmt: skip
+    assert matattn.load(tmp_path / "model").tokenize(text) == [tagged]
+    result = CliRunner().invoke(app, ["tokenize", "--json", str(tmp_path / "model"), text])
+    (span,) = json.loads(result.stdout)["spans"]
+    assert span["types"] == list(tagged.sets[0])
 
 
 def test_long_lines_are_never_cut(tokenized):

@@ -48,7 +48,7 @@ def test_words_are_counted_as_the_vocabulary_sees_them(tokenized, monkeypatch):
     model = matattn.load(tokenized[0] / "model")
 
     def tagged(_, texts):
-        return [(["O", "B-formula"], [0.9, 0.8]) for _ in texts]
+        return [(["O", "B-formula"], [0.9, 0.8], {}) for _ in texts]
 
     monkeypatch.setattr(tokenization, "tag", tagged)
     counts = tokenization.count_words(model, ["Thé TiO₂", "the TiO2"])
