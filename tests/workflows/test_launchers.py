@@ -58,7 +58,7 @@ def test_a_killed_run_is_told(tmp_path, launcher, worker):
                "task.train_rows=64", "task.calibration=0", "seed=0,1",
                f"hydra/launcher={launcher}", f"paths.output_root={tmp_path}"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MATATTN_TEST": str(tmp_path)}
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     with open(tmp_path / "said", "w") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=said)
     try:
@@ -66,7 +66,7 @@ def test_a_killed_run_is_told(tmp_path, launcher, worker):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.1)
         os.kill(next(processes(marker.encode(), worker)), signal.SIGKILL)
-        process.wait(timeout=120)
+        process.wait(timeout=300)
     finally:
         for pid in processes(marker.encode()):
             with suppress(ProcessLookupError):
