@@ -257,7 +257,7 @@ def done():
 @pytest.mark.parametrize(
     "page",
     [
-        page if page == "README.md" else pytest.param(page, marks=pytest.mark.share(2))
+        page if page == "README.md" else pytest.param(page, marks=pytest.mark.share(3))
         for page in PAGES
     ],
 )
