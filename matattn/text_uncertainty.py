@@ -4,7 +4,8 @@ Split-conformal classification (Sadinle et al., JASA 114, 223 (2019), arXiv 1609
 in the set if its probability is at least 1 - q, with q the ⌈(n + 1) L⌉-th smallest of one minus the
 probability of the true type, over the n spans that the network finds in sentences it was not
 trained on. "O" stands for what is no span with these ends. New spans that are exchangeable with
-those have their true type in the set with a probability of at least L.
+those have their true type in the set with a probability of at least L; spans of one sentence are
+not, quite, so that holds on average over many sentences.
 """
 
 from __future__ import annotations

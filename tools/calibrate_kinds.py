@@ -31,8 +31,9 @@ from matattn.workflows import run
 from matattn.workflows.structures.kinds import kind_scores
 from matattn.workflows.structures.predict import Predictor, encode
 from matattn.workflows.structures.train import PropertyTask
-from matattn.workflows.structures.training_rows import FILE, references, text_of
+from matattn.workflows.structures.training_rows import FILE, text_of
 
+MATCH = 0.1  # deviations that half precision moves a reference
 MODELS = ("mp-formation-energy", "mp-band-gap", "mp-bulk-modulus", "mp-shear-modulus")
 
 
@@ -77,15 +78,27 @@ def recalibrated(name: str, task: PropertyTask, scores: torch.Tensor) -> None:
     known = scores[:, column : column + 1]
     known = known[~known.isnan()[:, 0]]
     new = replace(old, distances=distances, usual=usual).with_kinds(known)
-    train = [row for row in task.dataset.rows("train").tolist() if np.isfinite(labels[row])]
-    train = references(np.array(train)).tolist()
-    made = old.distance.points(encode(predictor.network, [task.dataset.items[train[-1]]]))
-    torch.testing.assert_close(made[0], old.distance.references[-1].float(), rtol=1e-2, atol=1e-2)
-    files = {FILE: text_of(task.dataset, train, [target])}
+    files = {FILE: text_of(task.dataset, referred(predictor, task), [target])}
     _write(folder, predictor, new, files)
     halves = (new.half_widths(predictor.network, features, new=n).median() for n in (True, False))
     wide, narrow = map(float, halves)
     print(f"{name}: {len(known)} scores; new kinds +- {wide:.3g}, known kinds +- {narrow:.3g}")
+
+
+def referred(predictor: Predictor, task: PropertyTask) -> list[int]:
+    """Return the training row of each reference of a model, found by its features."""
+    assert predictor.uncertainty is not None
+    distance = predictor.uncertainty.distance
+    column = [one.name for one in task.dataset.targets].index(predictor.targets[0]["name"])
+    rows = task.dataset.rows("train")
+    rows = rows[np.isfinite(task.dataset.labels()[rows, column])]
+    points = distance.points(encode(predictor.network, [task.dataset.items[row] for row in rows]))
+    far, nearest = zip(
+        *(torch.cdist(part, points).min(1) for part in distance.references.float().split(256)),
+        strict=True,
+    )
+    assert torch.cat(far).max() < MATCH, f"a reference is no training row: {torch.cat(far).max()}"
+    return rows[torch.cat(nearest).numpy()].tolist()
 
 
 def _write(

@@ -200,13 +200,17 @@ def screened(
 
         from matattn import pretrained
         from matattn.kernels.dispatch import BackendError
+        from matattn.workflows.structures.disordered import takes_orderings
         from matattn.workflows.structures.screen import Screening
 
         predictor = pretrained.kind(folder).load(folder, device)
         if kinds != "auto":
             predictor = predictor.for_kinds(kinds)
-        if orderings and predictor.network.level != "structure":
-            raise MatattnError(f"--orderings {orderings}: only for properties of whole structures")
+        if orderings and not takes_orderings(predictor):
+            raise MatattnError(
+                f"--orderings {orderings}: only for properties of whole crystals that do not grow "
+                "with the cell"
+            )
         screening = Screening(predictor, stream, rows, embed, orderings)
         console = Console(stderr=True)
         try:

@@ -97,7 +97,7 @@ def _screen(
     models: tuple[str, ...], names: list[str], output: Path, where: tuple[str, ...], keep: int,
     shard: str, make_workers: partial[Workers],
 ) -> bool:  # fmt: skip
-    """Make what is missing of a screening; return whether any structure has values."""
+    """Make what is missing of a screening; return whether any of its structures has values."""
     import time
 
     from matattn.cli.predict import until_terminated
@@ -136,11 +136,11 @@ def _screen(
             f"{peak_memory() / 2**30:.2f} GB",
             file=sys.stderr,
         )
-        if progress.with_values:
-            _finish(plan, keep)
-        elif message := hits.first_message(plan):
-            print(f"the first: {message}", file=sys.stderr)
-    return progress.with_values > 0
+        failed = progress.with_values == 0 < progress.earlier + progress.made
+        if failed:
+            print(f"the first: {hits.first_error(plan)}", file=sys.stderr)
+        _finish(plan, keep)
+    return not failed
 
 
 def _finish(plan: Plan, keep: int) -> None:
@@ -156,7 +156,7 @@ def _finish(plan: Plan, keep: int) -> None:
     summary = hits.summarize(plan)
     print(f"{summary.repeated} structures repeat an earlier one; {summary.flagged} are flagged as "
           "unlike the training data")  # fmt: skip
-    if plan.where:
+    if plan.where and summary.with_values:
         rows = hits.table(plan, summary, keep)
         write_table(folder / "hits.csv", rows)
         if rows:

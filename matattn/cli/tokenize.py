@@ -134,6 +134,6 @@ def _show(tagged: Any) -> None:
     sets = tagged.sets or [()] * len(tagged.spans)
     for (start, end, kind, probability), types in zip(tagged.spans, sets, strict=True):
         line = f"  {tagged.text[start:end]}  {kind}  {probability:.2f}"
-        if len(types) > 1:
-            line += f"  (or {', '.join(types[1:])})"
+        if others := [other for other in types if other != kind]:
+            line += f"  (or {', '.join(others)})"
         console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)

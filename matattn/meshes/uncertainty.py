@@ -115,7 +115,9 @@ class FieldUncertainty:
         spread = Spread.fit(train)
         levels = (np.arange(KEPT) + 0.5) / KEPT
         scores = [np.abs(p - true) / spread(p) for p, true in calibration]
-        nodes = np.stack([np.quantile(score, levels, axis=0) for score in scores])
+        nodes = np.stack(
+            [np.quantile(score, levels, axis=0, method="inverted_cdf") for score in scores]
+        )
         whole = np.stack([score.max(axis=0) for score in scores])
         summaries = {
             name: _tensor(
@@ -130,7 +132,7 @@ class FieldUncertainty:
             return known
         distance = LatentDistance.fit(train_features)
         distances = distance(calibration_features)
-        far = min(conformal_quantile(distances, FAR), float(distances.max()))
+        far = max(min(conformal_quantile(distances, FAR), float(distances.max())), 1e-6)
         return cls(spread, known.nodes, known.whole, summaries, distance, far)
 
     def half_widths(self, predicted: np.ndarray, level: float = LEVEL) -> np.ndarray:

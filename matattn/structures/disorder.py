@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pymatgen.core import Structure
+from pymatgen.core import Composition, Structure
 from pymatgen.io.cif import CifParser
 
 from matattn.errors import StructureError
 from matattn.structures.neighbors import periodic_neighbors
+from matattn.structures.remarks import add_remark
 from matattn.structures.structure import wrapped
 
 MOST_SITES = 48  # of a supercell
@@ -29,6 +30,8 @@ PRECISE = 0.02  # error of an occupancy that does not matter
 _ROUGHEST = 0.05  # error of an occupancy at which there is no ordering
 _TRIES = 100  # placements drawn for one whose atoms do not overlap
 _OVERLAP = 0.8  # Å between atoms that are alternatives of each other
+_LARGEST = 5_000_000  # bytes of a file
+_FORMULA = 0.02  # share of an element in which formula and sites may differ
 
 VACANCY = ""
 
@@ -62,16 +65,42 @@ class _Group:
         return math.factorial(len(self.kinds)) // math.prod(map(math.factorial, counts))
 
 
-def read_disordered(path: Path) -> Structure | None:
-    """Return the crystal of a CIF with partial occupancies, read by pymatgen; None for another."""
+def read_disordered(path: Path) -> Structure:
+    """Return the crystal of a CIF of one block with partial occupancies, read by pymatgen.
+
+    What pymatgen remarks is kept. Raises StructureError when it cannot be read, when it
+    holds another formula than it says, or is not disordered.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise StructureError(f"more than {_LARGEST // 10**6} MB with partial occupancies")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             parser = CifParser(path, occupancy_tolerance=1.001)
+            (block,) = parser.as_dict().values()
             (structure,) = parser.parse_structures(primitive=False)
-    except (OSError, ValueError, KeyError, IndexError, AssertionError, TypeError):
-        return None  # its row says what is wrong
-    return None if structure.is_ordered else structure
+    except Exception as error:  # pymatgen raises anything on damaged files
+        reason = " ".join(str(error).split())[:200]
+        raise StructureError(f"pymatgen cannot read its partial occupancies: {reason}") from None
+    if structure.is_ordered:
+        raise StructureError("pymatgen finds no partial occupancies in it")
+    _check_formula(structure, block.get("_chemical_formula_sum"))
+    for text in getattr(parser, "warnings", ()):
+        add_remark(structure, f"pymatgen: {' '.join(text.split())}")
+    return structure
+
+
+def _check_formula(structure: Structure, told: str | None) -> None:
+    """Raise StructureError when the sites do not add up to the formula that the file tells."""
+    try:
+        formula = Composition(told).fractional_composition if told else None
+    except ValueError:
+        formula = None
+    found = structure.composition.element_composition.fractional_composition
+    if formula is not None and not found.almost_equals(formula, rtol=0, atol=_FORMULA):
+        raise StructureError(
+            f"its formula is {told}, and its sites add up to {found.reduced_formula}"
+        )
 
 
 def orderings(structure: Structure, count: int, seed: int = 0) -> Orderings:
@@ -80,7 +109,7 @@ def orderings(structure: Structure, count: int, seed: int = 0) -> Orderings:
     Raises StructureError where no supercell of ``MOST_SITES`` sites has the occupancies within
     0.05, or loses an element, and where atoms overlap in nearly all placements.
     """
-    structure = structure.get_primitive_structure()
+    structure = structure.get_primitive_structure(tolerance=0.01)
     members: dict[tuple[Share, ...], list[int]] = {}
     for index, site in enumerate(structure):
         members.setdefault(_shares(site.species.get_el_amt_dict()), []).append(index)
@@ -177,13 +206,19 @@ def _all(groups: Sequence[_Group]) -> Iterator[dict[int, str]]:
         }
 
 
-def _arrangements(counts: Counter[str]) -> Iterator[tuple[str, ...]]:
+def _arrangements(counts: Counter[str]) -> Iterator[list[str]]:
     """Yield every order of things of which there are so many of each kind."""
-    if not counts.total():
-        yield ()
-    for kind in [kind for kind, number in counts.items() if number]:
-        for rest in _arrangements(counts - Counter([kind])):
-            yield (kind, *rest)
+    *rare, common = sorted(counts, key=lambda kind: counts[kind])
+
+    def fill(order: list[str], free: list[int], kinds: list[str]) -> Iterator[list[str]]:
+        if not kinds:
+            yield order
+            return
+        for chosen in itertools.combinations(free, counts[kinds[0]]):
+            made = [kinds[0] if n in chosen else kind for n, kind in enumerate(order)]
+            yield from fill(made, [n for n in free if n not in chosen], kinds[1:])
+
+    yield from fill([common] * counts.total(), list(range(counts.total())), rare)
 
 
 def _random(

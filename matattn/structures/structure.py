@@ -30,8 +30,7 @@ _FARTHEST = 1e6  # cells: beyond, the position in the cell has lost its digits
 _DENSEST = 1.0  # Å^3 per atom: diamond has 5.7, hydrogen at 5 megabars about 1.5
 _THINNEST = 0.01  # Å, and share of a lattice vector, that it rises above the plane of the others
 ORDER_IT = (  # what to do about a partial occupancy
-    "order it first, for example with pymatgen's OrderDisorderedStructureTransformation, or give "
-    "matattn predict --orderings 20"
+    "order it first, for example with pymatgen's OrderDisorderedStructureTransformation"
 )
 
 

@@ -150,10 +150,22 @@ def test_partial_occupancies_are_means_over_orderings(model, tmp_path):
     rows = {row["id"]: row for row in table}
     assert result.exit_code == 0
     _, (refused, plain) = predict(model, tmp_path / "half.cif", tmp_path / "whole.cif")
-    assert "give matattn predict --orderings 20" in refused["message"]
+    assert refused["message"].endswith(", or give --orderings 20")
     assert plain.items() <= {**rows["whole"], "path": plain["path"]}.items()
     assert rows["whole"]["orderings"] == rows["wrong"]["orderings"] == ""
     assert "holds all its elements" in rows["dilute"]["message"]
+    strange = (
+        (tmp_path / "half.cif")
+        .read_text()
+        .replace("'P 1'", "'Q 99 x'")
+        .replace("  1  'x, y, z'", "")
+    )
+    (tmp_path / "strange.cif").write_text(strange)
+    whole = (tmp_path / "whole.cif").read_text().replace("_cell_length_a", "_cell_length_x")
+    (tmp_path / "two.cif").write_text(whole + (tmp_path / "half.cif").read_text())
+    _, others = predict(model, tmp_path / "strange.cif", tmp_path / "two.cif", "--orderings", "6")
+    assert [row["status"] for row in others] == ["StructureError"] * 3
+    assert "CIF files of one crystal" in others[2]["message"]
     assert rows["wrong"]["status"] == "StructureError" and rows["half"]["formula"] == "K0.5Na0.5Cl1"
     made = orderings(half, 6)
     values = [row["band_gap"] for row in matattn.load(model).predict(made.structures)]

@@ -39,6 +39,15 @@ def test_a_screening_ends_with_its_best_crystals(tmp_path):
     assert again.exit_code == 0 and ", 5 of them earlier" in again.stderr
 
 
+def test_a_shard_without_structures_ends_the_screening_as_any_other(tmp_path):
+    command = [MODEL, EXAMPLES / "NaCl.cif", "-o", tmp_path / "out", "--where", "band_gap > 1",
+               "--processes", 1, "--shard"]  # fmt: skip
+    assert run(*command, "1/2").exit_code == 0
+    result = run(*command, "2/2")
+    assert result.exit_code == 0 and "0 of 0 structures" in result.stderr
+    assert "NaCl" in (tmp_path / "out" / "hits.csv").read_text()
+
+
 def test_without_criteria_there_are_rows_only(tmp_path):
     result = run(MODEL, EXAMPLES / "Si.cif", "-o", tmp_path / "out", "--processes", 1)
     assert result.exit_code == 0, result.stderr
@@ -53,6 +62,8 @@ def test_where_nothing_has_a_value_the_reason_is_told(tmp_path):
     assert result.exit_code == 1
     assert "0 of 1 structures have values" in result.stderr and "the first: " in result.stderr
     assert "a.jsonl" in result.stderr.splitlines()[-1]
+    both = run(MODEL, tmp_path / "a.jsonl", EXAMPLES / "Si.cif", "-o", tmp_path / "both")
+    assert both.exit_code == 0 and "the first" not in both.stderr
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,8 @@ def _predict_file(predictor: FieldPredictor, path: Path, output: Path) -> dict[s
     coordinates, inputs, targets = map(predictor.fields, ("coordinates", "inputs", "targets"))
     sample = read_mesh(path, len(coordinates), [field.name for field in inputs])
     ((predicted, features),) = predictor.with_features([sample])
+    if not np.isfinite(predicted).all():
+        raise DataError(f"{path}: no value: the network overflows on this mesh")
     remarks, known = predictor.remarks(sample), predictor.uncertainty
     fields = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
     row: dict[str, Any] = {"output": str(output), "nodes": len(sample.pos)}
@@ -201,8 +203,8 @@ def _predict_file(predictor: FieldPredictor, path: Path, output: Path) -> dict[s
     if known is not None:
         novelty = None if features is None else known.novelty(features[None])
         if novelty is not None:
-            row |= {"ood_score": float(novelty), "ood_flag": float(novelty) > 1}
-            if novelty > 1:
+            row |= {"ood_score": float(novelty), "ood_flag": not float(novelty) <= 1}
+            if row["ood_flag"]:
                 remarks.append("unlike the training meshes: intervals may be too narrow")
         node, whole = known.half_widths(predicted), known.whole_half_widths(predicted)
         summaries = {name: known.summary_half_widths(name, predicted) for name in SUMMARIES}

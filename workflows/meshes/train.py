@@ -414,7 +414,10 @@ def _uncertainty(
     samples: Mapping[str, list[MeshSample]],
     found: Mapping[str, list[tuple[np.ndarray, Tensor | None]]],
 ) -> FieldUncertainty | None:
-    """Return intervals fitted to the validation samples; None if these are too few."""
+    """Return intervals fitted to the validation samples; None if these are too few.
+
+    There is none either where the network's fields or features are no numbers.
+    """
     if len(samples.get("val", ())) < FEWEST_ROWS:
         return None
     pairs, features = {}, {}
@@ -425,6 +428,9 @@ def _uncertainty(
         ]
         known = [of_mesh for _, of_mesh in found[split] if of_mesh is not None]
         features[split] = torch.stack(known) if known else None
+        are_numbers = all(np.isfinite(fields).all() for fields, _ in pairs[split])
+        if not are_numbers or not all(of_mesh.isfinite().all() for of_mesh in known):
+            return None
     return FieldUncertainty.fit(pairs["train"], pairs["val"], features["train"], features["val"])
 
 

@@ -91,12 +91,13 @@ def summarize(plan: Plan) -> Summary:
     )
 
 
-def first_message(plan: Plan) -> str:
-    """Return what the first structure's row says of it, or nothing."""
+def first_error(plan: Plan) -> str:
+    """Return what the first row without values says, or nothing."""
     for path in parts_of(plan):
-        for message in pyarrow.parquet.read_table(path, columns=["message"])["message"].to_pylist():
-            if message:
-                return str(message)
+        rows = pyarrow.parquet.read_table(path, columns=["status", "message"]).to_pylist()
+        for row in rows:
+            if row["status"] != "ok":
+                return str(row["message"])
     return ""
 
 

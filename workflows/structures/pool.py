@@ -69,13 +69,16 @@ class Pool:
 
         Raises MatattnError when the model in ``folder`` does not know them.
         """
-        names = training_rows.read(folder)
-        if names is None or predictor.uncertainty is None:
+        known = torch.empty(0, 0)
+        if predictor.uncertainty is not None:
+            known = predictor.uncertainty.distance.references.float()
+        targets = [target["name"] for target in predictor.targets]
+        names = training_rows.read(folder, targets, len(known))
+        if names is None:
             raise MatattnError(
                 f"{folder}: does not know its training rows (no calibration, or an earlier "
                 "version); give structures to search in"
             )
-        known = predictor.uncertainty.distance.references.float()
         return cls(names, known[:, :0], 0, known)
 
     def nearest(self, predictor: Predictor, query: Tensor, number: int) -> tuple[Tensor, Tensor]:

@@ -187,10 +187,15 @@ def calibration_plot(dataset: PropertyDataset, predictor: Predictor, features: T
     quarters = by_distance(dataset, predictor, features)
     for column, target in enumerate(dataset.targets):
         mine = [row for row in quarters if row["target"] == target.name]
-        far.plot([row["median"] for row in mine], [row["inside"] for row in mine], "o-",
-                 color=f"C{column}", label=target.name)  # fmt: skip
+        if mine:
+            far.plot([row["median"] for row in mine], [row["inside"] for row in mine], "o-",
+                     color=f"C{column}", label=target.name)  # fmt: skip
     far.set(xlabel="ood_score, medians of quarters of the rows", ylim=(0, 1.02),
             ylabel=f"share of true values in their {LEVEL:.0%} interval")  # fmt: skip
+    if quarters:
+        far.legend(fontsize=8)
+    else:
+        far.set(title=f"not with less than {FEWEST_ROWS} labels")
     return figure
 
 
@@ -211,6 +216,7 @@ def by_distance(
     novelty = predictor.uncertainty.novelty(features[rows]).numpy()
     predicted = predictor.values(features[rows])
     lower, upper = predictor.intervals(features[rows])
+    half = predictor.half_widths(features[rows])
     for column, target in enumerate(dataset.targets):
         true = labels[rows, column]
         known = np.flatnonzero(~np.isnan(true))
@@ -225,7 +231,7 @@ def by_distance(
                 "most": float(novelty[quarter].max()), "median": float(np.median(novelty[quarter])),
                 "rows": len(quarter), "inside": float(inside.mean()),
                 "mae": float(np.abs(predicted[quarter, column] - true[quarter]).mean()),
-                "half_width": float((upper - lower)[quarter, column].mean() / 2),
+                "half_width": float(half[quarter, column].mean()),
             })  # fmt: skip
     return found
 

@@ -14,9 +14,9 @@ import torch
 from matattn.kernels.dispatch import choose
 from matattn.runtime import peak_memory
 from matattn.structures.ensemble import first_member
-from matattn.structures.files import Entry
 from matattn.structures.stream import StructureStream
-from matattn.workflows.structures.disordered import disordered, predict_disordered
+from matattn.structures.structure import ORDER_IT
+from matattn.workflows.structures.disordered import takes_orderings, with_orderings
 from matattn.workflows.structures.predict import Predictor
 
 CHUNK = 500  # structures in memory at a time; enough to fill batches with crystals of one size
@@ -53,24 +53,21 @@ class Screening:
             )
             if self.orderings:
                 answers = [
-                    self._with_orderings(entry, row)
+                    with_orderings(self.predictor, entry, row, self.orderings)
                     for entry, row in zip(chunk, answers, strict=True)
                 ]
+            else:
+                answers = [self._advised(row) for row in answers]
             self.network_seconds += time.perf_counter() - before
             for entry, row in zip(chunk, answers, strict=True):
                 self.rows.append({"id": entry.id, "path": entry.path} | row)
             self.seconds = time.perf_counter() - begin
 
-    def _with_orderings(self, entry: Entry, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the row of an entry, of one with partial occupancies from its orderings."""
-        ordered = {f"{target['name']}_orderings_std": None for target in self.predictor.targets}
-        place = {"orderings": None} | ordered
-        if row["status"] == "ok":
-            return row | place
-        if (structure := disordered(entry.structure, entry.path)) is None:
-            return row | place
-        made = predict_disordered(self.predictor, structure, entry.place, self.orderings)
-        return made if made["status"] == "ok" else made | place
+    def _advised(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row whose message tells what else can be done about partial occupancies."""
+        if ORDER_IT not in row["message"] or self.embed or not takes_orderings(self.predictor):
+            return row
+        return row | {"message": row["message"] + ", or give --orderings 20"}
 
     def summary(self) -> str:
         """Return one line: how many structures, how fast, and on what."""

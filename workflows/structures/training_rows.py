@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from pymatgen.core import Composition, Element
 
+from matattn.errors import BundleError
 from matattn.structures.dataset import PropertyDataset
 from matattn.tables import Row
 from matattn.uncertainty import MOST_REFERENCES
@@ -39,13 +40,23 @@ def text_of(dataset: PropertyDataset, rows: Sequence[int], names: Sequence[str])
     return file.getvalue()
 
 
-def read(folder: Path) -> list[Row] | None:
-    """Return the rows of a bundle, with its labels as ``label_<target>``; None if it has none."""
-    if not (folder / FILE).is_file():
+def read(folder: Path, names: Sequence[str], count: int) -> list[Row] | None:
+    """Return the rows of a bundle, with labels as ``label_<target>``; None if it has none.
+
+    Raises BundleError when they are not ``count`` rows with the labels ``names``.
+    """
+    file = folder / FILE
+    if not file.is_file():
         return None
-    with open(folder / FILE, newline="", encoding="utf-8") as lines:
+    try:
+        lines = list(csv.reader(file.read_text(encoding="utf-8").splitlines(), strict=True))
+        if lines[0] != ["id", "formula", *names] or len(lines) != count + 1:
+            raise ValueError(f"expected {count} rows of id, formula, {', '.join(names)}")
+        labels = [f"label_{name}" for name in names]
         return [
-            {key if key in ("id", "formula") else f"label_{key}": value or None
-             for key, value in row.items()}
-            for row in csv.DictReader(lines)
-        ]  # fmt: skip
+            {"id": name, "formula": formula}
+            | {key: float(text) if text else None for key, text in zip(labels, values, strict=True)}
+            for name, formula, *values in lines[1:]
+        ]
+    except (csv.Error, ValueError, IndexError) as error:
+        raise BundleError(f"{file}: cannot be read: {error}") from None

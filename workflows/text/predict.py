@@ -136,15 +136,17 @@ def find_spans(model: TextModel, sentences: Iterable[Sentence]) -> list[list[Spa
 def label_sets(model: TextModel, sentences: Sequence[Sentence]) -> LabelSets | None:
     """Return sets fitted to spans found in sentences that were not trained on, or None.
 
-    There is none where the model finds too few spans in them.
+    There is none where the model finds spans in too few of them: those of one sentence are alike.
     """
-    chances, true = _typed(model, sentences)
-    return LabelSets.fit(np.stack(chances), true) if len(true) >= FEWEST_ROWS else None
+    chances, true, owners = _typed(model, sentences)
+    if len(set(owners)) < FEWEST_ROWS:
+        return None
+    return LabelSets.fit(np.stack(chances), true)
 
 
 def coverage(model: TextModel, sentences: Sequence[Sentence]) -> dict[str, float]:
     """Return how many found spans have their true type in their set, and the sets' mean size."""
-    chances, true = _typed(model, sentences)
+    chances, true, _ = _typed(model, sentences)
     if model.uncertainty is None or not true:
         return {}
     inside = model.uncertainty.inside(np.stack(chances))
@@ -152,16 +154,19 @@ def coverage(model: TextModel, sentences: Sequence[Sentence]) -> dict[str, float
     return {"in_set": float(held.mean()), "size": float(inside.sum(1).mean()), "n": len(true)}
 
 
-def _typed(model: TextModel, sentences: Sequence[Sentence]) -> tuple[list[np.ndarray], list[int]]:
-    """Return the probabilities [K] of the types of every span found, and its true type."""
-    chances, true = [], []
+def _typed(
+    model: TextModel, sentences: Sequence[Sentence]
+) -> tuple[list[np.ndarray], list[int], list[int]]:
+    """Return the probabilities [K] of the types of every span found, its true type and sentence."""
+    chances, true, owners = [], [], []
     tagged = tag(model, [sentence.words for sentence in sentences])
-    for sentence, (labels, _, classes) in zip(sentences, tagged, strict=True):
+    for number, (sentence, (labels, _, classes)) in enumerate(zip(sentences, tagged, strict=True)):
         wanted = {(start, end): kind for start, end, kind in sentence.spans}
         for span in spans_of(labels):
             chances.append(model.type_chances(span, classes))
             true.append(model.types.index(wanted.get(span[:2], "O")))
-    return chances, true
+            owners.append(number)
+    return chances, true, owners
 
 
 def tag(

@@ -81,6 +81,24 @@ def test_one_size_of_prediction_has_one_error():
     )
 
 
+def test_meshes_of_four_nodes_hold_as_much():
+    """Quantiles between nodes would promise too little."""
+    generator = np.random.default_rng(0)
+
+    def tiny(count):
+        true = generator.random((count, 4, 1)) + 1
+        return list(zip(true + 0.1 * generator.standard_normal(true.shape), true, strict=True))
+
+    known = FieldUncertainty.fit(tiny(200), tiny(1000))
+    assert shares(known, tiny(4000))[0] == pytest.approx(0.9, abs=0.02)
+
+
+def test_features_that_are_all_the_same_flag_what_is_not():
+    same = torch.ones(30, 4)
+    known = FieldUncertainty.fit(made(30, 8), made(30, 9), same, same)
+    assert known.novelty(same[:1])[0] <= 1 < known.novelty(same[:1] + 5)[0]
+
+
 def test_it_survives_a_bundle(known):
     """Also with features, whose far meshes are flagged."""
     generator = torch.Generator().manual_seed(0)

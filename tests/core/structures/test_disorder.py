@@ -105,8 +105,36 @@ def test_overlaps_everywhere_are_told():
 def test_only_files_of_disordered_crystals_are_read(tmp_path):
     for name, structure in (("mixed", alloy(0.5, 4)), ("whole", alloy(1.0, 4))):
         CifWriter(structure).write_file(tmp_path / f"{name}.cif")
-    (tmp_path / "broken.cif").write_text("data_x\n_cell_length_a 3\n")
     mixed = read_disordered(tmp_path / "mixed.cif")
-    assert mixed is not None and mixed.composition.get_el_amt_dict() == {"Cu": 2, "Au": 2}
-    for name in ("whole.cif", "broken.cif", "absent.cif"):
-        assert read_disordered(tmp_path / name) is None
+    assert mixed.composition.get_el_amt_dict() == {"Cu": 2, "Au": 2}
+    text = (tmp_path / "mixed.cif").read_text()
+    assert "'Cu2 Au2'" in text
+    for name, content, told in (
+        ("formula", text.replace("'Cu2 Au2'", "'Cu3 Au'"), "its formula is Cu3 Au"),
+        ("broken", "data_x\n_cell_length_a 3\n", "pymatgen cannot read"),
+        ("two", text + text.replace("data_", "data_b"), "pymatgen cannot read"),
+        ("zero", text.replace("'x, y, z'", "'x+1/0, y, z'"), "pymatgen cannot read"),
+        ("large", text + "#" * 5_000_000, "more than 5 MB"),
+        ("whole", None, "finds no partial occupancies"),
+    ):
+        if content is not None:
+            (tmp_path / f"{name}.cif").write_text(content)
+        with pytest.raises(StructureError, match=told):
+            read_disordered(tmp_path / f"{name}.cif")
+
+
+def test_distortions_stay():
+    """Chlorine that is dimerised by 0.1 Å is so in every ordering."""
+    doubled = Structure(
+        Lattice.orthorhombic(8.0, 4.0, 4.0), [{"Na": 0.5, "K": 0.5}] * 2 + ["Cl"] * 2,
+        [[0, 0, 0], [0.5, 0, 0], [0.25 + 0.1 / 8, 0.5, 0.5], [0.75 - 0.1 / 8, 0.5, 0.5]],
+    )  # fmt: skip
+    for one in orderings(doubled, 4).structures:
+        chlorine = one.cart_coords[[site.species_string == "Cl" for site in one]]
+        assert set(np.round(chlorine[:, 0] % 8 % 8, 3)) == {2.1, 5.9}
+
+
+def test_a_thousand_whole_sites_are_no_problem():
+    assert list(disorder._arrangements(Counter({"O": 1100}))) == [["O"] * 1100]
+    orders = list(disorder._arrangements(Counter({"O": 300, "": 1, "N": 1})))
+    assert len(orders) == 302 * 301 == len({tuple(order) for order in orders})
