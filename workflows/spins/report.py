@@ -184,10 +184,11 @@ def plain(system: SpinSystem, measured: Observables, energies: Mapping[str, Any]
     }
 
 
+_WEINSTEIN = "an exact energy per site is within (Weinstein)"
 # Observables that a report shows in its table of energies already.
 _OF_THE_ENERGY = (
     "energy per site (S.S)", "energy per site (Pauli units)", "variance of the energy per site",
-    "V-score", "autocorrelation time / samples", "R-hat",
+    "V-score", _WEINSTEIN, "autocorrelation time / samples", "R-hat",
 )  # fmt: skip
 
 
@@ -203,7 +204,7 @@ def scalars(observed: Mapping[str, Any]) -> list[tuple[str, tuple[float, float |
         ("energy per site (Pauli units)", (PAULI * found["mean"], PAULI * found["error"])),
         ("variance of the energy per site", (found["variance"], None)),
         ("V-score", (found["v_score"], None)),
-        ("an exact energy per site is within (Weinstein)", (found["variance"] ** 0.5, None)),
+        (_WEINSTEIN, (found["variance"] ** 0.5, None)),
         ("autocorrelation time / samples", (found["tau"], None)),
         ("R-hat", (found["r_hat"], None)),
         *((name, (value, error)) for name, (value, error) in observed["scalars"].items()),
