@@ -20,15 +20,13 @@ _ENDS = ("_lower", "_upper")
 _NORMAL = 1.645  # standard errors that hold 90 %
 
 
-def takes_orderings(predictor: Predictor) -> bool:
+def takes_orderings(predictor: object) -> bool:
     """Return whether a model predicts properties of whole crystals that do not grow with them."""
-    names = [target["name"] for target in getattr(predictor, "targets", ())]
+    if not isinstance(predictor, Predictor) or predictor.network.level != "structure":
+        return False
+    names = [target["name"] for target in predictor.targets]
     grow = [name in PROPERTIES and PROPERTIES[name].extensive for name in names]
-    readout = predictor.config.get("arguments", {}).get("readout")
-    return (
-        bool(names) and not any(grow) and readout != "sum"
-        and predictor.network.level == "structure"
-    )  # fmt: skip
+    return not any(grow) and predictor.config["arguments"].get("readout") != "sum"
 
 
 def disordered(entry: Entry) -> Structure | None:
@@ -57,7 +55,7 @@ def with_orderings(predictor: Predictor, entry: Entry, row: Row, count: int) -> 
     try:
         if (structure := disordered(entry)) is None:
             return row | columns
-        return columns | predict_disordered(predictor, structure, entry.place, count)
+        return predict_disordered(predictor, structure, entry.place, count)
     except StructureError as error:
         return row | columns | {"message": f"{entry.place}: {error}"}
 
