@@ -159,7 +159,7 @@ def _shape(
     """Return the multiples of the lattice vectors, and the largest error of an occupancy.
 
     Of the supercells that are precise enough, the one whose shortest vector is longest, so that
-    an atom is far from its images; of several, the smallest.
+    an atom is far from its images; of several, the most precise one, and then the smallest.
     """
     lengths = np.array(structure.lattice.abc)
     most = max(1, MOST_SITES // len(structure))
@@ -178,7 +178,12 @@ def _shape(
         for b in range(1, multiple // a + 1)
         if multiple % (a * b) == 0
     ]
-    best = max(shapes, key=lambda shape: (round(min(lengths * shape), 6), -math.prod(shape)))
+
+    def worth(shape: tuple[int, int, int]) -> tuple[float, float, int]:
+        cells = math.prod(shape)
+        return round(float(min(lengths * shape)), 6), -errors[cells], -cells
+
+    best = max(shapes, key=worth)
     return best, errors[math.prod(best)]
 
 
