@@ -19,7 +19,7 @@ from matattn.meshes.batch import InputScaling, TrainingRange, collate_meshes
 from matattn.meshes.fields import Field, MeshSample
 from matattn.meshes.files import mesh_files, mesh_name, read_mesh, write_vtu
 from matattn.meshes.network import MeshNetwork
-from matattn.meshes.uncertainty import SUMMARIES, FieldUncertainty
+from matattn.meshes.uncertainty import SUMMARIES, FieldUncertainty, summary
 from matattn.runtime import find_device, on_cpu, peak_memory
 from matattn.uncertainty import FEWEST_ROWS, LEVEL, conformal_quantile
 
@@ -196,10 +196,12 @@ def _predict_file(predictor: FieldPredictor, path: Path, output: Path) -> dict[s
     remarks, known = predictor.remarks(sample), predictor.uncertainty
     fields = {field.name: sample.x[:, column] for column, field in enumerate(inputs)}
     row: dict[str, Any] = {"output": str(output), "nodes": len(sample.pos)}
+    values = {name: summary(name, predicted) for name in SUMMARIES}
     for column, field in enumerate(targets):
         fields[field.name] = predicted[:, column]
-        for name, compute in SUMMARIES.items():
-            row[f"{field.name}_{name}"] = float(compute(predicted[:, column]))
+        row |= {
+            f"{field.name}_{name}": float(of_field[column]) for name, of_field in values.items()
+        }
     if known is not None:
         novelty = None if features is None else known.novelty(features[None])
         if novelty is not None:
@@ -207,11 +209,11 @@ def _predict_file(predictor: FieldPredictor, path: Path, output: Path) -> dict[s
             if row["ood_flag"]:
                 remarks.append("unlike the training meshes: intervals may be too narrow")
         node, whole = known.half_widths(predicted), known.whole_half_widths(predicted)
-        summaries = {name: known.summary_half_widths(name, predicted) for name in SUMMARIES}
+        halves = {name: known.summary_half_widths(name, predicted) for name in SUMMARIES}
         for column, field in enumerate(targets):
             fields[f"{field.name}_half_width"] = node[:, column].astype(np.float32)
             fields[f"{field.name}_whole_half_width"] = whole[:, column].astype(np.float32)
-            for name, half in summaries.items():
+            for name, half in halves.items():
                 value = row[f"{field.name}_{name}"]
                 row[f"{field.name}_{name}_lower"] = value - half[column]
                 row[f"{field.name}_{name}_upper"] = value + half[column]

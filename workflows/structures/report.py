@@ -163,8 +163,16 @@ def loss_plot(
     return reporting.loss_plot(members, labels)
 
 
-def calibration_plot(dataset: PropertyDataset, predictor: Predictor, features: Tensor) -> Figure:
-    """Draw the share of true values inside their interval against the level that it promises."""
+def calibration_plot(
+    dataset: PropertyDataset,
+    predictor: Predictor,
+    features: Tensor,
+    quarters: Sequence[Mapping[str, Any]],
+) -> Figure:
+    """Draw the share of true values in their interval: by the level it promises, and by distance.
+
+    ``quarters`` are those of ``by_distance``.
+    """
     labels, levels = dataset.labels(), np.linspace(0.05, 0.95, 19)
     figure = Figure(figsize=(9.2, 4.6), layout="constrained")
     axes, far = figure.subplots(1, 2)
@@ -184,7 +192,6 @@ def calibration_plot(dataset: PropertyDataset, predictor: Predictor, features: T
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
     far.axhline(LEVEL, color="black", linewidth=0.8)
-    quarters = by_distance(dataset, predictor, features)
     for column, target in enumerate(dataset.targets):
         mine = [row for row in quarters if row["target"] == target.name]
         if mine:

@@ -312,8 +312,10 @@ class PropertyTask:
             figures["parity.png"] = report.parity_plot(dataset, predicted, metrics)
         distances: list[dict[str, Any]] = []
         if predictor.uncertainty is not None:
-            figures["calibration.png"] = report.calibration_plot(dataset, predictor, features)
             distances = report.by_distance(dataset, predictor, features)
+            figures["calibration.png"] = report.calibration_plot(
+                dataset, predictor, features, distances
+            )
         return Outputs(
             metrics=metrics,
             network=list(network) if isinstance(network, Ensemble) else network,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pymatgen.core import Composition, Element
 
 from matattn.errors import BundleError
 from matattn.structures.dataset import PropertyDataset
-from matattn.tables import Row
+from matattn.tables import Row, csv_text
 from matattn.uncertainty import MOST_REFERENCES
 
 FILE = "training_rows.csv"  # of a bundle, in the order of its references
@@ -27,17 +26,14 @@ def references(rows: np.ndarray) -> np.ndarray:
 def text_of(dataset: PropertyDataset, rows: Sequence[int], names: Sequence[str]) -> str:
     """Return id, formula and labels of rows, as a table."""
     labels, ids = dataset.labels(), dataset.ids()
-    columns = [[target.name for target in dataset.targets].index(name) for name in names]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["id", "formula", *names])
+    columns = {target.name: column for column, target in enumerate(dataset.targets)}
+    table: list[Row] = []
     for row in rows:
         symbols = [Element.from_Z(z).symbol for z in dataset.items[row].z.tolist()]
         formula = Composition(Counter(symbols)).reduced_formula
-        values = (labels[row, column] for column in columns)
-        numbers = ("" if np.isnan(value) else f"{value:.6g}" for value in values)
-        writer.writerow([ids[row], formula, *numbers])
-    return file.getvalue()
+        values = {name: float(labels[row, columns[name]]) for name in names}
+        table.append({"id": ids[row], "formula": formula, **values})
+    return csv_text(table)
 
 
 def read(folder: Path, names: Sequence[str], count: int) -> list[Row] | None:
