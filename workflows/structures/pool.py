@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matattn.errors import DataError, MatattnError
+from matattn.errors import BundleError, DataError, MatattnError
 from matattn.structures.stream import StructureStream, find_sources
 from matattn.tables import Row
 from matattn.workflows.structures import training_rows
@@ -67,7 +67,7 @@ class Pool:
     def of_training(cls, predictor: Predictor, folder: Path) -> Pool:
         """Return the training rows of a model that novelty is measured from, with their labels.
 
-        Raises MatattnError when the model in ``folder`` does not know them.
+        Raises BundleError when the model in ``folder`` does not know them.
         """
         known = torch.empty(0, 0)
         if predictor.uncertainty is not None:
@@ -75,7 +75,7 @@ class Pool:
         targets = [target["name"] for target in predictor.targets]
         names = training_rows.read(folder, targets, len(known))
         if names is None:
-            raise MatattnError(
+            raise BundleError(
                 f"{folder}: does not know its training rows (no calibration, or an earlier "
                 "version); give structures to search in"
             )
