@@ -197,7 +197,8 @@ def calibration_plot(
         if mine:
             far.plot([row["median"] for row in mine], [row["inside"] for row in mine], "o-",
                      color=f"C{column}", label=target.name)  # fmt: skip
-    far.set(xlabel="ood_score, medians of quarters of the rows", ylim=(0, 1.02),
+    split = quarters[0]["split"] if quarters else "test"
+    far.set(xlabel=f"ood_score, medians of quarters of the {split} rows", ylim=(0, 1.02),
             ylabel=f"share of true values in their {LEVEL:.0%} interval")  # fmt: skip
     if quarters:
         far.legend(fontsize=8)
